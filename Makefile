@@ -1,0 +1,74 @@
+# make demo    sets everything up in .venv and runs the demo: photos in, a page of boxes out
+# make test    sets everything up in .venv and passes the tests
+# The rest is for development; `make help` lists it.
+
+PYTHON ?= python3
+VENV ?= .venv
+OUT ?= gpu-results
+BIN = $(VENV)/bin
+BUILD = MOLT_REQUIRE_EXT=1 $(BIN)/pip install --quiet --no-build-isolation
+SOURCES = setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*)
+
+.PHONY: help demo test lint bench photos test-install gpu clean
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
+	@echo "make lint          ruff and mypy"
+	@echo "make bench         pytest-benchmark files on this machine's CPU"
+	@echo "make photos        fetch the benchmark photos and print the table of boxes (Debian or Ubuntu)"
+	@echo "make test-install  isolated build, oldest and newest torch: before a release (tens of GB, minutes)"
+	@echo "make gpu           build in place, GPU tests and benchmarks with \$$(PYTHON); JSON and logs go to OUT=$(OUT)"
+	@echo "make clean         remove what was built"
+
+# torch first and no build isolation: an isolated build would fetch torch's 5 GB a second time.
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip "setuptools>=77" wheel "pybind11>=2.13" ninja
+	$(BIN)/pip install --quiet torch timm
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.torch $(SOURCES)
+	$(BUILD) --editable '.[demo]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.torch $(SOURCES)
+	$(BUILD) --editable '.[demo,test,dev]'
+	touch $@ $(VENV)/.demo
+
+demo: $(VENV)/.demo
+	$(BIN)/molt demo
+
+test: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+photos: $(VENV)/.dev
+	$(BIN)/pip install --quiet '.[bench]' --no-build-isolation --no-deps >/dev/null
+	$(BIN)/python benchmarks/photos/fetch.py photos-data
+	$(BIN)/python benchmarks/photos/evaluate.py photos-data
+
+test-install:
+	bash tests/install_matrix.sh
+
+gpu:
+	@$(PYTHON) -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "make gpu: torch sees no CUDA device (torch %s, CUDA %s)" % (torch.__version__, torch.version.cuda))'
+	@mkdir -p $(OUT)
+	MOLT_REQUIRE_EXT=1 $(PYTHON) setup.py build_ext --inplace > $(OUT)/build.log 2>&1 || { tail -n 30 $(OUT)/build.log; exit 1; }
+	$(PYTHON) -c 'import json, molt; print(json.dumps(molt.config(), indent=1, default=str))' > $(OUT)/config.json
+	set -o pipefail; $(PYTHON) -m pytest -m gpu tests --junitxml=$(OUT)/tests.xml 2>&1 | tee $(OUT)/tests.log
+	set -o pipefail; $(PYTHON) -m pytest benchmarks --benchmark-only --benchmark-json=$(OUT)/benchmarks.json 2>&1 | tee $(OUT)/benchmarks.log
+
+gpu test: SHELL = /bin/bash
+
+clean:
+	rm -rf build dist *.egg-info molt/*.so

@@ -1,0 +1,122 @@
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <string>
+
+#include "cpu/clones.h"
+#include "cpu/cluster_refine.h"
+#include "torch_parallel.h"
+
+namespace py = pybind11;
+
+namespace {
+
+#if defined(__clang__)
+constexpr const char* kCompiler = "clang " __clang_version__;
+#elif defined(__GNUC__)
+constexpr const char* kCompiler = "gcc " __VERSION__;
+#elif defined(_MSC_VER)
+constexpr const char* kCompiler = "msvc";
+#else
+constexpr const char* kCompiler = "unknown";
+#endif
+
+py::dict build_config() {
+  py::dict config;
+  config["molt"] = MOLT_VERSION;
+  config["compiler"] = kCompiler;
+  config["cxx_standard"] = static_cast<int64_t>(__cplusplus);
+  config["torch"] = MOLT_BUILD_TORCH;
+  config["torch_abi_target"] = std::to_string(TORCH_TARGET_VERSION >> 56) + "." +
+                               std::to_string((TORCH_TARGET_VERSION >> 48) & 0xff);
+  config["cpu_clones"] = MOLT_CLONES_NAME;
+  config["flags"] = MOLT_BUILD_FLAGS;
+  const std::string archs = MOLT_CUDA_ARCHS;
+  config["cuda_archs"] = archs.empty() ? py::object(py::none()) : py::object(py::str(archs));
+  return config;
+}
+
+std::string text(const py::handle& value) { return py::str(value).cast<std::string>(); }
+
+molt::MapType map_type(const py::array& maps) {
+  if (maps.dtype().equal(py::dtype("float16"))) return molt::MapType::float16;
+  if (maps.dtype().equal(py::dtype::of<float>())) return molt::MapType::float32;
+  if (maps.dtype().equal(py::dtype::of<double>())) return molt::MapType::float64;
+  throw py::type_error("maps: got dtype " + text(maps.dtype()) + ", expected float16, float32 or float64");
+}
+
+molt::LabelType label_type(const py::array& labels) {
+  if (labels.dtype().equal(py::dtype::of<uint8_t>())) return molt::LabelType::uint8;
+  if (labels.dtype().equal(py::dtype::of<int32_t>())) return molt::LabelType::int32;
+  if (labels.dtype().equal(py::dtype::of<int64_t>())) return molt::LabelType::int64;
+  throw py::type_error("labels: got dtype " + text(labels.dtype()) + ", expected uint8, int32 or int64");
+}
+
+py::array contiguous(const py::array& given) {
+  py::array array = py::array::ensure(given, py::array::c_style);
+  if (!array) throw py::error_already_set();
+  return array;
+}
+
+py::array cluster_refine(const py::array& given_maps, const py::array& given_labels, double alpha,
+                         const py::object& num_clusters) {
+  const molt::MapType maps_are = map_type(given_maps);
+  const molt::LabelType labels_are = label_type(given_labels);
+  const py::array maps = contiguous(given_maps);
+  const py::array labels = contiguous(given_labels);
+  if (maps.ndim() != 4) {
+    throw py::value_error("maps: got shape " + text(maps.attr("shape")) + ", expected (B, C, H, W)");
+  }
+  if (labels.ndim() != 3 || labels.shape(0) != maps.shape(0) || labels.shape(1) != maps.shape(2) ||
+      labels.shape(2) != maps.shape(3)) {
+    throw py::value_error("labels: got shape " + text(labels.attr("shape")) + ", expected (B, H, W) of maps " +
+                          text(maps.attr("shape")));
+  }
+  if (!(alpha >= 0.0 && alpha <= 1.0)) {
+    throw py::value_error("alpha: got " + text(py::float_(alpha)) + ", expected a number in [0, 1]");
+  }
+  py::array_t<int64_t> counts;
+  int64_t limit = -1;
+  bool ragged = false;
+  if (py::isinstance<py::array>(num_clusters)) {
+    if (num_clusters.attr("dtype").attr("kind").cast<std::string>() != "i" &&
+        num_clusters.attr("dtype").attr("kind").cast<std::string>() != "u") {
+      throw py::type_error("num_clusters: got dtype " + text(num_clusters.attr("dtype")) + ", expected integers");
+    }
+    counts = py::array_t<int64_t, py::array::c_style | py::array::forcecast>::ensure(num_clusters);
+    if (counts.ndim() != 1 || counts.shape(0) != maps.shape(0)) {
+      throw py::value_error("num_clusters: got shape " + text(counts.attr("shape")) + ", expected one number an image");
+    }
+    for (py::ssize_t i = 0; i < counts.shape(0); ++i) {
+      if (counts.at(i) < 0) {
+        throw py::value_error("num_clusters: got " + std::to_string(counts.at(i)) + ", expected numbers >= 0");
+      }
+    }
+    ragged = true;
+  } else if (!num_clusters.is_none()) {
+    limit = num_clusters.cast<int64_t>();
+    if (limit < 0) throw py::value_error("num_clusters: got " + std::to_string(limit) + ", expected a number >= 0");
+  }
+
+  py::array out(maps.dtype(), std::vector<py::ssize_t>(maps.shape(), maps.shape() + maps.ndim()));
+  const molt::ClusterRefine job{
+      maps.data(),    labels.data(),  out.mutable_data(), maps_are,
+      labels_are,     maps.shape(0),  maps.shape(1),      maps.shape(2) * maps.shape(3),
+      alpha,          limit,          ragged ? counts.data() : nullptr,
+  };
+  {
+    py::gil_scoped_release release;
+    molt::cluster_refine(job, molt::torch_parallel());
+  }
+  return out;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Compiled half of molt: registers torch.ops.molt.* when imported; the functions here are for NumPy.";
+  m.def("build_config", &build_config, "How this file was compiled.");
+  m.def("cluster_refine_numpy", &cluster_refine, py::arg("maps"), py::arg("labels"), py::arg("alpha") = 0.5,
+        py::arg("num_clusters") = py::none(),
+        "cluster_refine for NumPy arrays, on the same core as the operator; contiguous arrays are not copied.");
+}

@@ -1,0 +1,59 @@
+"""molt: weakly-supervised object localization for PyTorch. Image-level labels in, boxes out."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Loaded at first use, so that `molt --help` need not wait for torch.
+_HOMES = {
+    "Features": "molt.structures",
+    "Localization": "molt.structures",
+    "Localizer": "molt.localizer",
+    "WeightsInfo": "molt.structures",
+    "backend": "molt._backend",
+    "config": "molt._backend",
+    "refine": "molt.refine",
+    "show_config": "molt._backend",
+}
+_ROOMS = ("backbones", "clustering", "data", "methods", "ops")
+
+if TYPE_CHECKING:
+    from molt import backbones, clustering, data, methods, ops
+    from molt._backend import backend, config, show_config
+    from molt.localizer import Localizer
+    from molt.refine import refine
+    from molt.structures import Features, Localization, WeightsInfo
+
+__all__ = [
+    "Features",
+    "Localization",
+    "Localizer",
+    "WeightsInfo",
+    "__version__",
+    "backbones",
+    "backend",
+    "clustering",
+    "config",
+    "data",
+    "methods",
+    "ops",
+    "refine",
+    "show_config",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"molt.{name}")
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'molt' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,114 @@
+"""Which implementation an operator uses, and what this installation has."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.util
+import logging
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Literal
+
+import torch
+
+from molt import __version__, _extension
+
+Backend = Literal["auto", "reference", "native"]
+BACKENDS = ("auto", "reference", "native")
+
+_logger = logging.getLogger("molt")
+
+
+def _checked(value: str, source: str) -> str:
+    if value not in BACKENDS:
+        raise ValueError(f"{source}: got {value!r}, expected one of {', '.join(BACKENDS)}")
+    return value
+
+
+_default = _checked(os.environ.get("MOLT_BACKEND") or "auto", "MOLT_BACKEND")
+_chosen: ContextVar[str | None] = ContextVar("molt_backend", default=None)
+
+
+@contextmanager
+def backend(name: Backend) -> Iterator[None]:
+    """Use one backend inside a ``with`` block: ``"auto"``, ``"reference"`` or ``"native"``.
+
+    The choice is a context variable: it holds for this thread or task only. Enter it outside compiled regions.
+
+    Raises:
+        ValueError: no such backend.
+    """
+    token = _chosen.set(_checked(name, "backend"))
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def current() -> str:
+    """Return the backend in force here: the ``with`` block's, else ``MOLT_BACKEND`` as it was at import, else auto."""
+    return _chosen.get() or _default
+
+
+@functools.cache
+def _say_once(level: int, text: str) -> None:
+    _logger.log(level, "%s", text)
+
+
+def use_native(op: str, device: torch.device, requested: str | None, devices: tuple[str, ...] = ("cpu",)) -> bool:
+    """Say whether `op` runs natively on `device`; `devices` are those it has a kernel for.
+
+    Raises:
+        ValueError: `requested` is no backend.
+        RuntimeError: the native backend was named, and there is none; says what is missing and how to get it.
+    """
+    wanted = current() if requested is None else _checked(requested, "backend")
+    if wanted == "reference":
+        return False
+    if device.type not in devices:
+        missing = f"there is no native kernel for {device.type} tensors yet, only for {', '.join(devices)}"
+        level = logging.INFO
+    elif _extension.CPU.module is None:
+        missing = f"{_extension.CPU.reason}; {_extension.HOW_TO_GET}"
+        level = logging.WARNING
+    else:
+        return True
+    if wanted == "native":
+        raise RuntimeError(f"{op}: backend 'native' cannot run: {missing}")
+    if not torch.compiler.is_compiling():
+        _say_once(level, f"{op} uses the PyTorch reference: {missing}")
+    return False
+
+
+def config() -> dict[str, Any]:
+    """Return what this installation has and uses, as plain values."""
+    extension = _extension.CPU
+    build = {} if extension.module is None else dict(extension.module.build_config())
+    has_triton = importlib.util.find_spec("triton") is not None
+    return {
+        "molt": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torch_cuda": torch.version.cuda,
+        "triton": importlib.metadata.version("triton") if has_triton else None,
+        "threads": torch.get_num_threads(),
+        "backend": current(),
+        "native": extension.module is not None,
+        "native_missing": None if extension.module is not None else f"{extension.reason}; {_extension.HOW_TO_GET}",
+        "native_file": getattr(extension.module, "__file__", None),
+        "native_build": build,
+    }
+
+
+def show_config() -> None:
+    """Print `config()`, one line a value."""
+    for key, value in config().items():
+        if isinstance(value, dict):
+            for inner, item in value.items():
+                print(f"{key}.{inner}: {item}")
+        else:
+            print(f"{key}: {value}")

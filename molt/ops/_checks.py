@@ -1,0 +1,152 @@
+"""Argument checks that operators share. Every message names the argument, what came and what was expected."""
+
+from __future__ import annotations
+
+import numbers
+import operator
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+LABELS = (torch.uint8, torch.int32, torch.int64)
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def check_tensor(name: str, value: object, dtypes: Sequence[torch.dtype], shape: str) -> None:
+    """Check for a tensor of one of `dtypes` with as many dimensions as `shape`, e.g. ``"(B, H, W)"``, has names.
+
+    Raises:
+        TypeError: not a tensor, or another dtype.
+        ValueError: another number of dimensions.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: got {type(value).__name__}, expected a tensor")
+    if value.dtype not in dtypes:
+        raise TypeError(f"{name}: got {_short(value.dtype)}, expected {', '.join(_short(d) for d in dtypes)}")
+    if value.dim() != shape.count(",") + (not shape.endswith(",)")):
+        raise ValueError(f"{name}: got shape {tuple(value.shape)}, expected {shape}")
+
+
+def check_maps(maps: object, name: str = "maps", *, empty: bool = False) -> None:
+    """Check for maps (B, C, h, w) of floats, with at least one pixel each unless `empty`.
+
+    Raises:
+        TypeError: not a tensor, or another dtype.
+        ValueError: another number of dimensions, or no pixel.
+    """
+    check_tensor(name, maps, FLOATS, "(B, C, h, w)")
+    assert isinstance(maps, Tensor)
+    if not empty and 0 in maps.shape[2:]:
+        raise ValueError(f"{name}: got shape {tuple(maps.shape)}, expected maps of at least one pixel")
+
+
+def check_size(size: object, name: str = "size") -> tuple[int, int]:
+    """Check for (H, W) in pixels and return it.
+
+    Raises:
+        TypeError: not a pair of integers.
+        ValueError: not positive.
+    """
+    if not isinstance(size, Sequence) or isinstance(size, str) or len(size) != 2:
+        raise TypeError(f"{name}: got {size!r}, expected (H, W)")
+    if any(isinstance(n, bool) or not isinstance(n, (int, torch.SymInt)) for n in size):
+        raise TypeError(f"{name}: got {size!r}, expected two integers")
+    height, width = size
+    if height < 1 or width < 1:
+        raise ValueError(f"{name}: got {size!r}, expected positive numbers")
+    return height, width
+
+
+def check_maps_labels(maps: object, labels: object) -> tuple[Tensor, Tensor]:
+    """Check maps (B, C, H, W) of floats and labels (B, H, W) of integers on one device; return them.
+
+    Raises:
+        TypeError: not tensors, or other dtypes.
+        ValueError: shapes or devices that do not fit.
+    """
+    check_tensor("maps", maps, FLOATS, "(B, C, H, W)")
+    check_tensor("labels", labels, LABELS, "(B, H, W)")
+    assert isinstance(maps, Tensor)
+    assert isinstance(labels, Tensor)
+    expected = (maps.shape[0], maps.shape[2], maps.shape[3])
+    if tuple(labels.shape) != expected:
+        came, fits = tuple(labels.shape), tuple(maps.shape)
+        raise ValueError(f"labels: got shape {came}, expected {expected} to fit maps {fits}")
+    if labels.device != maps.device:
+        raise ValueError(f"labels: got a tensor on {labels.device}, expected {maps.device}, where maps are")
+    return maps, labels
+
+
+def check_fraction(name: str, value: object) -> float:
+    """Check for a number in [0, 1] and return it.
+
+    Raises:
+        TypeError: not a number.
+        ValueError: NaN or outside [0, 1].
+    """
+    if isinstance(value, bool) or not isinstance(value, (float, int, numbers.Real)):
+        raise TypeError(f"{name}: got {type(value).__name__}, expected a number")
+    number = float(value)
+    if not 0 <= number <= 1:
+        raise ValueError(f"{name}: got {value}, expected a number in [0, 1]")
+    return number
+
+
+def check_num_clusters(value: object, batch: int) -> tuple[int, Tensor | None]:
+    """Check a number of clusters: one for all images, one an image, or None.
+
+    Returns:
+        The number, -1 where it is to be taken from the labels, and the (B,) int64 numbers on the CPU or None.
+
+    Raises:
+        TypeError: neither integers nor None.
+        ValueError: negative, or not one number an image.
+    """
+    if value is None:
+        return -1, None
+    if isinstance(value, Tensor):
+        if value.dtype not in INTEGERS:
+            raise TypeError(f"num_clusters: got {_short(value.dtype)}, expected integers")
+        if tuple(value.shape) != (batch,):
+            raise ValueError(f"num_clusters: got shape {tuple(value.shape)}, expected {(batch,)}, one number an image")
+        counts = value.to("cpu", torch.int64)
+        if not torch.compiler.is_compiling() and batch and int(counts.min()) < 0:
+            raise ValueError(f"num_clusters: got {int(counts.min())}, expected numbers >= 0")
+        return -1, counts
+    if isinstance(value, bool):
+        raise TypeError("num_clusters: got bool, expected an integer, a (B,) integer tensor or None")
+    if not isinstance(value, (int, torch.SymInt)):
+        try:
+            value = operator.index(value)  # type: ignore[arg-type]
+        except TypeError:
+            kind = type(value).__name__
+            raise TypeError(f"num_clusters: got {kind}, expected an integer, a (B,) integer tensor or None") from None
+    if value < 0:
+        raise ValueError(f"num_clusters: got {value}, expected a number >= 0")
+    return value, None  # type: ignore[return-value]  # a SymInt stands for an int
+
+
+def check_labels(labels: Tensor, num_clusters: int, counts: Tensor | None) -> None:
+    """Check labels (B, ...) on the CPU against one limit (-1: none) or one an image, as the native operators do.
+
+    Reads the values, so it belongs outside compiled regions.
+
+    Raises:
+        ValueError: a label out of range; names the first image that has one.
+    """
+    if labels.numel() == 0:
+        return
+    low = labels.flatten(1).amin(1)
+    high = labels.flatten(1).amax(1)
+    limits = counts.tolist() if counts is not None else [num_clusters] * labels.shape[0]
+    for image, limit in enumerate(limits):
+        for label in (int(low[image]), int(high[image])):
+            if label < 0 or 0 <= limit <= label:
+                expected = "values >= 0" if limit < 0 else f"values in [0, {limit})"
+                raise ValueError(f"labels: got {label} in image {image}, expected {expected}")

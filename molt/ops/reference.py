@@ -1,0 +1,111 @@
+"""The operators in plain PyTorch: batched, no loop over images. Arguments come checked from the public functions."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+from torch import Tensor
+
+from molt.ops._checks import check_labels
+
+
+def cluster_refine(maps: Tensor, labels: Tensor, alpha: float, num_clusters: int, counts: Tensor | None) -> Tensor:
+    """Blend each map with its mean over the pixel's cluster; the twin of `molt.ops.cluster_refine`.
+
+    Args:
+        maps: (B, C, H, W) floats.
+        labels: (B, H, W) integers.
+        alpha: share of the mean.
+        num_clusters: number of clusters, -1 to take it from the labels.
+        counts: (B,) int64, the number of each image, or None.
+
+    On the CPU a label out of range raises; elsewhere, where reading labels back would stall the device, its pixel
+    joins no mean and keeps its value.
+    """
+    if maps.numel() == 0:
+        return torch.empty_like(maps, memory_format=torch.contiguous_format)
+    batch, channels, height, width = maps.shape
+    pixels = height * width
+    index = labels.reshape(batch, 1, pixels).long()
+    limits = None if counts is None else counts.to(maps.device).view(batch, 1, 1)
+    on_cpu = maps.device.type == "cpu"
+    if on_cpu and not torch.compiler.is_compiling():
+        check_labels(labels, num_clusters, counts)
+    top = num_clusters if counts is None else counts.max()
+    size = int(labels.max()) + 1 if isinstance(top, int) and top < 0 else int(top)
+    inside = (index >= 0) & (index < (size if limits is None else limits))
+    if not on_cpu:
+        index = torch.where(inside, index, size)
+        size += 1
+    elif torch.compiler.is_compiling():
+        torch._assert_async(inside.all(), "labels: expected values in [0, num_clusters)")
+    if alpha == 0:
+        return maps.clone(memory_format=torch.contiguous_format)
+
+    accumulate = torch.float64 if maps.dtype == torch.float64 else torch.float32
+    values = maps.reshape(batch, channels, pixels).to(accumulate)
+    spread = index.expand(batch, channels, pixels)
+    sums = values.new_zeros(batch, channels, size).scatter_add(2, spread, values)
+    ones = torch.ones((), dtype=torch.int64, device=maps.device).expand(batch, 1, pixels)
+    members = torch.zeros(batch, 1, size, dtype=torch.int64, device=maps.device).scatter_add_(2, index, ones)
+    painted = (sums / members.clamp(min=1)).gather(2, spread)
+    out = painted if alpha == 1 else (1 - alpha) * values + alpha * painted
+    if not on_cpu:
+        out = torch.where(inside, out, values)
+    return out.to(maps.dtype).view(batch, channels, height, width)
+
+
+def upsample_normalize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear resize, then per-map min-max without epsilon; a constant map gives zeros. See the public operator."""
+    if maps.numel() == 0 or 0 in size:
+        return maps.new_empty((*maps.shape[:2], *size))
+    resized = F.interpolate(_wide(maps), size, mode="bilinear", align_corners=False)
+    low, high = resized.amin((2, 3), keepdim=True), resized.amax((2, 3), keepdim=True)
+    # Interpolating equal values can round them apart, so constancy is read off the input too.
+    constant = (maps == maps[:, :, :1, :1]).flatten(2).all(-1)[..., None, None] | (high == low)
+    return torch.where(constant, 0, (resized - low) / torch.where(constant, 1, high - low)).to(maps.dtype)
+
+
+def fuse_maps(maps: list[Tensor], size: tuple[int, int], weights: list[float]) -> Tensor:
+    """Weighted sum over scales of :func:`upsample_normalize`, added in the order given."""
+    total = torch.zeros((*maps[0].shape[:2], *size), dtype=_wide(maps[0]).dtype, device=maps[0].device)
+    for scale, weight in zip(maps, weights, strict=True):
+        total += weight * upsample_normalize(_wide(scale), size)
+    return total.to(maps[0].dtype)
+
+
+def component_boxes(
+    maps: Tensor, threshold: float, connectivity: int, largest: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Components map by map with SciPy on the CPU. See the public operator."""
+    structure = np.ones((3, 3)) if connectivity == 8 else None
+    rows: list[tuple[float, ...]] = []
+    for image, channels in enumerate(maps.detach().double().cpu().numpy()):
+        for channel, values in enumerate(channels):
+            # NaN compares false everywhere, so a map that holds one has no components.
+            peak = values.max(initial=0.0)
+            labels, count = ndimage.label((values >= threshold * peak) & (values > 0), structure)
+            if count == 0:
+                continue
+            index = np.arange(1, count + 1)
+            area = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+            mean = np.asarray(ndimage.mean(values, labels, index))
+            order = np.argsort(-area, kind="stable")[: 1 if largest else None]
+            slices = ndimage.find_objects(labels)
+            for i in order:
+                y, x = slices[i]
+                rows.append((x.start, y.start, x.stop, y.stop, area[i], mean[i], image, channel))
+    table = torch.tensor(rows, dtype=torch.float64).view(-1, 8)
+    return (
+        table[:, :4].float(),
+        table[:, 4].long(),
+        table[:, 5].float(),
+        table[:, 6].long(),
+        table[:, 7].long(),
+    )
+
+
+def _wide(maps: Tensor) -> Tensor:
+    return maps if maps.dtype == torch.float64 else maps.float()

@@ -1,0 +1,197 @@
+"""Builds molt._C (C++, stable ABI, pybind11) and, where there are CUDA sources and a CUDA compiler, molt._C_cuda.
+
+Environment: MOLT_SKIP_EXT=1 leaves the extensions out, MOLT_REQUIRE_EXT=1 makes a failed build an error,
+MOLT_CUDA=auto|0|1 chooses CUDA, TORCH_CUDA_ARCH_LIST its architectures, MAX_JOBS the compiler processes.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from setuptools import find_packages, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+ABI_TARGET = "0x020a000000000000"  # torch 2.10
+# No fused multiply-add, so that every x86 CPU computes the same bits; traps off lets half conversions vectorise.
+FLAGS = ["-O3", "-fvisibility=hidden", "-ffp-contract=off", "-fno-trapping-math", "-g0", "-Wall"]
+NOTE = "_build_note.txt"
+
+
+def switch(env: Mapping[str, str], name: str) -> bool:
+    """Read a 0/1 variable."""
+    value = env.get(name, "0") or "0"
+    if value not in ("0", "1"):
+        raise SystemExit(f"{name}={value!r}: expected 0 or 1")
+    return value == "1"
+
+
+def find_nvcc(env: Mapping[str, str]) -> str | None:
+    """Return the CUDA compiler's path."""
+    for home in (env.get("CUDA_HOME"), env.get("CUDA_PATH")):
+        if home and (Path(home) / "bin" / "nvcc").exists():
+            return str(Path(home) / "bin" / "nvcc")
+    if found := shutil.which("nvcc", path=env.get("PATH")):
+        return found
+    default = Path("/usr/local/cuda/bin/nvcc")
+    return str(default) if default.exists() else None
+
+
+def decide_cuda(env: Mapping[str, str], torch_cuda: str | None, nvcc: str | None, sources: list) -> tuple[bool, str]:
+    """Say whether to build the CUDA extension, and why. No GPU is looked for."""
+    wish = env.get("MOLT_CUDA", "auto") or "auto"
+    if wish not in ("auto", "0", "1"):
+        raise SystemExit(f"MOLT_CUDA={wish!r}: expected auto, 0 or 1")
+    if wish == "0":
+        return False, "off (MOLT_CUDA=0)"
+    missing = None
+    if not sources:
+        missing = "csrc/cuda holds no .cu file"
+    elif torch_cuda is None:
+        missing = "this torch is a CPU build (torch.version.cuda is None)"
+    elif nvcc is None:
+        missing = "nvcc was not found (CUDA_HOME, PATH, /usr/local/cuda)"
+    if missing is None:
+        return True, f"on (nvcc {nvcc}, torch's CUDA {torch_cuda})"
+    if wish == "1":
+        raise SystemExit(f"MOLT_CUDA=1, but {missing}")
+    return False, f"off ({missing})"
+
+
+def default_archs(env: Mapping[str, str]) -> str:
+    """Return the architectures to build for: the user's, else torch's own, with PTX for what comes after."""
+    if given := env.get("TORCH_CUDA_ARCH_LIST"):
+        return given
+    import torch
+
+    flags = torch._C._cuda_getArchFlags() or ""
+    numbers = sorted({int(f[3:]) for f in flags.split() if f.startswith("sm_") and f[3:].isdigit()})
+    archs = [f"{n // 10}.{n % 10}" for n in numbers if n >= 80]
+    return ";".join(archs) + "+PTX" if archs else "8.0;9.0+PTX"
+
+
+def extensions(env: Mapping[str, str]) -> tuple[list[Any], str]:
+    """Return the extension modules and the line that sums up the decision."""
+    import pybind11
+    import torch
+    from torch.utils.cpp_extension import CppExtension, CUDAExtension
+
+    flags = ["/O2"] if os.name == "nt" else FLAGS
+    cuda_sources = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cuda/*.cu"))
+    with_cuda, why = decide_cuda(env, torch.version.cuda, find_nvcc(env), cuda_sources)
+    archs = default_archs(env) if with_cuda else ""
+    macros = [
+        ("TORCH_TARGET_VERSION", ABI_TARGET),
+        ("TORCH_STABLE_ONLY", None),
+        ("MOLT_BUILD_TORCH", f'"{torch.__version__}"'),
+        ("MOLT_BUILD_FLAGS", f'"{shlex.join(flags)}"'),
+        ("MOLT_CUDA_ARCHS", f'"{archs}"'),
+    ]
+    cpu = sorted(str(p.relative_to(ROOT)) for pattern in ("*.cpp", "cpu/*.cpp") for p in (ROOT / "csrc").glob(pattern))
+    headers = [str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.h")]
+    found = [
+        CppExtension(
+            "molt._C",
+            cpu,
+            include_dirs=[pybind11.get_include()],
+            define_macros=macros,
+            extra_compile_args=flags,
+            depends=headers,
+        )
+    ]
+    if with_cuda:
+        os.environ["TORCH_CUDA_ARCH_LIST"] = archs
+        found.append(
+            CUDAExtension(
+                "molt._C_cuda",
+                cuda_sources,
+                define_macros=[*macros, ("USE_CUDA", None)],
+                extra_compile_args={"cxx": flags, "nvcc": ["-O3"]},
+                depends=headers,
+            )
+        )
+    return found, f"torch {torch.__version__}, ABI target 2.10, CUDA {why}{f', archs {archs}' if archs else ''}"
+
+
+def builder(require: bool) -> type[build_ext]:
+    """Return torch's build_ext, which on failure leaves a note instead of an extension unless `require`."""
+    from torch.utils.cpp_extension import BuildExtension
+
+    class Build(BuildExtension):  # type: ignore[misc]
+        def run(self) -> None:
+            for extension in self.extensions:
+                extension.define_macros.append(("MOLT_VERSION", f'"{self.distribution.get_version()}"'))
+            folder = Path(self.get_ext_fullpath("molt._C")).parent
+            reason = None
+            try:
+                super().run()
+            except Exception as error:
+                if require:
+                    raise
+                reason = f"the build failed: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            write_note(folder, reason)
+
+    return Build
+
+
+def write_note(folder: Path, reason: str | None) -> None:
+    """Leave the reason beside the package for molt.config(), or take an old one away."""
+    note = folder / NOTE
+    if reason is None:
+        note.unlink(missing_ok=True)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    note.write_text(reason + "\n", encoding="utf-8")
+    print(f"molt: pure Python, without molt._C: {reason}", file=sys.stderr)
+
+
+def pure(reason: str) -> type[build_py]:
+    """Return a build_py that records why there is no extension."""
+
+    class BuildPy(build_py):
+        def run(self) -> None:
+            super().run()
+            write_note(ROOT / "molt" if self.editable_mode else Path(self.build_lib) / "molt", reason)
+
+    return BuildPy
+
+
+def main() -> None:
+    """Run setuptools."""
+    os.chdir(ROOT)
+    packages = find_packages(include=["molt", "molt.*"])
+    package_dir = {}
+    if not (ROOT / "molt" / "kernels").is_dir():
+        packages.append("molt.kernels")
+        package_dir["molt.kernels"] = "kernels"
+
+    require = switch(os.environ, "MOLT_REQUIRE_EXT")
+    modules: list[Any] = []
+    commands: dict[str, Any] = {}
+    if switch(os.environ, "MOLT_SKIP_EXT"):
+        if require:
+            raise SystemExit("MOLT_SKIP_EXT=1 and MOLT_REQUIRE_EXT=1 exclude each other")
+        summary = "pure Python (MOLT_SKIP_EXT=1)"
+        commands["build_py"] = pure("it was left out on purpose (MOLT_SKIP_EXT=1)")
+    else:
+        try:
+            modules, summary = extensions(os.environ)
+            commands["build_ext"] = builder(require)
+        except ImportError as error:
+            if require:
+                raise SystemExit(f"MOLT_REQUIRE_EXT=1, but {error}; install torch and pybind11 first") from error
+            summary = f"pure Python ({error})"
+            commands["build_py"] = pure(f"the build had no {error.name}")
+    print(f"molt: {summary}", file=sys.stderr)
+    setup(packages=packages, package_dir=package_dir, ext_modules=modules, cmdclass=commands)
+
+
+if __name__ == "__main__":
+    main()

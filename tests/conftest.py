@@ -1,0 +1,29 @@
+"""Fixtures shared by the tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def weights_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Converted weights go to a folder of this run, never to the user's cache."""
+    folder = tmp_path_factory.mktemp("molt-cache")
+    os.environ["MOLT_CACHE"] = str(folder)
+    return folder
+
+
+@pytest.fixture
+def photo() -> torch.Tensor:
+    """A bright disc, off centre, on a dark textured ground: (3, 120, 160) in [0, 1]."""
+    generator = torch.Generator().manual_seed(1)
+    y, x = torch.meshgrid(torch.arange(120.0), torch.arange(160.0), indexing="ij")
+    disc = ((y - 50) ** 2 + (x - 100) ** 2 < 30**2).float()
+    ground = 0.2 + 0.1 * torch.rand(3, 120, 160, generator=generator)
+    return ground * (1 - disc) + disc * torch.tensor([0.9, 0.6, 0.2]).view(3, 1, 1)
