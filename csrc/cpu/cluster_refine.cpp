@@ -175,12 +175,6 @@ MOLT_HALF_LOOPS(bfloat16)
 
 MOLT_CLONES void count(const int32_t* index, int64_t n, int32_t* table) { add_ones(index, n, table); }
 
-[[noreturn]] void reject(int64_t label, int64_t image, int64_t limit) {
-  const std::string expected = limit < 0 ? "values >= 0" : "values in [0, " + std::to_string(limit) + ")";
-  throw std::invalid_argument("labels: got " + std::to_string(label) + " in image " + std::to_string(image) +
-                              ", expected " + expected);
-}
-
 template <class T, class L>
 class Worker {
   using A = Acc<T>;
@@ -196,16 +190,21 @@ class Worker {
         ranges_(job.batch * strips_) {}
 
   void run() {
-    parallel_.for_each(job_.batch * strips_, [&](int64_t unit) {
-      const int64_t image = unit / strips_;
-      const int64_t strip = unit % strips_;
-      ranges_[unit] = range(labels(image, strip), length(strip));
-    });
+    const bool whole_images = job_.batch >= 4 * parallel_.threads;
+    if (whole_images) {
+      // Everything in one parallel region: a barrier costs more than the work where cores are busy.
+      parallel_.for_each(job_.batch, [&](int64_t image) {
+        for (int64_t s = 0; s < strips_; ++s) measure(image, s);
+        if (!is_bad(image)) one_image(image);
+      });
+      check();
+      return;
+    }
+    parallel_.for_each(job_.batch * strips_, [&](int64_t unit) { measure(unit / strips_, unit % strips_); });
     check();
-    if (sparse()) return run_dense();
-    if (job_.alpha == 0.0) {
-      std::memcpy(out_, maps_, static_cast<size_t>(job_.batch * job_.channels * job_.pixels) * sizeof(T));
-    } else if (job_.batch >= 4 * parallel_.threads || partials() > kMaxPartials) {
+    bool sparse = false;
+    for (int64_t image = 0; image < job_.batch; ++image) sparse = sparse || is_sparse(image_range(image));
+    if (sparse || job_.alpha == 0.0 || partials() > kMaxPartials) {
       parallel_.for_each(job_.batch, [&](int64_t image) { one_image(image); });
     } else {
       by_strip();
@@ -229,46 +228,57 @@ class Worker {
     return all;
   }
 
+  void measure(int64_t image, int64_t strip) {
+    ranges_[image * strips_ + strip] = range(labels(image, strip), length(strip));
+  }
+
+  int64_t limit(int64_t image) const { return job_.counts != nullptr ? job_.counts[image] : job_.num_clusters; }
+
+  bool is_bad(int64_t image) const {
+    const int64_t upper = limit(image);
+    const Range all = image_range(image);
+    return all.low < 0 || (job_.counts != nullptr && upper < 0) || (upper >= 0 && all.high >= upper);
+  }
+
   void check() const {
     for (int64_t image = 0; image < job_.batch; ++image) {
-      const int64_t limit = job_.counts != nullptr ? job_.counts[image] : job_.num_clusters;
-      if (job_.counts != nullptr && limit < 0) {
-        throw std::invalid_argument("num_clusters: got " + std::to_string(limit) + ", expected numbers >= 0");
+      if (!is_bad(image)) continue;
+      const int64_t upper = limit(image);
+      if (job_.counts != nullptr && upper < 0) {
+        throw std::invalid_argument("num_clusters: got " + std::to_string(upper) + ", expected numbers >= 0");
       }
       const Range all = image_range(image);
-      if (all.low < 0) reject(all.low, image, limit);
-      if (limit >= 0 && all.high >= limit) reject(all.high, image, limit);
+      const std::string expected = upper < 0 ? "values >= 0" : "values in [0, " + std::to_string(upper) + ")";
+      throw std::invalid_argument("labels: got " + std::to_string(all.low < 0 ? all.low : all.high) + " in image " +
+                                  std::to_string(image) + ", expected " + expected);
     }
   }
 
   // Labels spread so wide that a table over their range would dwarf the image.
-  bool sparse() const {
-    const int64_t widest = std::max(kMinSparse, 4 * job_.pixels);
-    for (int64_t image = 0; image < job_.batch; ++image) {
-      const Range all = image_range(image);
-      if (all.high - all.low >= widest) return true;
-    }
-    return false;
+  bool is_sparse(const Range& all) const {
+    return all.high - all.low >= std::max(kMinSparse, 4 * job_.pixels);
   }
 
   // The same work on the labels' ranks, which changes no order of summation and so no bit.
-  void run_dense() const {
-    std::vector<int32_t> ranks(job_.batch * job_.pixels);
-    parallel_.for_each(job_.batch, [&](int64_t image) {
-      const L* from = labels(image, 0);
-      std::vector<L> seen(from, from + job_.pixels);
-      std::sort(seen.begin(), seen.end());
-      seen.erase(std::unique(seen.begin(), seen.end()), seen.end());
-      for (int64_t i = 0; i < job_.pixels; ++i) {
-        const auto at = std::lower_bound(seen.begin(), seen.end(), from[i]);
-        ranks[image * job_.pixels + i] = static_cast<int32_t>(at - seen.begin());
-      }
-    });
+  void one_image_by_rank(int64_t image) const {
+    const L* from = labels(image, 0);
+    std::vector<L> seen(from, from + job_.pixels);
+    std::sort(seen.begin(), seen.end());
+    seen.erase(std::unique(seen.begin(), seen.end()), seen.end());
+    std::vector<int32_t> ranks(job_.pixels);
+    for (int64_t i = 0; i < job_.pixels; ++i) {
+      ranks[i] = static_cast<int32_t>(std::lower_bound(seen.begin(), seen.end(), from[i]) - seen.begin());
+    }
     ClusterRefine dense = job_;
+    dense.batch = 1;
+    dense.maps = maps_ + offset(image, 0, 0);
+    dense.out = out_ + offset(image, 0, 0);
     dense.labels = ranks.data();
     dense.num_clusters = -1;
     dense.counts = nullptr;
-    Worker<T, int32_t>(dense, parallel_).run();
+    Parallel alone = parallel_;
+    alone.threads = 1;
+    Worker<T, int32_t>(dense, alone).run();
   }
 
   // Sums of one strip of one map, for the clusters of the strip's own range.
@@ -298,6 +308,12 @@ class Worker {
   // One image from end to end, while it is in the cache.
   void one_image(int64_t image) const {
     const Range all = image_range(image);
+    if (job_.alpha == 0.0) {
+      const size_t bytes = static_cast<size_t>(job_.channels * job_.pixels) * sizeof(T);
+      std::memcpy(out_ + offset(image, 0, 0), maps_ + offset(image, 0, 0), bytes);
+      return;
+    }
+    if (is_sparse(all)) return one_image_by_rank(image);
     const int64_t size = all.size();
     std::vector<int32_t> index(std::min(kStrip, job_.pixels));
     std::vector<int64_t> counts(size);

@@ -99,6 +99,9 @@ def _numpy(maps: object, labels: object, alpha: float, num_clusters: object, bac
             raise TypeError(f"{name}: got {type(value).__name__}, expected a NumPy array, as the other is")
     assert isinstance(maps, np.ndarray)
     assert isinstance(labels, np.ndarray)
+    alpha = check_fraction("alpha", alpha)
+    if not isinstance(num_clusters, np.ndarray):
+        num_clusters = None if num_clusters is None else check_num_clusters(num_clusters, len(maps))[0]
     if use_native("cluster_refine", torch.device("cpu"), backend):
         assert _extension.CPU.module is not None
         refined: FloatArray = _extension.CPU.module.cluster_refine_numpy(maps, labels, alpha, num_clusters)

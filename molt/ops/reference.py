@@ -25,7 +25,7 @@ def cluster_refine(maps: Tensor, labels: Tensor, alpha: float, num_clusters: int
     joins no mean and keeps its value.
     """
     if maps.numel() == 0:
-        return torch.empty_like(maps, memory_format=torch.contiguous_format)
+        return maps.clone(memory_format=torch.contiguous_format)
     batch, channels, height, width = maps.shape
     pixels = height * width
     index = labels.reshape(batch, 1, pixels).long()
@@ -54,7 +54,7 @@ def cluster_refine(maps: Tensor, labels: Tensor, alpha: float, num_clusters: int
     out = painted if alpha == 1 else (1 - alpha) * values + alpha * painted
     if not on_cpu:
         out = torch.where(inside, out, values)
-    return out.to(maps.dtype).view(batch, channels, height, width)
+    return out.to(maps.dtype).contiguous().view(batch, channels, height, width)
 
 
 def upsample_normalize(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -1,0 +1,138 @@
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import molt
+from molt import _extension
+
+ROOT = Path(__file__).resolve().parents[1]
+CU = ["csrc/cuda/some.cu"]
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("molt_setup", ROOT / "setup.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("env", "torch_cuda", "nvcc", "sources", "wanted", "why"),
+    [
+        ({}, "13.2", "/n/nvcc", CU, True, "on (nvcc /n/nvcc, torch's CUDA 13.2)"),
+        ({"MOLT_CUDA": ""}, "13.2", "/n/nvcc", CU, True, "on "),
+        ({"MOLT_CUDA": "1"}, "13.2", "/n/nvcc", CU, True, "on "),
+        ({"MOLT_CUDA": "0"}, "13.2", "/n/nvcc", CU, False, "off (MOLT_CUDA=0)"),
+        ({"MOLT_CUDA": "auto"}, None, "/n/nvcc", CU, False, "CPU build"),
+        ({"MOLT_CUDA": "auto"}, "13.2", None, CU, False, "nvcc was not found"),
+        ({}, "13.2", "/n/nvcc", [], False, "no .cu file"),
+    ],
+)
+def test_cuda_is_decided_by_torch_and_nvcc(script, env, torch_cuda, nvcc, sources, wanted, why, monkeypatch):
+    def no_gpu():
+        raise AssertionError("the decision looked for a GPU")
+
+    monkeypatch.setattr(torch.cuda, "is_available", no_gpu)
+    monkeypatch.setattr(torch.cuda, "device_count", no_gpu)
+    decision, reason = script.decide_cuda(env, torch_cuda, nvcc, sources)
+    assert decision is wanted
+    assert why in reason
+
+
+@pytest.mark.parametrize(
+    ("torch_cuda", "nvcc", "sources", "why"),
+    [(None, "/n/nvcc", CU, "CPU build"), ("13.2", None, CU, "nvcc was not found"), ("13.2", "/n/nvcc", [], "no .cu")],
+)
+def test_forced_cuda_that_cannot_be_is_an_error(script, torch_cuda, nvcc, sources, why):
+    with pytest.raises(SystemExit, match=f"MOLT_CUDA=1, but .*{why}"):
+        script.decide_cuda({"MOLT_CUDA": "1"}, torch_cuda, nvcc, sources)
+
+
+def test_wrong_switches_are_errors(script):
+    with pytest.raises(SystemExit, match="MOLT_CUDA='yes': expected auto, 0 or 1"):
+        script.decide_cuda({"MOLT_CUDA": "yes"}, "13.2", "/n/nvcc", CU)
+    with pytest.raises(SystemExit, match="MOLT_SKIP_EXT='on': expected 0 or 1"):
+        script.switch({"MOLT_SKIP_EXT": "on"}, "MOLT_SKIP_EXT")
+    assert script.switch({"MOLT_SKIP_EXT": "1"}, "MOLT_SKIP_EXT") is True
+    assert script.switch({"MOLT_SKIP_EXT": ""}, "MOLT_SKIP_EXT") is False
+    assert script.switch({}, "MOLT_SKIP_EXT") is False
+
+
+def test_skip_and_require_exclude_each_other(script, monkeypatch):
+    monkeypatch.setenv("MOLT_SKIP_EXT", "1")
+    monkeypatch.setenv("MOLT_REQUIRE_EXT", "1")
+    with pytest.raises(SystemExit, match="exclude each other"):
+        script.main()
+
+
+def test_nvcc_is_found_through_the_environment(script, tmp_path, monkeypatch):
+    (tmp_path / "bin").mkdir()
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.write_text("#!/bin/sh\n")
+    nvcc.chmod(0o755)
+    assert script.find_nvcc({"CUDA_HOME": str(tmp_path), "PATH": ""}) == str(nvcc)
+    assert script.find_nvcc({"PATH": str(nvcc.parent)}) == str(nvcc)
+
+
+def test_architectures(script, monkeypatch):
+    assert script.default_archs({"TORCH_CUDA_ARCH_LIST": "9.0"}) == "9.0"
+    monkeypatch.setattr(torch._C, "_cuda_getArchFlags", lambda: "sm_75 sm_80 sm_90 sm_100 sm_120 compute_120")
+    assert script.default_archs({}) == "8.0;9.0;10.0;12.0+PTX"
+    monkeypatch.setattr(torch._C, "_cuda_getArchFlags", lambda: None)
+    assert script.default_archs({}) == "8.0;9.0+PTX"
+
+
+def test_every_cpp_file_is_compiled(script, monkeypatch):
+    monkeypatch.setenv("MOLT_CUDA", "0")
+    monkeypatch.chdir(ROOT)
+    (module,), summary = script.extensions({"MOLT_CUDA": "0"})
+    assert sorted(module.sources) == sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.cpp"))
+    assert "CUDA off (MOLT_CUDA=0)" in summary
+    assert "\n" not in summary
+    assert ("TORCH_TARGET_VERSION", "0x020a000000000000") in module.define_macros
+    assert not any(flag.startswith(("-march", "-mavx", "-std", "-ffast-math")) for flag in module.extra_compile_args)
+
+
+def test_note_comes_and_goes(script, tmp_path):
+    script.write_note(tmp_path / "molt", "because")
+    assert (tmp_path / "molt" / script.NOTE).read_text() == "because\n"
+    script.write_note(tmp_path / "molt", None)
+    script.write_note(tmp_path / "molt", None)
+    assert not list((tmp_path / "molt").iterdir())
+    assert _extension._NOTE.name == script.NOTE
+
+
+def test_build_config():
+    config = _extension.CPU.module.build_config()
+    assert config["molt"] == molt.__version__
+    assert config["torch_abi_target"] == "2.10"
+    assert config["compiler"].split()[0] in ("gcc", "clang", "msvc")
+    assert "-ffp-contract=off" in config["flags"]
+    assert config["cuda_archs"] is None or isinstance(config["cuda_archs"], str)
+    assert config["torch"].split(".")[0] == "2"
+
+
+def test_reason_when_the_module_does_not_load(monkeypatch, tmp_path):
+    assert _extension._load("molt._nothing").module is None
+    note = tmp_path / "note.txt"
+    monkeypatch.setattr(_extension, "_NOTE", note)
+    assert _extension._load("molt._nothing").reason == "molt._nothing is not there: it was not built"
+    note.write_text("no compiler\n")
+    assert _extension._load("molt._nothing").reason == "molt._nothing is not there: no compiler"
+    (tmp_path / "broken_extension.py").write_text("raise ImportError('undefined symbol: x')")
+    (tmp_path / "needy_extension.py").write_text("import not_there_at_all")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert _extension._load("broken_extension").reason == "broken_extension does not load: undefined symbol: x"
+    assert "No module named 'not_there_at_all'" in _extension._load("needy_extension").reason
+
+
+def test_bare_kernels_is_refused(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.delitem(sys.modules, "kernels", raising=False)
+    with pytest.raises(ImportError, match=r"import it as 'molt\.kernels'"):
+        importlib.import_module("kernels")
+    assert importlib.import_module("molt.kernels").__name__ == "molt.kernels"
