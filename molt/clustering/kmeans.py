@@ -22,7 +22,8 @@ class TokenKMeans:
     outlines than repeating each patch's label).
 
     Args:
-        num_clusters: clusters an image, 1 to 256; fewer remain where an image has fewer distinct vectors.
+        num_clusters: clusters an image, 1 to 256; fewer remain where an image has fewer distinct vectors. The default
+            8 (our choice) moved a strong map less than 5 did over three seeds, and helped a weak one as much.
         iterations: Lloyd steps, at least 1.
         position: weight of position against colour for images; 1.0 makes crossing the image count as much as black
             to white in one channel.
@@ -35,7 +36,7 @@ class TokenKMeans:
 
     def __init__(
         self,
-        num_clusters: int = 5,
+        num_clusters: int = 8,
         *,
         iterations: int = 20,
         position: float = 1.0,
@@ -96,8 +97,14 @@ class TokenKMeans:
     def _fit(self, vectors: Tensor, *, cosine: bool) -> Tensor:
         """Return centres (B, k, D) of vectors (B, N, D)."""
         centres = self._choose(vectors)
+        before = None
         for _ in range(self.iterations):
-            labels = _distance(vectors, centres).argmin(-1)
+            # The nearest centre; the vectors' own length does not change which.
+            labels = (2 * vectors @ centres.transpose(1, 2) - centres.square().sum(-1)[:, None]).argmax(-1)
+            # A fixed point stays one, so stopping changes nothing; on a GPU asking would cost more than going on.
+            if vectors.device.type == "cpu" and before is not None and torch.equal(labels, before):
+                break
+            before = labels
             member = F.one_hot(labels, centres.shape[1]).to(vectors.dtype)
             count = member.sum(1)[..., None]
             means = member.transpose(1, 2) @ vectors / count.clamp_min(1)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import PIL.Image
 import PIL.features
+import PIL.Image
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -247,7 +247,7 @@ def _deep_grey(values: np.ndarray, mode: str) -> np.ndarray:
     """Scale grey above 8 bits to uint8: 16 bits by 257, 32 bits and floats by the range they show."""
     grey = values.astype(np.float64)
     if not np.isfinite(grey).all():
-        raise PhotoError("the picture holds NaN or infinite values")
+        raise ValueError("NaN or infinite values")
     low, high = float(grey.min()), float(grey.max())
     if mode.startswith("I;16"):
         grey /= 257

@@ -142,11 +142,11 @@ def check_labels(labels: Tensor, num_clusters: int, counts: Tensor | None) -> No
     """
     if labels.numel() == 0:
         return
-    low = labels.flatten(1).amin(1)
-    high = labels.flatten(1).amax(1)
+    rows = labels.flatten(1)
+    low, high = rows.amin(1).tolist(), rows.amax(1).tolist()
     limits = counts.tolist() if counts is not None else [num_clusters] * labels.shape[0]
     for image, limit in enumerate(limits):
-        for label in (int(low[image]), int(high[image])):
+        for label in (low[image], high[image]):
             if label < 0 or 0 <= limit <= label:
                 expected = "values >= 0" if limit < 0 else f"values in [0, {limit})"
                 raise ValueError(f"labels: got {label} in image {image}, expected {expected}")

@@ -29,18 +29,22 @@ def cluster_refine(maps: Tensor, labels: Tensor, alpha: float, num_clusters: int
     batch, channels, height, width = maps.shape
     pixels = height * width
     index = labels.reshape(batch, 1, pixels).long()
-    limits = None if counts is None else counts.to(maps.device).view(batch, 1, 1)
     on_cpu = maps.device.type == "cpu"
     if on_cpu and not torch.compiler.is_compiling():
         check_labels(labels, num_clusters, counts)
-    top = num_clusters if counts is None else counts.max()
-    size = int(labels.max()) + 1 if isinstance(top, int) and top < 0 else int(top)
-    inside = (index >= 0) & (index < (size if limits is None else limits))
-    if not on_cpu:
-        index = torch.where(inside, index, size)
-        size += 1
-    elif torch.compiler.is_compiling():
-        torch._assert_async(inside.all(), "labels: expected values in [0, num_clusters)")
+    size = num_clusters if counts is None else int(counts.max())
+    if size < 0:
+        size = int(labels.max()) + 1
+    inside = None
+    if not on_cpu or torch.compiler.is_compiling():
+        limits = size if counts is None else counts.to(maps.device).view(batch, 1, 1)
+        inside = (index >= 0) & (index < limits)
+        if on_cpu:
+            torch._assert_async(inside.all(), "labels: expected values in [0, num_clusters)")
+            inside = None
+        else:
+            index = torch.where(inside, index, size)
+            size += 1
     if alpha == 0:
         return maps.clone(memory_format=torch.contiguous_format)
 
@@ -52,7 +56,7 @@ def cluster_refine(maps: Tensor, labels: Tensor, alpha: float, num_clusters: int
     members = torch.zeros(batch, 1, size, dtype=torch.int64, device=maps.device).scatter_add_(2, index, ones)
     painted = (sums / members.clamp(min=1)).gather(2, spread)
     out = painted if alpha == 1 else (1 - alpha) * values + alpha * painted
-    if not on_cpu:
+    if inside is not None:
         out = torch.where(inside, out, values)
     return out.to(maps.dtype).contiguous().view(batch, channels, height, width)
 

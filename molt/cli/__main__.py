@@ -1,0 +1,5 @@
+"""`python -m molt.cli`."""
+
+from molt.cli import main
+
+main()

@@ -1,0 +1,260 @@
+"""`molt localize`: photos in; a table and overlays, or JSON lines, out."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from molt.localizer import Localizer
+    from molt.structures import Localization
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+
+
+@dataclass(frozen=True)
+class Item:
+    """One photo to try, where its overlay goes below the output folder, or why it cannot be tried."""
+
+    path: Path
+    place: Path
+    error: str | None = None
+
+
+def localize(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Photos, or folders searched recursively.")],
+    method: Annotated[str, typer.Option(help="Localization method.")] = "seeded",
+    weights: Annotated[str, typer.Option(help="default (CNN + ViT) or weak (image labels only).")] = "default",
+    k: Annotated[int, typer.Option("--k", help="How many of the likeliest classes to localize.")] = 1,
+    threshold: Annotated[float | None, typer.Option(help="Share of the map's maximum, 0 to 1.")] = None,
+    multi: Annotated[bool, typer.Option("--multi", help="Box every component, not just the largest.")] = False,
+    wanted: Annotated[
+        list[str] | None,
+        typer.Option("--class", metavar="NAME", help="Class name or index, or 'object' for any; repeatable."),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1...")] = None,
+    backend: Annotated[str | None, typer.Option(help="auto, reference or native.")] = None,
+    source: Annotated[str, typer.Option(help="Where weights come from: auto, package or hub.")] = "auto",
+    backbone: Annotated[str | None, typer.Option(help="timm network whose patches are compared.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Local weight file for that network.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for overlays; molt-out unless --json.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line an input on stdout.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Print time and peak memory of each stage.")] = False,
+) -> None:
+    """Find the object in photos: a table and overlays, or JSON lines.
+
+    Exit code 0; 1 if any input failed (the others are still done); 2 for a wrong option.
+    """
+    import logging
+    import warnings
+
+    logging.basicConfig(level=logging.WARNING, format="molt: %(message)s")
+    warnings.filterwarnings("ignore", module="PIL")
+    folder = out if out is not None or as_json else Path("molt-out")
+    if folder is not None and folder.exists() and not folder.is_dir():
+        _stop(f"--out {folder}: is a file, expected a folder", USAGE)
+
+    from molt.localizer import Localizer
+
+    try:
+        loc = Localizer(
+            method,
+            weights,
+            k,
+            threshold,
+            multi,
+            device,
+            backend=backend,
+            backbone=backbone,
+            checkpoint=checkpoint,
+            source=source,
+            profile=profile,
+        )
+        items = expand(paths, folder)
+        results = loc.stream([item.path for item in items if item.error is None], wanted or None)
+    except ValueError as error:
+        _stop(str(error), USAGE)
+    except (FileNotFoundError, RuntimeError) as error:
+        _stop(str(error), FAILED)
+    try:
+        failures = _run(items, results, loc, folder, as_json)
+    except KeyboardInterrupt:
+        _stop("interrupted; what was finished is kept", INTERRUPTED)
+    if profile:
+        _show_profile(loc)
+    if failures:
+        _say(f"{failures} of {len(items)} inputs failed")
+        raise typer.Exit(FAILED)
+
+
+def expand(paths: list[Path], out: Path | None) -> list[Item]:
+    """Return the photos to try, in order, with one place each for their overlays.
+
+    A folder gives the photos below it, less those under ``out``; other files are counted on stderr. No two places
+    are the same, also where letter case does not count.
+    """
+    from molt.data.images import PhotoError, find_photos
+
+    items: list[Item] = []
+    taken: set[str] = set()
+
+    def add(path: Path, relative: Path) -> None:
+        place, number = relative.with_suffix(".jpg"), 1
+        while str(place).casefold() in taken:
+            number += 1
+            place = relative.with_name(f"{relative.stem}-{number}.jpg")
+        taken.add(str(place).casefold())
+        items.append(Item(path, place))
+
+    for path in paths:
+        if not path.is_dir():
+            add(path, Path(path.name or "photo"))
+            continue
+        try:
+            found, others = find_photos(path)
+        except PhotoError as error:
+            items.append(Item(path, Path(), str(error)))
+            continue
+        if out is not None and not out.resolve() == path.resolve():
+            found = [photo for photo in found if not photo.resolve().is_relative_to(out.resolve())]
+        if others:
+            _say(f"{path}: {others} other files left alone")
+        if not found:
+            items.append(Item(path, Path(), f"{path}: no photo in this folder"))
+        for photo in found:
+            add(photo, photo.relative_to(path))
+    return items
+
+
+def _run(
+    items: list[Item], results: Iterator[tuple[Any, Localization | Exception]], loc: Localizer, out: Path | None, as_json: bool
+) -> int:
+    """Work through the items, writing each as it is done; return how many failed."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    rows: list[tuple[str, str, str, str]] = []
+    failures = 0
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=errors, transient=True, redirect_stdout=False) as progress:
+        for item in progress.track(items, description="localizing"):
+            result: Localization | Exception = Exception(item.error) if item.error else next(results)[1]
+            if isinstance(result, Exception):
+                failures += 1
+                line = " ".join(str(result).split())
+                _say(line if str(item.path) in line else f"{item.path}: {line}", errors)
+                if as_json:
+                    _print_json({"path": str(item.path), "error": line})
+                continue
+            if as_json:
+                _print_json(result.to_dict())
+            else:
+                rows += _rows(item.path, result)
+            if out is not None:
+                try:
+                    _write_overlay(result, out / item.place)
+                except OSError as error:
+                    failures += 1
+                    _say(f"{item.path}: the overlay was not written ({error})", errors)
+    if not as_json and rows:
+        _show_table(rows, loc, out)
+    return failures
+
+
+def _rows(path: Path, result: Localization) -> list[tuple[str, str, str, str]]:
+    if not len(result):
+        return [(str(path), "nothing found", "", "")]
+    return [
+        (str(path) if i == 0 else "", name, f"{score:.2f}", "  ".join(f"{v:.0f}" for v in box))
+        for i, (name, score, box) in enumerate(
+            zip(result.names, result.scores.tolist(), result.boxes.tolist(), strict=True)
+        )
+    ]
+
+
+def _show_table(rows: list[tuple[str, str, str, str]], loc: Localizer, out: Path | None) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    table = Table("photo", "class", "score", "box x0 y0 x1 y1, pixels")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    console.print(table)
+    for used in loc.weights:
+        console.print(
+            f"{used.model}: weights from {used.source}; saw masks: {used.saw_masks}; "
+            f"threshold {'measured' if used.measured else 'not measured'} on them",
+            soft_wrap=True,
+            markup=False,
+        )
+    if out is not None:
+        console.print(f"overlays in {out}", soft_wrap=True, markup=False)
+
+
+def _write_overlay(result: Localization, path: Path) -> None:
+    """Write the overlay as JPEG under its final name only once it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = result.plot()
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part:
+        try:
+            picture.save(part, format="JPEG", quality=90)
+            part.close()
+            os.chmod(part.name, 0o666 & ~_umask())
+            os.replace(part.name, path)
+        except BaseException:
+            Path(part.name).unlink(missing_ok=True)
+            raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _show_profile(loc: Localizer) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    assert loc.profile is not None
+    console = Console(stderr=True, highlight=False)
+    table = Table("stage", "calls", "seconds", "ms a call", "peak MiB", title="time and peak memory")
+    for row in loc.profile.rows():
+        peak = "-" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"
+        mean = 1000 * row["seconds"] / row["calls"]
+        table.add_row(row["stage"], str(row["calls"]), f"{row['seconds']:.3f}", f"{mean:.1f}", peak)
+    console.print(table)
+    total = loc.profile.summary()
+    console.print(
+        f"{total['photos']} photos, {total['seconds_per_photo']:.3f} s a photo, "
+        f"{total['total_over_forwards']:.2f} x the bare forward passes"
+    )
+
+
+def _print_json(record: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(record) + "\n")
+    sys.stdout.flush()
+
+
+def _say(text: str, console: Any = None) -> None:
+    """Write one line to stderr, above the progress bar where one is shown."""
+    if console is not None:
+        console.print(f"molt: {text}", markup=False)
+    else:
+        print(f"molt: {text}", file=sys.stderr)
+
+
+def _stop(text: str, code: int) -> None:
+    _say(" ".join(text.split()))
+    raise typer.Exit(code)
