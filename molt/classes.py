@@ -12,7 +12,7 @@ OBJECT_NAME = "object"
 @functools.cache
 def imagenet_names() -> tuple[str, ...]:
     """Return the 1000 ImageNet-1k descriptions in class order, e.g. ``"tabby, tabby cat"``."""
-    from timm.data import ImageNetInfo
+    from timm.data.imagenet_info import ImageNetInfo
 
     info = ImageNetInfo()
     return tuple(info.index_to_description(index) for index in range(info.num_classes()))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from molt import ops
+from molt._backend import Backend
 from molt._backend import backend as use_backend
 from molt.classes import OBJECT, class_name, find_class
 from molt.clustering import TokenKMeans
@@ -100,7 +101,7 @@ class Localizer:
         multi: bool = False,
         device: str | torch.device | None = None,
         *,
-        backend: str | None = None,
+        backend: Backend | None = None,
         backbone: str | None = None,
         checkpoint: str | Path | None = None,
         source: str = "auto",
@@ -134,7 +135,7 @@ class Localizer:
         """One WeightsInfo a network: where its weights came from and whether they saw masks."""
         return self.method.weights
 
-    def __call__(self, x: Source | Sequence[Source] | Tensor, classes: Any = None) -> Any:
+    def __call__(self, x: Any, classes: Any = None) -> Any:
         """Localize one photo, or many.
 
         Args:
@@ -148,9 +149,7 @@ class Localizer:
             PhotoError: a photo that cannot be read (a ValueError; :meth:`stream` goes on instead).
             ValueError: an unknown class.
         """
-        if isinstance(x, Tensor) and x.ndim == 4:
-            return self._all(list(x), classes)
-        if isinstance(x, list | tuple):
+        if isinstance(x, list | tuple) or (isinstance(x, Tensor) and x.ndim == 4):
             return self._all(list(x), classes)
         if isinstance(x, str | Path) and Path(x).is_dir():
             return self._all(find_photos(x)[0], classes)
@@ -196,7 +195,7 @@ class Localizer:
             refined=maps.refined[0, 0].cpu(),
         )
 
-    def _all(self, sources: list[Source], classes: Any) -> list[Localization]:
+    def _all(self, sources: Sequence[Source], classes: Any) -> list[Localization]:
         results = []
         for _, result in self.stream(sources, classes):
             if isinstance(result, Exception):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,37 +11,41 @@ import torch
 from torch import Tensor
 
 from molt import ops
+from molt._backend import Backend
 from molt._backend import backend as use_backend
 from molt.clustering import TokenKMeans
 from molt.data.images import load_photo, read_photo
 from molt.ops._checks import check_size
 from molt.structures import Features
 
+BACKBONE_SIDE = 448
+
 
 def refine(
     maps: Any,
     images: Any = None,
     *,
-    features: Features | None = None,
+    features: Features | Callable[[Tensor], Features] | None = None,
     clusterer: Any = None,
     alpha: float = 0.5,
     size: Sequence[int] | None = None,
     normalize: bool = True,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Any:
     """Blend each heat map with its mean over clusters of the photo, so that it follows the photo's regions.
 
     Works with no network and no weights: the photo's pixels are clustered by colour and position. With ``features``
-    (``molt.backbones.ViTBackbone()(images)``, say) patch vectors are clustered instead, which is better. Refinement
-    after the MOLT paper, section II.B; k-means in place of its deep clustering is our choice.
+    patch vectors are clustered instead, which is better. Refinement after the MOLT paper, section II.B; k-means in
+    place of its deep clustering is our choice.
 
     Args:
         maps: heat maps of any library and resolution, NumPy or torch, floating point: (H, W) for one photo,
             (B, H, W) or (B, C, H, W) for B photos. Left untouched.
         images: the photos: one path, PIL image, (H, W, 3) array or (3, H, W) tensor; for B photos a list of these, a
             (B, H, W, 3) array or a (B, 3, H, W) tensor; pixels uint8, or float in [0, 1]. May be left out where
-            ``features`` is given.
-        features: Features of the same photos.
+            Features are given.
+        features: a backbone, ``molt.backbones.ViTBackbone()`` say, which is shown the photos at 448 px; or Features of
+            the same photos.
         clusterer: callable ``labels, counts = clusterer(images_or_features, size)``; default
             ``TokenKMeans()``.
         alpha: weight of the cluster mean, 0 to 1.
@@ -62,20 +66,19 @@ def refine(
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be in [0, 1], got {alpha}")
     photos = None if images is None else _list(images)
-    count = len(photos) if photos is not None else len(_features(features).patches)
-    if count != len(stacked):
-        raise ValueError(f"maps must hold one entry a photo: got {len(stacked)} for {count} photos")
-    if features is not None and len(_features(features).patches) != len(stacked):
-        raise ValueError(f"features must hold {len(stacked)} photos as maps do, got {len(features.patches)}")
-    target = _target(photos, features, size)
+    if photos is not None and len(photos) != len(stacked):
+        raise ValueError(f"maps must hold one entry a photo: got {len(stacked)} for {len(photos)} photos")
+    seen = _features(features, photos)
+    if seen is not None and len(seen.patches) != len(stacked):
+        raise ValueError(f"features must hold {len(stacked)} photos as maps do, got {len(seen.patches)}")
+    target = _target(photos, seen, size)
     cluster = TokenKMeans() if clusterer is None else clusterer
     with torch.no_grad():
-        if features is not None:
-            labels, counts = cluster(features, target)
-        else:
+        if seen is None:
             assert photos is not None
-            pixels = torch.stack([read_photo(photo, target).pixels.to(stacked.device) for photo in photos])
-            labels, counts = cluster(pixels, target)
+            labels, counts = cluster(_pixels(photos, target).to(stacked.device), target)
+        else:
+            labels, counts = cluster(seen, target)
     labels, counts = labels.to(stacked.device), counts.to(stacked.device)
     with use_backend(backend) if backend is not None else nullcontext():
         resized = ops.upsample_normalize(stacked, target) if normalize else _resize(stacked, target)
@@ -91,7 +94,8 @@ def _stack(maps: Any) -> tuple[Tensor, Tensor]:
     if isinstance(maps, np.ndarray):
         if maps.dtype not in (np.float16, np.float32, np.float64):
             raise TypeError(f"maps must be floating point, got an array of {maps.dtype}")
-        given = torch.from_numpy(np.ascontiguousarray(maps))
+        # A copy where the array is read-only: torch would warn of it.
+        given = torch.from_numpy(np.array(maps, order="C", copy=None if maps.flags.writeable else True))
     elif isinstance(maps, Tensor):
         given = maps
     else:
@@ -114,17 +118,34 @@ def _list(images: Any) -> list[Any]:
     return [images]
 
 
-def _features(features: Features | None) -> Features:
-    if not isinstance(features, Features):
-        raise TypeError(f"features must be molt.Features, got {type(features).__name__}")
-    return features
+def _pixels(photos: list[Any], size: tuple[int, int]) -> Tensor:
+    """Return (B, 3, H, W) float in [0, 1]."""
+    return torch.stack([read_photo(photo, size).pixels for photo in photos])
+
+
+def _features(given: Any, photos: list[Any] | None) -> Features | None:
+    """Return Features as given, or what a backbone sees in the photos."""
+    if given is None or isinstance(given, Features):
+        return given
+    if not callable(given):
+        raise TypeError(f"features must be molt.Features or a backbone, got {type(given).__name__}")
+    if photos is None:
+        raise ValueError("images must be given where features is a backbone")
+    weight = next(given.parameters(), None) if isinstance(given, torch.nn.Module) else None
+    pixels = _pixels(photos, (BACKBONE_SIDE, BACKBONE_SIDE))
+    with torch.no_grad():
+        seen = given(pixels if weight is None else pixels.to(weight.device, weight.dtype))
+    if not isinstance(seen, Features):
+        raise TypeError(f"features must be a backbone that returns molt.Features, got {type(seen).__name__} from it")
+    return seen
 
 
 def _target(photos: list[Any] | None, features: Features | None, size: Sequence[int] | None) -> tuple[int, int]:
     if size is not None:
         return check_size(size)
     if photos is None:
-        return _features(features).image_size
+        assert features is not None
+        return features.image_size
     sizes = {_size(photo) for photo in photos}
     if len(sizes) != 1:
         raise ValueError(f"size must be given where photos differ in size, got {sorted(sizes)} (height, width)")

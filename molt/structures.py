@@ -65,7 +65,8 @@ class Features:
 
     def as_map(self) -> Tensor:
         """Return ``patches`` as (B, D, h, w), a view."""
-        return self.patches.transpose(1, 2).unflatten(2, self.grid)
+        batch, _, dim = self.patches.shape
+        return self.patches.transpose(1, 2).view(batch, dim, *self.grid)
 
 
 @dataclass(frozen=True, eq=False)

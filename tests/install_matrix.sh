@@ -31,6 +31,9 @@ torch.testing.assert_close(grad, torch.ones_like(grad))
 compiled = torch.compile(lambda m, x, k: cluster_refine(m, x, 0.5, k), fullgraph=True, backend="aot_eager")
 assert torch.equal(compiled(maps, labels, 7), out)
 assert torch.equal(compiled(maps[:2], labels[:2], 8), out[:2])
+with molt.backend("reference"):
+    assert compiled(maps, labels, 7).grad_fn is not None
+    torch.testing.assert_close(compiled(maps, labels, 7), out)
 try:
     cluster_refine(maps, labels, 0.5, 3)
 except ValueError as error:

@@ -38,7 +38,9 @@ def test_ambiguous_names_list_their_indices() -> None:
         find_class("crane")
 
 
-@pytest.mark.parametrize(("name", "near"), [("tabbby", "tabby"), ("retriever", "golden retriever"), ("egyptian", "egyptian cat")])
+@pytest.mark.parametrize(
+    ("name", "near"), [("tabbby", "tabby"), ("retriever", "golden retriever"), ("egyptian", "egyptian cat")]
+)
 def test_unknown_names_show_near_ones(name: str, near: str) -> None:
     with pytest.raises(ValueError, match=f"class '{name}' is unknown.*{near}"):
         find_class(name)

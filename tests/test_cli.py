@@ -52,15 +52,18 @@ class FakeLocalizer:
                 if "bad" in source.name or not source.exists():
                     yield source, PhotoError(f"{source}: no such file\nsecond line")
                 else:
-                    yield source, Localization(
-                        boxes=torch.tensor([[1.0, 2, 30, 20]]),
-                        classes=torch.tensor([285]),
-                        names=["Egyptian cat"],
-                        scores=torch.tensor([0.5]),
-                        size=(60, 40),
-                        heat=torch.rand(1, 8, 8),
-                        clusters=torch.zeros(8, 8, dtype=torch.int32),
-                        source=source,
+                    yield (
+                        source,
+                        Localization(
+                            boxes=torch.tensor([[1.0, 2, 30, 20]]),
+                            classes=torch.tensor([285]),
+                            names=["Egyptian cat"],
+                            scores=torch.tensor([0.5]),
+                            size=(60, 40),
+                            heat=torch.rand(1, 8, 8),
+                            clusters=torch.zeros(8, 8, dtype=torch.int32),
+                            source=source,
+                        ),
                     )
 
         return results()
@@ -254,7 +257,19 @@ def test_missing_weights_are_one_line(tmp_path: Path) -> None:
 
 
 def test_options_reach_the_localizer(fake: type[FakeLocalizer]) -> None:
-    call("localize", CAT, "--json", "--class", "tabby", "--class", "object", "--backend", "reference", "--source", "package")
+    call(
+        "localize",
+        CAT,
+        "--json",
+        "--class",
+        "tabby",
+        "--class",
+        "object",
+        "--backend",
+        "reference",
+        "--source",
+        "package",
+    )
     assert fake.classes == ["tabby", "object"]
     assert fake.options["backend"] == "reference" and fake.options["source"] == "package"
 

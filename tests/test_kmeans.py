@@ -11,9 +11,7 @@ from molt.clustering import TokenKMeans
 
 def features(batch: int = 2, grid: tuple[int, int] = (6, 8), dim: int = 16, seed: int = 0) -> Features:
     generator = torch.Generator().manual_seed(seed)
-    return Features(
-        torch.randn(batch, grid[0] * grid[1], dim, generator=generator), grid, (grid[0] * 14, grid[1] * 14)
-    )
+    return Features(torch.randn(batch, grid[0] * grid[1], dim, generator=generator), grid, (grid[0] * 14, grid[1] * 14))
 
 
 def blocks() -> tuple[Features, torch.Tensor]:

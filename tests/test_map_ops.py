@@ -81,7 +81,7 @@ def test_fuse_is_the_weighted_sum_of_its_scales() -> None:
     ("maps", "weights", "word"),
     [
         ([], None, "maps: "),
-        (torch.rand(1, 1, 2, 2), None, "maps: got one tensor"),
+        (torch.rand(1, 1, 2, 2), None, "maps: got Tensor"),
         ([torch.rand(1, 1, 2, 2), torch.rand(2, 1, 2, 2)], None, r"maps\[1\].*\(2, 1\), expected \(1, 1\)"),
         ([torch.rand(1, 1, 2, 2), torch.rand(1, 1, 2, 2).double()], None, r"maps\[1\]: got dtype"),
         ([torch.rand(1, 1, 2, 2)], [1, 2], "weights: got 2 numbers"),
@@ -161,7 +161,11 @@ def test_component_arguments_are_named(arguments: dict) -> None:
 
 
 def test_maps_are_checked() -> None:
-    for call in (lambda m: ops.upsample_normalize(m, (2, 2)), ops.component_boxes, lambda m: ops.fuse_maps([m], (2, 2))):
+    for call in (
+        lambda m: ops.upsample_normalize(m, (2, 2)),
+        ops.component_boxes,
+        lambda m: ops.fuse_maps([m], (2, 2)),
+    ):
         with pytest.raises(ValueError, match="maps"):
             call(torch.rand(3, 3))
         with pytest.raises(TypeError, match="maps"):

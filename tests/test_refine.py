@@ -67,7 +67,7 @@ def test_photos_of_every_kind_agree(photo: torch.Tensor, blob: torch.Tensor, tmp
 
 
 def test_arithmetic_is_that_of_the_operators(photo: torch.Tensor, blob: torch.Tensor) -> None:
-    labels, counts = TokenKMeans(5)(photo[None])
+    labels, counts = TokenKMeans()(photo[None])
     resized = ops.upsample_normalize(blob[None, None], (120, 160))
     blended = ops.cluster_refine(resized, labels, 0.3, counts, backend="reference")
     expected = ops.upsample_normalize(blended, (120, 160))[0, 0]
@@ -102,6 +102,16 @@ def test_features_take_the_place_of_photos() -> None:
     assert out[inside].mean() > 0.95 and out[~inside].mean() < 0.05
     photo = torch.rand(3, 60, 40, generator=torch.Generator().manual_seed(0))
     assert molt.refine(maps, photo, features=features).shape == (60, 40)
+
+
+def test_a_backbone_sees_the_photos_itself(photo: torch.Tensor, blob: torch.Tensor) -> None:
+    from molt.backbones import ViTBackbone
+    from molt.data import read_photo
+
+    torch.manual_seed(0)
+    vit = ViTBackbone("vit_tiny_patch16_224", pretrained=False)
+    seen = vit(read_photo(photo, 448).pixels[None])
+    assert torch.equal(molt.refine(blob, photo, features=vit), molt.refine(blob, photo, features=seen))
 
 
 def test_size_clusterer_and_backend(photo: torch.Tensor, blob: torch.Tensor) -> None:
@@ -143,7 +153,13 @@ BAD: list[tuple[Callable[[torch.Tensor, torch.Tensor], object], type[Exception],
     (lambda m, p: molt.refine(m, p, alpha=1.5), ValueError, "alpha must be in"),
     (lambda m, p: molt.refine(m, p, size=(0, 3)), ValueError, "size"),
     (lambda m, p: molt.refine(m, p, backend="fast"), ValueError, "fast"),
-    (lambda m, p: molt.refine(m, p, features=p), TypeError, "features must be molt.Features, got Tensor"),
+    (lambda m, p: molt.refine(m, p, features=p), TypeError, "features must be molt.Features or a backbone, got Tensor"),
+    (
+        lambda m, p: molt.refine(m, features=lambda x: x),
+        ValueError,
+        "images must be given where features is a backbone",
+    ),
+    (lambda m, p: molt.refine(m, p, features=lambda x: x), TypeError, "returns molt.Features, got Tensor"),
     (lambda m, p: molt.refine(m.expand(2, -1, -1), [p, p[:, :50]]), ValueError, "size must be given"),
     (lambda m, p: molt.refine(m, "nowhere.jpg"), ValueError, "nowhere.jpg"),
     (lambda m, p: molt.refine(m, p[:2]), ValueError, "2"),

@@ -62,7 +62,9 @@ def test_conversion_is_cached_and_a_broken_cache_is_mended(
     first, _ = create_timm(CNN)
     (cached,) = (tmp_path / "weights").glob("*.safetensors")
     monkeypatch.setitem(
-        weights.PACKAGES, CNN, weights.Package(*(getattr(weights.PACKAGES[CNN], f) for f in ("name", "file")), None, "no")
+        weights.PACKAGES,
+        CNN,
+        weights.Package(*(getattr(weights.PACKAGES[CNN], f) for f in ("name", "file")), None, "no"),
     )
     again, _ = create_timm(CNN)
     assert torch.equal(first.classifier.weight, again.classifier.weight)

@@ -156,7 +156,7 @@ def evaluate(folder: Path, console: Console) -> dict[str, Any]:
         own = name in fixed
         at = loc.threshold if own else max(scores, key=lambda t: scores[t][single].mean())
         chosen[name] = scores[at]
-        masks = max((i.saw_masks for i in loc.weights), key="no unknown probably".split().index)
+        masks = max((i.saw_masks for i in loc.weights), key=["no", "unknown", "probably"].index)
         uses_vit = "ViT" in name or name.startswith("default")
         rows.append(row(name, scores[at], single, at, own, masks if uses_vit else "no"))
         rows[-1]["mean_iou_by_threshold"] = {str(t): round(float(v[single].mean()), 3) for t, v in scores.items()}

@@ -111,7 +111,9 @@ def fetch(folder: Path) -> int:
         writer.writerow(["photo", "animal", "x0", "y0", "x1", "y1"])
         for row in rows:
             width, height = sizes[row["photo"]]
-            box = [float(row[k]) * s for k, s in (("left", width), ("top", height), ("right", width), ("bottom", height))]
+            box = [
+                float(row[k]) * s for k, s in (("left", width), ("top", height), ("right", width), ("bottom", height))
+            ]
             writer.writerow([row["photo"], row["animal"], *(round(value, 1) for value in box)])
     return len(sizes)
 

@@ -18,9 +18,9 @@ namespace {
 // last. Strips start at multiples of kStrip, so neither threads nor the batch nor the number of clusters matter.
 constexpr int64_t kStrip = 8192;
 constexpr int64_t kLanes = 8;
-constexpr int64_t kSmall = 16384;              // elements under which threads cost more than they save
-constexpr int64_t kMinSparse = int64_t{1} << 16;
-constexpr int64_t kMaxPixels = int64_t{1} << 28;  // keeps 4 * pixels, the widest table, within an int32 index
+constexpr int64_t kSmall = 16384;                   // elements under which threads cost more than they save
+constexpr int64_t kMinSparse = 1024;                // widths of label ranges that are never too wide for a table
+constexpr int64_t kMaxPixels = int64_t{1} << 30;    // keeps the widest table within an int32 index
 constexpr int64_t kMaxPartials = int64_t{1} << 25;  // partial sums kept at once when one image has many threads
 
 // What a map is summed in.
@@ -256,7 +256,7 @@ class Worker {
 
   // Labels spread so wide that a table over their range would dwarf the image.
   bool is_sparse(const Range& all) const {
-    return all.high - all.low >= std::max(kMinSparse, 4 * job_.pixels);
+    return all.high - all.low >= std::max(kMinSparse, job_.pixels);
   }
 
   // The same work on the labels' ranks, which changes no order of summation and so no bit.
@@ -363,8 +363,12 @@ class Worker {
     const std::unique_ptr<A[]> partial(new A[total * job_.channels]);
     std::vector<int32_t> strip_counts(total);
 
+    std::vector<Range> whole(job_.batch);
     std::vector<int64_t> at_image(job_.batch + 1);
-    for (int64_t b = 0; b < job_.batch; ++b) at_image[b + 1] = at_image[b] + image_range(b).size();
+    for (int64_t b = 0; b < job_.batch; ++b) {
+      whole[b] = image_range(b);
+      at_image[b + 1] = at_image[b] + whole[b].size();
+    }
     std::vector<int64_t> counts(at_image.back());
     std::vector<A> sums(at_image.back() * job_.channels);
 
@@ -386,7 +390,7 @@ class Worker {
     });
 
     parallel_.for_each(job_.batch, [&](int64_t image) {
-      const Range all = image_range(image);
+      const Range all = whole[image];
       int64_t* image_counts = counts.data() + at_image[image];
       A* image_sums = sums.data() + at_image[image] * job_.channels;
       for (int64_t s = 0; s < strips_; ++s) {
@@ -407,7 +411,7 @@ class Worker {
       const int64_t strip = unit % strips_;
       const int64_t first = unit / strips_ % groups * group;
       const int64_t image = unit / strips_ / groups;
-      const Range all = image_range(image);
+      const Range all = whole[image];
       const A* image_sums = sums.data() + at_image[image] * job_.channels;
       std::vector<int32_t> index(length(strip));
       narrow(labels(image, strip), length(strip), all.low, index.data());

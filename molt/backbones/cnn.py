@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ class CNNBackbone(nn.Module):
         ValueError: no stage with that stride, or logits that are not linear in the mean of the last maps.
     """
 
+    model: Any
     info: WeightsInfo
 
     def __init__(
@@ -50,6 +52,7 @@ class CNNBackbone(nn.Module):
 
     @property
     def num_classes(self) -> int:
+        """Number of classes of the classifier."""
         return int(self.model.num_classes)
 
     def forward(self, images: Tensor) -> Features:
@@ -95,8 +98,9 @@ class CNNBackbone(nn.Module):
         if not isinstance(classifier, nn.Linear | nn.Conv2d):
             raise ValueError(f"backbone {name!r} has no linear classifier, so it has no exact CAM")
         features = self(pixels)
-        assert features.activations is not None and features.logits is not None
         expected = features.logits
+        assert expected is not None
+        assert features.activations is not None
         if classifier.weight.flatten(1).shape[1] == features.activations.shape[1]:
             classes = torch.arange(self.num_classes)[None]
             logits = self.cam(features, classes).mean((2, 3))

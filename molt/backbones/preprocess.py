@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +20,7 @@ def check_images(images: Tensor) -> None:
 
 def normalize(images: Tensor, model: nn.Module) -> Tensor:
     """Subtract the mean and divide by the deviation that the timm network was trained with."""
-    config = model.pretrained_cfg
+    config: Any = model.pretrained_cfg
     mean = torch.tensor(config["mean"], dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
     std = torch.tensor(config["std"], dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
     return (images - mean) / std

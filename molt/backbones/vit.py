@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -27,6 +27,7 @@ class ViTBackbone(nn.Module):
         ValueError: the network is no ViT with a patch grid and dynamic image size.
     """
 
+    model: Any
     info: WeightsInfo
 
     def __init__(

@@ -8,13 +8,13 @@ import importlib.metadata
 import importlib.util
 import logging
 import os
-import tempfile
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -23,6 +23,7 @@ from huggingface_hub import try_to_load_from_cache
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from molt._files import whole_file
 from molt.structures import SawMasks, WeightsInfo
 
 logger = logging.getLogger("molt")
@@ -189,11 +190,8 @@ def _package_state(name: str, model: nn.Module, found: tuple[Package, Path, str]
     if not _fits(state, model):
         raise RuntimeError(f"{package.name} {version} does not hold the weights molt knows for {name}: {path}")
     try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=cached.parent, suffix=".part", delete=False) as part:
-            pass
-        save_file(state, part.name)
-        os.replace(part.name, cached)
+        with whole_file(cached) as part:
+            save_file(state, part)
     except OSError as error:
         logger.warning("converted weights were not cached (%s); set MOLT_CACHE to a folder that can be written", error)
     return state
@@ -205,7 +203,7 @@ def _fits(state: dict[str, Tensor], model: nn.Module) -> bool:
 
 
 def create_timm(
-    name: str, *, checkpoint: str | Path | None = None, source: str = "auto", pretrained: bool = True, **options: object
+    name: str, *, checkpoint: str | Path | None = None, source: str = "auto", pretrained: bool = True, **options: Any
 ) -> tuple[nn.Module, WeightsInfo]:
     """Build a timm network in eval mode with weights, and say where they came from.
 
@@ -231,7 +229,7 @@ def create_timm(
         near = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.7))
         raise ValueError(f"backbone {name!r} is not a timm model name" + (f"; near: {near}" if near else ""))
 
-    def build(**more: object) -> nn.Module:
+    def build(**more: Any) -> nn.Module:
         return timm.create_model(name, **options, **more).eval().requires_grad_(False)
 
     if not pretrained:

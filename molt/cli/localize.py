@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 if TYPE_CHECKING:
+    from molt._backend import Backend
     from molt.localizer import Localizer
     from molt.structures import Localization
 
@@ -72,7 +71,7 @@ def localize(
             threshold,
             multi,
             device,
-            backend=backend,
+            backend=cast("Backend | None", backend),
             backbone=backbone,
             checkpoint=checkpoint,
             source=source,
@@ -123,7 +122,7 @@ def expand(paths: list[Path], out: Path | None) -> list[Item]:
         except PhotoError as error:
             items.append(Item(path, Path(), str(error)))
             continue
-        if out is not None and not out.resolve() == path.resolve():
+        if out is not None and out.resolve() != path.resolve():
             found = [photo for photo in found if not photo.resolve().is_relative_to(out.resolve())]
         if others:
             _say(f"{path}: {others} other files left alone")
@@ -135,7 +134,11 @@ def expand(paths: list[Path], out: Path | None) -> list[Item]:
 
 
 def _run(
-    items: list[Item], results: Iterator[tuple[Any, Localization | Exception]], loc: Localizer, out: Path | None, as_json: bool
+    items: list[Item],
+    results: Iterator[tuple[Any, Localization | Exception]],
+    loc: Localizer,
+    out: Path | None,
+    as_json: bool,
 ) -> int:
     """Work through the items, writing each as it is done; return how many failed."""
     from rich.console import Console
@@ -203,24 +206,11 @@ def _show_table(rows: list[tuple[str, str, str, str]], loc: Localizer, out: Path
 
 
 def _write_overlay(result: Localization, path: Path) -> None:
-    """Write the overlay as JPEG under its final name only once it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    from molt._files import whole_file
+
     picture = result.plot()
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part:
-        try:
-            picture.save(part, format="JPEG", quality=90)
-            part.close()
-            os.chmod(part.name, 0o666 & ~_umask())
-            os.replace(part.name, path)
-        except BaseException:
-            Path(part.name).unlink(missing_ok=True)
-            raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    with whole_file(path) as part:
+        picture.save(part, format="JPEG", quality=90)
 
 
 def _show_profile(loc: Localizer) -> None:

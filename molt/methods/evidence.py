@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from molt.structures import Features, WeightsInfo
 
@@ -36,23 +35,30 @@ class Evidence:
     features: Features
 
 
-class Method(Protocol):
-    """A localization method: networks and the way from their Features to maps."""
+class Method(nn.Module):
+    """Base of the localization methods: networks, and the way from what they see to maps.
+
+    A subclass is built as ``Method(weights, backbone=, checkpoint=, source=)`` and defines ``forward``.
+
+    Attributes:
+        threshold: share of the refined map's maximum that a box encloses.
+        class_names: names of the classes, in order.
+        size: side in pixels of the square images wanted.
+        weights: where the weights of each network came from.
+    """
 
     threshold: float
     class_names: tuple[str, ...]
+    size: int
+    weights: tuple[WeightsInfo, ...]
 
-    @property
-    def size(self) -> int:
-        """Side in pixels of the square images the method wants."""
-
-    @property
-    def weights(self) -> tuple[WeightsInfo, ...]:
-        """Where the weights of each network came from."""
-
-    def __call__(self, images: Tensor, classes: Tensor | None, k: int, stage: Stage) -> Evidence:
-        """Return Evidence of (B, 3, size, size) RGB images in [0, 1].
+    def forward(self, images: Tensor, classes: Tensor | None, k: int, stage: Stage) -> Evidence:
+        """Return Evidence of a batch.
 
         Args:
+            images: (B, 3, size, size) RGB in [0, 1].
             classes: (B, C) int64 wanted classes, -1 for class-agnostic; None takes the ``k`` likeliest.
+            k: number of classes where none are wanted, at least 1.
+            stage: opens a named stage for the profile.
         """
+        raise NotImplementedError

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from molt.backbones import CNNBackbone, ViTBackbone
+from molt.backbones.weights import CNN, VIT
 from molt.classes import OBJECT, imagenet_names
-from molt.methods.evidence import Evidence, Stage
-from molt.structures import Features, WeightsInfo
+from molt.methods.evidence import Evidence, Method, Stage
+from molt.structures import Features
 
 SCALES = (224, 336, 448)
 CLASS_SIZE = 224
@@ -39,10 +40,10 @@ def contrast_maps(features: Features, cam: Tensor, *, power: float = 2.0) -> Ten
     foreground = F.normalize(seed.pow(power) @ patches, dim=-1)
     background = F.normalize((1 - seed) @ patches, dim=-1)
     maps = (foreground - background) @ patches.transpose(1, 2)
-    return torch.where(peak > 0, maps, 0).unflatten(2, features.grid)
+    return torch.where(peak > 0, maps, 0).view(*maps.shape[:2], *features.grid)
 
 
-class Seeded(nn.Module):
+class Seeded(Method):
     """Class decided by a CNN at 224 px, its CAM at 448 px seeds patch similarity at three scales.
 
     Args:
@@ -72,28 +73,19 @@ class Seeded(nn.Module):
         super().__init__()
         if weights not in ("default", "weak"):
             raise ValueError(f"weights must be 'default' or 'weak', got {weights!r}")
-        own = {"checkpoint": checkpoint, "source": source}
-        replaced = {"name": backbone} if backbone is not None else {}
         self.cnn: CNNBackbone
-        self.vit: ViTBackbone | None
+        self.vit: ViTBackbone | None = None
         if weights == "weak":
-            self.cnn, self.vit = CNNBackbone(**own, **replaced), None
+            self.cnn = CNNBackbone(backbone or CNN, checkpoint=checkpoint, source=source)
+            self.weights = (self.cnn.info,)
         else:
-            self.cnn, self.vit = CNNBackbone(source=source), ViTBackbone(**own, **replaced)
+            self.cnn = CNNBackbone(source=source)
+            self.vit = ViTBackbone(backbone or VIT, checkpoint=checkpoint, source=source)
+            self.weights = (self.cnn.info, self.vit.info)
         self.scales = scales
-        names = imagenet_names()
-        count = self.cnn.num_classes
+        self.size = max(scales)
+        names, count = imagenet_names(), self.cnn.num_classes
         self.class_names = names if count == len(names) else tuple(f"class {i}" for i in range(count))
-
-    @property
-    def size(self) -> int:
-        """Side in pixels of the square images wanted: the largest scale."""
-        return max(self.scales)
-
-    @property
-    def weights(self) -> tuple[WeightsInfo, ...]:
-        """Where the CNN's, and where used the ViT's, weights came from."""
-        return (self.cnn.info,) if self.vit is None else (self.cnn.info, self.vit.info)
 
     def forward(self, images: Tensor, classes: Tensor | None, k: int, stage: Stage) -> Evidence:
         """Return Evidence of (B, 3, size, size) RGB images in [0, 1]; see :class:`molt.methods.Method`."""

@@ -142,8 +142,7 @@ def check_labels(labels: Tensor, num_clusters: int, counts: Tensor | None) -> No
     """
     if labels.numel() == 0:
         return
-    rows = labels.flatten(1)
-    low, high = rows.amin(1).tolist(), rows.amax(1).tolist()
+    low, high = (ends.tolist() for ends in torch.aminmax(labels.flatten(1), dim=1))
     limits = counts.tolist() if counts is not None else [num_clusters] * labels.shape[0]
     for image, limit in enumerate(limits):
         for label in (low[image], high[image]):

@@ -25,8 +25,8 @@ def fuse_maps(maps: Sequence[Tensor], size: Sequence[int], weights: Sequence[flo
     Raises:
         TypeError, ValueError: no maps; maps that disagree; weights of another count, negative, not finite or all zero.
     """
-    if isinstance(maps, Tensor) or not maps:
-        got = "one tensor" if isinstance(maps, Tensor) else "none"
+    if not isinstance(maps, list | tuple) or not maps:
+        got = "none" if isinstance(maps, list | tuple) else type(maps).__name__
         raise ValueError(f"maps: got {got}, expected a list of (B, C, h, w) tensors, one a scale")
     for i, scale in enumerate(maps):
         check_maps(scale, f"maps[{i}]")

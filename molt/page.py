@@ -1,0 +1,301 @@
+"""One HTML page that shows every stage between photo and box."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from html import escape
+from pathlib import Path
+
+import PIL.Image
+import torch
+from torch import Tensor
+
+import molt
+from molt.classes import OBJECT, OBJECT_NAME
+from molt.data.samples import SamplePhoto
+from molt.localizer import Explanation
+from molt.overlay import cluster_overlay, draw_boxes, heat_overlay
+from molt.structures import SawMasks, WeightsInfo
+
+MAX_BYTES = 5_000_000
+PYTHON_LINES = """\
+import molt
+loc = molt.Localizer()
+for result in loc("my_photos"): result.plot().show()"""
+SHELL_LINE = "molt localize my_photos"
+
+# Largest side in pixels and JPEG quality of a picture; the first that keeps the page below MAX_BYTES is taken.
+_SIZES = ((720, 82), (480, 78), (320, 72), (200, 65), (120, 55))
+
+_MASKS: dict[SawMasks, str] = {
+    "no": "no: trained on image labels, or on no labels at all",
+    "probably": "probably: pixel masks were most likely used in its training",
+    "unknown": "unknown",
+}
+
+_STYLE = """
+:root { color-scheme: light dark; --ground: #fbfbfa; --card: #ffffff; --text: #1d2226; --soft: #5b646c;
+  --line: #dfe3e6; --accent: #0b6b6b; --code: #f1f3f4; }
+@media (prefers-color-scheme: dark) {
+  :root { --ground: #14181b; --card: #1c2125; --text: #e8ebed; --soft: #a3adb5; --line: #31383e; --accent: #6cc5c0;
+    --code: #242a2f; }
+}
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--ground); color: var(--text);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
+  -webkit-text-size-adjust: 100%; overflow-wrap: break-word; }
+main { max-width: 1060px; margin: 0 auto; padding: 40px 24px 56px; }
+h1 { font-size: 2rem; line-height: 1.2; letter-spacing: -.02em; margin: 0 0 12px; }
+h2 { font-size: 1.35rem; line-height: 1.3; letter-spacing: -.01em; margin: 0 0 4px; }
+h3 { font-size: 1rem; margin: 0 0 8px; }
+p { margin: 0 0 10px; max-width: 44rem; }
+.soft { color: var(--soft); }
+.lead { font-size: 1.08rem; }
+section { margin-top: 52px; padding-top: 28px; border-top: 1px solid var(--line); }
+.found { margin-bottom: 4px; }
+.found b { color: var(--accent); }
+.credit { font-size: .875rem; margin-bottom: 18px; }
+.legend { display: flex; flex-wrap: wrap; align-items: center; gap: 6px 10px; font-size: .875rem; margin-top: 16px; }
+.legend img { display: block; width: 150px; height: 10px; border-radius: 5px; }
+.stages { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 22px 18px; margin: 0; padding: 0;
+  list-style: none; }
+figure { margin: 0; }
+figure img { display: block; width: 100%; height: auto; border-radius: 6px; background: var(--code); }
+figcaption { font-size: .875rem; line-height: 1.45; color: var(--soft); margin-top: 8px; }
+figcaption b { display: block; color: var(--text); font-size: .9375rem; }
+.last img { outline: 2px solid var(--accent); outline-offset: 2px; }
+.cards { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 16px; margin-top: 18px; }
+.card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 16px 18px; }
+.card h3 { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: .875rem; }
+dl { margin: 0; font-size: .9rem; }
+dt { color: var(--soft); font-size: .8125rem; margin-top: 8px; }
+dd { margin: 0; }
+pre { background: var(--code); border: 1px solid var(--line); border-radius: 8px; padding: 14px 16px; margin: 0 0 18px;
+  overflow-x: auto; font: .875rem/1.6 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
+footer { margin-top: 40px; font-size: .8125rem; color: var(--soft); }
+@media (max-width: 640px) {
+  main { padding: 24px 16px 40px; }
+  h1 { font-size: 1.6rem; }
+  section { margin-top: 40px; padding-top: 24px; }
+  .stages { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 18px 12px; }
+  .wide { grid-column: 1 / -1; }
+  .cards { grid-template-columns: minmax(0, 1fr); }
+  figcaption { font-size: .8125rem; }
+}
+"""
+
+
+def write_page(
+    path: str | Path,
+    items: Sequence[tuple[SamplePhoto, Explanation]],
+    weights: Sequence[WeightsInfo],
+    min_probability: float = 0.3,
+) -> Path:
+    """Write one HTML file that shows every stage of each photo and asks for nothing outside itself.
+
+    Args:
+        path: the file; it appears under this name only once it is whole. Its folder is made where there is none.
+        items: photos and what :meth:`molt.Localizer.explain` returned for them, in the order shown. The more there
+            are, the smaller the pictures, so that the page stays below 5 MB (up to some 100 photos).
+        weights: one WeightsInfo a network that was used.
+        min_probability: in [0, 1]: a class is named only where its probability is above this, else it is 'object'.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: min_probability out of range.
+        OSError: the file cannot be written.
+    """
+    if not 0 <= min_probability <= 1:
+        raise ValueError(f"min_probability must be in [0, 1], got {min_probability}")
+    path = Path(path)
+    for size, quality in _SIZES:
+        text = "".join(_page(items, weights, min_probability, size, quality))
+        if len(text.encode()) < MAX_BYTES:
+            break
+    _write(path, text)
+    return path
+
+
+def shown_names(explanation: Explanation, min_probability: float) -> list[str]:
+    """Return a name for every box: the class where its probability is above ``min_probability``, else 'object'."""
+    result = explanation.result
+    # A score never exceeds its class's probability, so it can stand in where several classes were looked for.
+    one = len(set(result.classes.tolist())) == 1
+    chances = [explanation.class_probability if one else score for score in result.scores.tolist()]
+    return [
+        name.split(",")[0] if chance > min_probability else OBJECT_NAME
+        for name, chance in zip(result.names, chances, strict=True)
+    ]
+
+
+def _page(
+    items: Sequence[tuple[SamplePhoto, Explanation]],
+    weights: Sequence[WeightsInfo],
+    min_probability: float,
+    size: int,
+    quality: int,
+) -> Iterator[str]:
+    yield f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<link rel="icon" href="data:,">
+<title>molt: from photo to box</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+<main>
+<header>
+<h1>From photo to box, step by step</h1>
+<p class="lead">molt finds the object in a photo without ever having been shown a box. An image classifier says what is
+there and roughly where; comparing parts of the photo with each other fills in the rest.</p>
+<p class="soft">A class is named here only where its probability is above {min_probability:.0%}; below that the photo
+says &lsquo;object&rsquo;. The location does not depend on the name being shown.</p>
+<p class="legend soft"><span>Heat maps: low</span>{_legend(quality)}<span>high. In the cluster map, colours only tell
+groups apart.</span></p>
+</header>
+"""
+    for photo, explanation in items:
+        yield _section(photo, explanation, min_probability, size, quality)
+    yield _weights(weights)
+    yield f"""<section id="yours">
+<h2>Your own photos</h2>
+<p>Put some photos in a folder, here called <code>my_photos</code>, and run these three lines of Python:</p>
+<pre id="python">{escape(PYTHON_LINES)}</pre>
+<p>Or this one line in a shell, which also writes a picture with the boxes for every photo:</p>
+<pre id="shell">{escape(SHELL_LINE)}</pre>
+</section>
+<footer>Made by molt {escape(molt.__version__)}. This file holds everything it shows; nothing is loaded from
+elsewhere.</footer>
+</main>
+</body>
+</html>
+"""
+
+
+def _section(photo: SamplePhoto, explanation: Explanation, min_probability: float, size: int, quality: int) -> str:
+    picture = explanation.photo.convert("RGB")
+    picture.thumbnail((size, size))
+    tiles = "\n".join(
+        f'<li{kind}><figure><img src="{_data(tile, quality)}" width="{tile.width}" height="{tile.height}" '
+        f'alt="{escape(f"{photo.name}: {title}")}"><figcaption><b>{number}. {escape(title)}</b>{escape(caption)}'
+        "</figcaption></figure></li>"
+        for number, (kind, title, caption, tile) in enumerate(_stages(explanation, picture, min_probability), 1)
+    )
+    return f"""<section class="photo">
+<h2>{escape(photo.name)}</h2>
+<p class="found">{_found(explanation, min_probability)}</p>
+<p class="credit soft">Photo: {escape(photo.credit)}</p>
+<ol class="stages">
+{tiles}
+</ol>
+</section>
+"""
+
+
+def _stages(
+    explanation: Explanation, picture: PIL.Image.Image, min_probability: float
+) -> Iterator[tuple[str, str, str, PIL.Image.Image]]:
+    """Yield (attributes, title, caption, picture) of each stage."""
+    result = explanation.result
+
+    def heat(values: Tensor) -> PIL.Image.Image:
+        return heat_overlay(picture, values)
+
+    yield ' class="wide"', "Photo", "What goes in.", picture
+    cam = "Class activation map: the places the classifier looked at to decide. Coarse, and often only a part."
+    yield "", "Where the class shows", cam, heat(explanation.cam)
+    for side, values in explanation.scale_maps:
+        caption = f"Photo at {side}\u00d7{side}: how much more each patch resembles those places than the rest."
+        yield "", f"Similar parts, {side} px", caption, heat(values)
+    yield "", "All scales together", "The mean of the maps before.", heat(explanation.fused)
+    groups = explanation.clusters.unique().numel()
+    clusters = f"Patches that look alike, in {groups} group{'' if groups == 1 else 's'}; no class is involved."
+    yield "", "Clusters", clusters, cluster_overlay(picture, explanation.clusters)
+    refined = "Each pixel is pulled towards the mean of its cluster, so that the map follows outlines."
+    yield "", "Refined map", refined, heat(explanation.refined)
+    if len(result):
+        boxes = draw_boxes(picture, result.boxes, shown_names(explanation, min_probability), None, result.size)
+        box = "The box around the largest part where the refined map is high."
+    else:
+        boxes, box = picture, "The refined map has no part to enclose."
+    yield ' class="wide last"', "Box", box, boxes
+
+
+def _found(explanation: Explanation, min_probability: float) -> str:
+    result, chance = explanation.result, explanation.class_probability
+    if not len(result):
+        return "Nothing found."
+    name = shown_names(explanation, min_probability)[0]
+    if int(result.classes[0]) == OBJECT:
+        why = "no class was asked for"
+    elif name == OBJECT_NAME:
+        why = f"its likeliest class reaches a probability of only {chance:.2f}, so it is not named"
+    else:
+        why = f"probability {chance:.2f}"
+    x0, y0, x1, y1 = (f"{value:.0f}" for value in result.boxes[0].tolist())
+    width, height = result.size
+    return (
+        f"Found: <b>{escape(name)}</b> <span class='soft'>({why}), from ({x0}, {y0}) to ({x1}, {y1}) in the "
+        f"{width}\u00d7{height} photo.</span>"
+    )
+
+
+def _weights(weights: Sequence[WeightsInfo]) -> str:
+    cards = []
+    for info in weights:
+        values = info.to_json()
+        rows = (
+            ("Weights from", values["source"]),
+            ("Saw pixel masks in training", _MASKS.get(values["saw_masks"], values["saw_masks"])),
+            ("molt's threshold on these weights", values["measured"]),
+        )
+        entries = "".join(f"<dt>{escape(key)}</dt><dd>{escape(str(value))}</dd>" for key, value in rows)
+        cards.append(f'<div class="card"><h3>{escape(values["model"])}</h3><dl>{entries}</dl></div>')
+    note = ""
+    if any(info.saw_masks != "no" for info in weights):
+        note = (
+            "<p>Not all of these weights are known to be free of masks, so the maps above may be better than image "
+            "labels alone allow. <code>molt.Localizer(weights=&quot;weak&quot;)</code> uses image labels only.</p>"
+        )
+    return f"""<section id="weights">
+<h2>The networks behind it</h2>
+<p class="soft">Where each network's weights came from, and whether they had seen more than image labels.</p>
+{note}<div class="cards">{"".join(cards)}</div>
+</section>
+"""
+
+
+def _legend(quality: int) -> str:
+    ramp = heat_overlay(PIL.Image.new("RGB", (256, 16), (150, 150, 150)), torch.linspace(0, 1, 256)[None])
+    return f'<img src="{_data(ramp, quality)}" width="256" height="16" alt="colour scale from dark blue to yellow">'
+
+
+def _data(picture: PIL.Image.Image, quality: int) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=quality, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _write(path: Path, text: str) -> None:
+    """Put the text in place in one step: a reader sees the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with open(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(part).chmod(0o666 & ~umask)  # mkstemp's files are private
+        os.replace(part, path)
+    except BaseException:
+        Path(part).unlink(missing_ok=True)
+        raise
