@@ -1,0 +1,79 @@
+"""The same results on a GPU as on the CPU. Run with `pytest -m gpu`; `make gpu` does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import molt
+from molt import Features, ops
+from molt.clustering import TokenKMeans
+from molt.methods import Evidence
+from molt.methods.seeded import contrast_maps
+
+pytestmark = pytest.mark.gpu
+
+
+def test_operators_agree_with_the_cpu() -> None:
+    generator = torch.Generator().manual_seed(0)
+    maps = [torch.randn(2, 3, side, side, generator=generator) for side in (16, 24, 32)]
+    fused = ops.fuse_maps(maps, (448, 448))
+    assert torch.allclose(ops.fuse_maps([m.cuda() for m in maps], (448, 448)).cpu(), fused, atol=1e-5)
+    labels = torch.randint(0, 8, (2, 448, 448), generator=generator, dtype=torch.int32)
+    refined = ops.cluster_refine(fused, labels, 0.5, 8)
+    on_gpu = ops.cluster_refine(fused.cuda(), labels.cuda(), 0.5, 8)
+    assert on_gpu.is_cuda and torch.allclose(on_gpu.cpu(), refined, atol=1e-4)
+    found, expected = ops.component_boxes(on_gpu, 0.5), ops.component_boxes(on_gpu.cpu(), 0.5)
+    assert torch.equal(found.boxes, expected.boxes)
+
+
+def test_clusters_agree_with_the_cpu() -> None:
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.randint(0, 4, (2, 64), generator=generator)
+    patches = torch.eye(16)[truth] + 0.05 * torch.randn(2, 64, 16, generator=generator)
+    features = Features(patches, (8, 8), (112, 112))
+    on_gpu = Features(patches.cuda(), (8, 8), (112, 112))
+    labels, counts = TokenKMeans(4)(features, (8, 8))
+    found, found_counts = TokenKMeans(4)(on_gpu, (8, 8))
+    assert torch.equal(found.cpu(), labels) and torch.equal(found_counts.cpu(), counts)
+    cam = torch.rand(2, 1, 8, 8, generator=generator)
+    assert torch.allclose(contrast_maps(on_gpu, cam.cuda()).cpu(), contrast_maps(features, cam), atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_refine_stays_on_the_device(dtype: torch.dtype, photo: torch.Tensor) -> None:
+    maps = torch.rand(6, 8, generator=torch.Generator().manual_seed(0)).to("cuda", dtype)
+    out = molt.refine(maps, photo.cuda())
+    assert out.is_cuda and out.dtype == dtype and out.shape == (120, 160)
+    expected = molt.refine(maps.cpu(), photo)
+    assert (out.cpu().float() - expected.float()).abs().mean() < 0.01
+
+
+def test_localizer_agrees_with_the_cpu(monkeypatch: pytest.MonkeyPatch, photo: torch.Tensor) -> None:
+    """Random weights: a GPU machine need not have the demo packages."""
+    from molt.backbones import weights
+
+    def untrained(name: str, **options: object) -> object:
+        torch.manual_seed(0)
+        return original(name, **(options | {"pretrained": False}))
+
+    original = weights.create_timm
+    for room in ("cnn", "vit"):
+        monkeypatch.setattr(f"molt.backbones.{room}.create_timm", untrained)
+    on_gpu = molt.Localizer(device="cuda")
+    on_cpu = molt.Localizer(device="cpu")
+    found: Evidence = on_gpu._maps(torch.rand(4, 3, 448, 448, device="cuda"), torch.tensor([3, -1], device="cuda")).evidence
+    assert all(m.is_cuda for m in found.maps)
+    batch = torch.stack([photo, photo.flip(2), photo.flip(1)])
+    for a, b in zip(on_gpu(batch.cuda(), classes="tabby"), on_cpu(batch, classes="tabby"), strict=True):
+        assert (a.heat - b.heat).abs().mean() < 0.02 and not a.boxes.is_cuda
+
+
+def test_profile_counts_device_memory() -> None:
+    from molt.profiling import Profile
+
+    profile = Profile(torch.device("cuda"))
+    with profile.stage("forward"):
+        block = torch.empty(64 * 2**20, dtype=torch.uint8, device="cuda")
+    (row,) = profile.rows()
+    assert row["peak_mib"] >= 64 and block.numel() > 0
