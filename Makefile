@@ -53,7 +53,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m pytest benchmarks --benchmark-only
 
 photos: $(VENV)/.dev
-	$(BIN)/pip install --quiet '.[bench]' --no-build-isolation --no-deps >/dev/null
+	$(BUILD) --editable '.[demo,bench]'
 	$(BIN)/python benchmarks/photos/fetch.py photos-data
 	$(BIN)/python benchmarks/photos/evaluate.py photos-data
 

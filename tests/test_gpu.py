@@ -8,7 +8,6 @@ import torch
 import molt
 from molt import Features, ops
 from molt.clustering import TokenKMeans
-from molt.methods import Evidence
 from molt.methods.seeded import contrast_maps
 
 pytestmark = pytest.mark.gpu
@@ -62,7 +61,8 @@ def test_localizer_agrees_with_the_cpu(monkeypatch: pytest.MonkeyPatch, photo: t
         monkeypatch.setattr(f"molt.backbones.{room}.create_timm", untrained)
     on_gpu = molt.Localizer(device="cuda")
     on_cpu = molt.Localizer(device="cpu")
-    found: Evidence = on_gpu._maps(torch.rand(4, 3, 448, 448, device="cuda"), torch.tensor([3, -1], device="cuda")).evidence
+    images, wanted = torch.rand(4, 3, 448, 448, device="cuda"), torch.tensor([3, -1], device="cuda")
+    found = on_gpu._maps(images, wanted).evidence
     assert all(m.is_cuda for m in found.maps)
     batch = torch.stack([photo, photo.flip(2), photo.flip(1)])
     for a, b in zip(on_gpu(batch.cuda(), classes="tabby"), on_cpu(batch, classes="tabby"), strict=True):

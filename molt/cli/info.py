@@ -59,25 +59,32 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = 
         print(json.dumps(found, default=str))
         return
     from rich.console import Console
-    from rich.table import Table
 
-    console = Console(highlight=False)
-    general = Table(show_header=False, box=None)
-    general.add_row("molt", found["molt"])
-    general.add_row("python", found["python"])
+    console = Console(highlight=False, soft_wrap=True, markup=False)
+
+    def line(label: str, text: object) -> None:
+        console.print(f"{label:<10} {text}")
+
+    config = found["config"]
+    build = config["native_build"]
+    line("molt", found["molt"])
+    line("python", found["python"])
     for name, number in found["packages"].items():
-        general.add_row(name, number or "not installed")
-    general.add_row("devices", ", ".join(found["devices"]))
-    for key, value in found["config"].items():
-        if key not in ("molt", "python", "torch", "triton"):
-            general.add_row(key.replace("_", " "), str(value))
-    general.add_row("hub", found["hub"])
-    general.add_row("cache", f"{found['cache']['folder']} ({found['cache']['mib']} MiB)")
-    console.print(general)
-    weights = Table("weights for", "used by", "source", "saw masks?", "threshold", title="default weights")
+        line(name, number or "not installed")
+    line("devices", ", ".join(found["devices"]))
+    line("backend", f"{config['backend']} (auto, reference or native; MOLT_BACKEND)")
+    if config["native"]:
+        archs = build["cuda_archs"] or "none"
+        line("native", f"CPU operators: {build['compiler']}, for torch >= {build['torch_abi_target']}; CUDA: {archs}")
+    else:
+        line("native", f"not compiled in: {config['native_missing']}")
+    line("hub", found["hub"])
+    line("cache", f"{found['cache']['folder']} ({found['cache']['mib']} MiB)")
     for entry in found["weights"]:
-        source = entry["source"] or f"none: {entry['missing']}"
-        weights.add_row(
-            entry["model"], entry["used_by"], source, entry.get("saw_masks", "-"), entry.get("measured", "-")
-        )
-    console.print(weights)
+        console.print(f"\n{entry['model']}, used by weights {entry['used_by']}")
+        if entry["source"] is None:
+            line("  none", entry["missing"])
+            continue
+        line("  from", entry["source"])
+        line("  masks", f"seen in training: {entry['saw_masks']}")
+        line("  threshold", f"{entry['measured']} on these weights")
