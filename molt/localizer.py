@@ -106,7 +106,7 @@ class Localizer:
         checkpoint: str | Path | None = None,
         source: str = "auto",
         clusterer: Any = None,
-        alpha: float = 0.5,
+        alpha: float = 0.4,
         profile: bool = False,
     ) -> None:
         if method not in METHODS:

@@ -66,13 +66,27 @@ def test_steps_match_a_plain_loop() -> None:
     """From the same start Lloyd's steps end where a plain loop ends."""
     x = features(1, (12, 12), 5)
     vectors = torch.nn.functional.normalize(x.patches[0], dim=-1).double()
-    kmeans = TokenKMeans(4, iterations=50)
-    centres = kmeans._choose(vectors[None])[0]
+    kmeans = TokenKMeans(4, iterations=50, restarts=1)
+    centres = kmeans._choose(vectors[None])[0, 0]
     for _ in range(50):
         labels = (vectors @ centres.T).argmax(1)
         centres = torch.stack([vectors[labels == j].mean(0) for j in range(4)])
         centres = torch.nn.functional.normalize(centres, dim=-1)
     assert torch.allclose(kmeans._fit(vectors[None], cosine=True)[0], centres, atol=1e-9)
+
+
+def test_restarts_keep_the_best_start() -> None:
+    x = features(2, (15, 15), 8)
+    vectors = torch.nn.functional.normalize(x.patches, dim=-1)
+
+    def fit(kmeans: TokenKMeans) -> torch.Tensor:
+        return (vectors @ kmeans._fit(vectors, cosine=True).transpose(1, 2)).amax(-1).sum(1)
+
+    several = TokenKMeans(6, restarts=8)
+    starts = several._choose(vectors)
+    assert len({tuple(start[0, 0].tolist()) for start in starts.transpose(0, 1)}) > 1
+    single = [fit(TokenKMeans(6, restarts=1, seed=seed)) for seed in range(8)]
+    assert (fit(several) >= torch.stack(single).median(0).values).all()
 
 
 def test_images_without_a_network(photo: torch.Tensor) -> None:
@@ -108,6 +122,7 @@ def test_one_cluster_and_non_contiguous() -> None:
         ({"num_clusters": 0}, "num_clusters"),
         ({"num_clusters": 257}, "num_clusters"),
         ({"iterations": 0}, "iterations"),
+        ({"restarts": 0}, "restarts"),
         ({"position": -1}, "position"),
         ({"working_size": 0}, "working_size"),
     ],
