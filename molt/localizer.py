@@ -25,6 +25,7 @@ from molt.structures import Localization
 
 Source = str | Path | PIL.Image.Image | np.ndarray | Tensor
 PREVIEW = 1000
+RESTARTS = 4  # one threshold serves all photos, so the spread between starts counts
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,8 +84,8 @@ class Localizer:
         backbone: timm name of the network whose patches are compared, in place of the usual one.
         checkpoint: local weight file for that network.
         source: ``"auto"``, ``"package"`` or ``"hub"``: where weights are taken from.
-        clusterer: callable ``labels, counts = clusterer(features, size)``; default ``TokenKMeans()``.
-        alpha: weight of the cluster mean in the refined map, 0 (no refinement) to 1.
+        clusterer: callable ``labels, counts = clusterer(features, size)``; default ``TokenKMeans(restarts=4)``.
+        alpha: weight of the cluster mean in the refined map, 0 (no refinement) to 1; None takes the method's own.
         profile: True books time and memory of each stage in :attr:`profile`.
 
     Raises:
@@ -106,14 +107,14 @@ class Localizer:
         checkpoint: str | Path | None = None,
         source: str = "auto",
         clusterer: Any = None,
-        alpha: float = 0.4,
+        alpha: float | None = None,
         profile: bool = False,
     ) -> None:
         if method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
         if threshold is not None and not 0 < threshold < 1:
             raise ValueError(f"threshold must be in (0, 1), got {threshold}")
-        if not 0 <= alpha <= 1:
+        if alpha is not None and not 0 <= alpha <= 1:
             raise ValueError(f"alpha must be in [0, 1], got {alpha}")
         self.device = _pick_device(device)
         with use_backend(backend) if backend is not None else nullcontext():
@@ -126,8 +127,8 @@ class Localizer:
         self.k = k
         self.threshold = self.method.threshold if threshold is None else threshold
         self.multi = multi
-        self.clusterer = TokenKMeans() if clusterer is None else clusterer
-        self.alpha = alpha
+        self.clusterer = TokenKMeans(restarts=RESTARTS) if clusterer is None else clusterer
+        self.alpha = self.method.alpha if alpha is None else alpha
         self.profile = Profile(self.device) if profile else None
 
     @property

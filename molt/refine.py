@@ -27,7 +27,7 @@ def refine(
     *,
     features: Features | Callable[[Tensor], Features] | None = None,
     clusterer: Any = None,
-    alpha: float = 0.4,
+    alpha: float = 0.5,
     size: Sequence[int] | None = None,
     normalize: bool = True,
     backend: Backend | None = None,

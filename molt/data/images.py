@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import operator
 import os
+import stat
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +21,13 @@ from torch import Tensor
 
 T = TypeVar("T")
 
-# Openers that run another program (EPS), or that only identify a file and then fail to decode it.
-_UNSAFE = frozenset({"EPS", "BUFR", "GRIB", "HDF5", "WMF", "MPEG", "FPX", "MIC"})
+# Openers that run another program (EPS), that only identify a file and then fail to decode it, or that know a file by
+# no signature and hold no photos.
+_UNSAFE = frozenset({"EPS", "BUFR", "GRIB", "HDF5", "WMF", "MPEG", "FPX", "MIC", "IM", "IMT", "IPTC", "SPIDER"})
 _OPTIONAL = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}  # format -> what Pillow must be built with
 _JPEG = ("JPEG", "MPO")
 _MAX_PIXELS = 178_956_970  # Pillow's own limit for a decompression bomb
+_opening = threading.Lock()  # held while Pillow's own limit is another one
 _ORIENTATION = 0x0112
 _TURNS = {
     2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
@@ -78,7 +83,8 @@ def find_photos(folder: str | Path) -> tuple[list[Path], int]:
     """
 
     def fail(error: OSError) -> None:
-        raise PhotoError(f"{_one_line(error.filename)}: the folder cannot be read ({error.strerror})") from error
+        reason = error.strerror or type(error).__name__
+        raise PhotoError(f"{_one_line(error.filename or folder)}: the folder cannot be read ({reason})") from error
 
     photos, others = [], 0
     for parent, _, names in os.walk(folder, onerror=fail):
@@ -123,14 +129,17 @@ def read_photo(source: Any, size: int | Sequence[int]) -> Photo:
 
     Raises:
         PhotoError, TypeError: as for :func:`load_photo`.
+        ValueError: a size that is not one or two sides of at least 1.
     """
-    height, width = (size, size) if isinstance(size, int) else (int(side) for side in size)
+    height, width = _sides(size)
     if isinstance(source, Tensor):
         pixels = _check_tensor(source)
         original = (pixels.shape[2], pixels.shape[1])
         if tuple(pixels.shape[1:]) != (height, width):
             pixels = F.interpolate(pixels[None], (height, width), mode="bilinear", align_corners=False, antialias=True)
             pixels = pixels[0].clamp(0, 1)
+        elif pixels.data_ptr() == source.data_ptr():
+            pixels = pixels.clone()
         return Photo(pixels, original, source)
     if isinstance(source, str | Path):
         picture, original = _from_file(Path(source), (width, height))
@@ -142,21 +151,34 @@ def read_photo(source: Any, size: int | Sequence[int]) -> Photo:
     return Photo(torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255, original, source)
 
 
+def _sides(size: int | Sequence[int]) -> tuple[int, int]:
+    """Return the size asked for as (H, W)."""
+    try:
+        sides = [operator.index(side) for side in (size if isinstance(size, Sequence) else [size, size])]
+    except TypeError as error:
+        raise TypeError(f"size must be an int or (H, W), got {size!r}") from error
+    if len(sides) != 2 or min(sides) < 1:
+        raise ValueError(f"size must be one side or (H, W), each at least 1, got {size!r}")
+    return sides[0], sides[1]
+
+
 def _from_file(path: Path, wanted: tuple[int, int] | None) -> tuple[PIL.Image.Image, tuple[int, int]]:
     """Return the picture, for a JPEG possibly decoded smaller but not below ``wanted``, and its full upright size."""
     name = _one_line(path)
 
     def read() -> tuple[PIL.Image.Image, tuple[int, int]]:
-        if path.is_dir():
+        try:
+            found = path.stat()
+        except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a null character
+            raise PhotoError(f"{name}: no such file") from error
+        if stat.S_ISDIR(found.st_mode):
             raise PhotoError(f"{name}: is a folder, not a photo")
-        if not path.exists():
-            raise PhotoError(f"{name}: no such file")
-        if not path.is_file():
+        if not stat.S_ISREG(found.st_mode):
             raise PhotoError(f"{name}: is not a regular file")
-        if path.stat().st_size == 0:
+        if found.st_size == 0:
             raise PhotoError(f"{name}: the file is empty")
         limit = _limit()
-        with PIL.Image.open(path, formats=_formats()) as image:
+        with _open(path, limit) as image:
             _with_pixels(image, name)
             if image.width * image.height > limit:
                 raise PhotoError(
@@ -170,6 +192,21 @@ def _from_file(path: Path, wanted: tuple[int, int] | None) -> tuple[PIL.Image.Im
             return picture, full or picture.size
 
     return _guard(name, read)
+
+
+def _open(path: Path, limit: int) -> PIL.Image.Image:
+    """Open a file, its pixels not yet decoded, of up to ``limit`` pixels whatever Pillow's own limit is."""
+    if limit == _MAX_PIXELS:
+        return PIL.Image.open(path, formats=_formats())
+    # Pillow raises above its own number, before ours is looked at.
+    with _opening:
+        theirs = PIL.Image.MAX_IMAGE_PIXELS
+        try:
+            if theirs is not None:
+                PIL.Image.MAX_IMAGE_PIXELS = max(theirs, limit)
+            return PIL.Image.open(path, formats=_formats())
+        finally:
+            PIL.Image.MAX_IMAGE_PIXELS = theirs
 
 
 def _guard(name: str, read: Callable[[], T]) -> T:
@@ -199,12 +236,8 @@ def _limit() -> int:
     given = os.environ.get("MOLT_MAX_PIXELS", "")
     if not given:
         return _MAX_PIXELS
-    if not given.isdigit() or int(given) == 0:
+    if not given.isdecimal() or int(given) == 0:
         raise PhotoError(f"MOLT_MAX_PIXELS must be a positive integer, got {given!r}")
-    # Pillow raises at twice its own number, before ours is looked at.
-    theirs = PIL.Image.MAX_IMAGE_PIXELS
-    if theirs is not None and int(given) > 2 * theirs:
-        PIL.Image.MAX_IMAGE_PIXELS = int(given) // 2 + 1
     return int(given)
 
 
@@ -231,16 +264,21 @@ def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Convert any mode; what is transparent shows white."""
+    """Return an RGB copy of any mode; what is transparent shows white."""
     if image.mode.startswith("I") or image.mode == "F":
-        return PIL.Image.fromarray(_deep_grey(np.asarray(image), image.mode)).convert("RGB")
+        values = np.asarray(image)
+        grey = _deep_grey(values, image.mode)
+        grey[values == image.info.get("transparency")] = 255
+        return PIL.Image.fromarray(grey).convert("RGB")
     if image.mode in ("RGBa", "La"):
         image = image.convert(image.mode.upper())
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
         image = image.convert("RGBA")
         ground = PIL.Image.new("RGBA", image.size, "white")
-        return PIL.Image.alpha_composite(ground, image).convert("RGB")
-    return image.convert("RGB")  # a copy where it is RGB already
+        image = PIL.Image.alpha_composite(ground, image)
+    image = image.convert("RGB")  # a copy where it is RGB already
+    image.info.clear()  # or the orientation would be followed again
+    return image
 
 
 def _deep_grey(values: np.ndarray, mode: str) -> np.ndarray:
@@ -275,7 +313,7 @@ def _from_array(array: np.ndarray) -> PIL.Image.Image:
         array = array.astype(np.uint8) * 255
     elif array.dtype != np.uint8:
         raise PhotoError(f"the array must be uint8, uint16 or float in [0, 1], got {array.dtype}")
-    return _to_rgb(PIL.Image.fromarray(np.ascontiguousarray(array)))
+    return _to_rgb(PIL.Image.fromarray(array))
 
 
 def _check_tensor(tensor: Tensor) -> Tensor:
@@ -286,6 +324,8 @@ def _check_tensor(tensor: Tensor) -> Tensor:
         raise PhotoError(f"the tensor must have shape (3, H, W), got {tuple(tensor.shape)}{hint}")
     if 0 in tensor.shape:
         raise PhotoError(f"the tensor has no pixels: shape {tuple(tensor.shape)}")
+    if tensor.layout != torch.strided:
+        raise PhotoError(f"the tensor must be dense, got layout {tensor.layout}")
     if tensor.dtype == torch.uint8:
         return tensor.float() / 255
     if not tensor.is_floating_point():
@@ -300,4 +340,5 @@ def _check_range(low: float, high: float, kind: str) -> None:
         raise PhotoError(f"the {kind} holds NaN or infinite values")
     if low < 0 or high > 1:
         why = "it looks normalised: undo that" if low < 0 else "it looks like 0..255: divide by 255 or pass uint8"
-        raise PhotoError(f"the {kind} must hold floats in [0, 1], got {low:.4g} to {high:.4g} ({why})")
+        why = "clip it" if low > -0.1 and high < 1.1 else why
+        raise PhotoError(f"the {kind} must hold floats in [0, 1], got {low:.8g} to {high:.8g} ({why})")

@@ -42,12 +42,14 @@ class Method(nn.Module):
 
     Attributes:
         threshold: share of the refined map's maximum that a box encloses.
+        alpha: weight of the cluster mean in the refined map.
         class_names: names of the classes, in order.
         size: side in pixels of the square images wanted.
         weights: where the weights of each network came from.
     """
 
     threshold: float
+    alpha: float
     class_names: tuple[str, ...]
     size: int
     weights: tuple[WeightsInfo, ...]
