@@ -60,7 +60,7 @@ class Seeded(Method):
 
     # Refined maps are min-max normalised; .5 is near the best of a .05 grid for the ViT's and the CNN's patches alike.
     threshold = 0.5
-    # Its maps follow the object already: of .3, .4 and .5, .3 cost the ViT's least and helped the CNN's most (six seeds).
+    # Its maps follow the object already: of .3, .4 and .5, .3 cost the ViT's least and helped the CNN's most.
     alpha = 0.3
 
     def __init__(
