@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
@@ -15,6 +13,7 @@ import torch
 from torch import Tensor
 
 import molt
+from molt._files import whole_file
 from molt.classes import OBJECT, OBJECT_NAME
 from molt.data.samples import SamplePhoto
 from molt.localizer import Explanation
@@ -118,7 +117,8 @@ def write_page(
         text = "".join(_page(items, weights, min_probability, size, quality))
         if len(text.encode()) < MAX_BYTES:
             break
-    _write(path, text)
+    with whole_file(path) as part:
+        part.write_text(text, encoding="utf-8", newline="\n")
     return path
 
 
@@ -283,19 +283,3 @@ def _data(picture: PIL.Image.Image, quality: int) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=quality, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def _write(path: Path, text: str) -> None:
-    """Put the text in place in one step: a reader sees the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with open(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(part).chmod(0o666 & ~umask)  # mkstemp's files are private
-        os.replace(part, path)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
