@@ -25,6 +25,7 @@ from molt.structures import Localization
 
 Source = str | Path | PIL.Image.Image | np.ndarray | Tensor
 PREVIEW = 1000
+MIN_SHARE = 0.01
 RESTARTS = 4  # one threshold serves all photos, so the spread between starts counts
 
 
@@ -78,7 +79,7 @@ class Localizer:
         k: how many of the likeliest classes to localize, 1 to the network's number of classes.
         threshold: in (0, 1): a box encloses map values of at least this share of the maximum; None takes the
             method's own.
-        multi: True gives a box to every component of the map, not just to the largest.
+        multi: True gives a box to every component of the map of at least 1 % of the largest one's area.
         device: ``"cpu"``, ``"cuda"``...; None takes a GPU where there is one.
         backend: ``"auto"``, ``"reference"`` or ``"native"`` for molt's operators; None leaves what is in force.
         backbone: timm name of the network whose patches are compared, in place of the usual one.
@@ -271,6 +272,7 @@ class Localizer:
                 score = probabilities[i, channel] * share
                 score = torch.where(classes[i, channel] == OBJECT, found.mean[here], score)
                 order = score.argsort(descending=True, stable=True)
+                order = order[share[order] >= MIN_SHARE]
                 channel, boxes, score = channel[order], boxes[order], score[order]
                 scale = torch.tensor([photo.size[0] / width, photo.size[1] / height]).repeat(2)
                 results.append(

@@ -84,6 +84,8 @@ def draw_boxes(
         x0, y0, x1, y1 = (value * factor for value, factor in zip(box, scale, strict=True))
         x0, y0 = min(max(x0, 0), width - 1), min(max(y0, 0), height - 1)
         x1, y1 = min(max(x1 - 1, x0), width - 1), min(max(y1 - 1, y0), height - 1)
+        # A dark rim keeps the line visible on any ground.
+        draw.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline="black", width=line + 2)
         draw.rectangle((x0, y0, x1, y1), outline=colour(i), width=line)
         text = f"{name.split(',')[0]} {score}".strip()
         left, top, right, bottom = draw.textbbox((0, 0), text, font=font)

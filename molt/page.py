@@ -18,7 +18,7 @@ from molt.classes import OBJECT, OBJECT_NAME
 from molt.data.samples import SamplePhoto
 from molt.localizer import Explanation
 from molt.overlay import cluster_overlay, draw_boxes, heat_overlay
-from molt.structures import SawMasks, WeightsInfo
+from molt.structures import Localization, SawMasks, WeightsInfo
 
 MAX_BYTES = 5_000_000
 PYTHON_LINES = """\
@@ -55,10 +55,11 @@ p { margin: 0 0 10px; max-width: 44rem; }
 .soft { color: var(--soft); }
 .lead { font-size: 1.08rem; }
 section { margin-top: 52px; padding-top: 28px; border-top: 1px solid var(--line); }
-.found { margin-bottom: 4px; }
+.found { margin-bottom: 4px; max-width: none; }
 .found b { color: var(--accent); }
 .credit { font-size: .875rem; margin-bottom: 18px; }
 .legend { display: flex; flex-wrap: wrap; align-items: center; gap: 6px 10px; font-size: .875rem; margin-top: 16px; }
+.scale { display: flex; align-items: center; gap: 8px; margin-right: 14px; }
 .legend img { display: block; width: 150px; height: 10px; border-radius: 5px; }
 .stages { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 22px 18px; margin: 0; padding: 0;
   list-style: none; }
@@ -81,7 +82,7 @@ footer { margin-top: 40px; font-size: .8125rem; color: var(--soft); }
   h1 { font-size: 1.6rem; }
   section { margin-top: 40px; padding-top: 24px; }
   .stages { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 18px 12px; }
-  .wide { grid-column: 1 / -1; }
+  .last { grid-column: 1 / -1; }
   .cards { grid-template-columns: minmax(0, 1fr); }
   figcaption { font-size: .8125rem; }
 }
@@ -125,13 +126,18 @@ def write_page(
 def shown_names(explanation: Explanation, min_probability: float) -> list[str]:
     """Return a name for every box: the class where its probability is above ``min_probability``, else 'object'."""
     result = explanation.result
-    # A score never exceeds its class's probability, so it can stand in where several classes were looked for.
-    one = len(set(result.classes.tolist())) == 1
-    chances = [explanation.class_probability if one else score for score in result.scores.tolist()]
     return [
         name.split(",")[0] if chance > min_probability else OBJECT_NAME
-        for name, chance in zip(result.names, chances, strict=True)
+        for name, chance in zip(result.names, _chances(explanation), strict=True)
     ]
+
+
+def _chances(explanation: Explanation) -> list[float]:
+    """Return the probability of every box's class, or where several classes were looked for what it is at least."""
+    result = explanation.result
+    if len(set(result.classes.tolist())) == 1:
+        return [explanation.class_probability] * len(result)
+    return list(result.scores.tolist())  # a score is a probability times a share
 
 
 def _page(
@@ -155,12 +161,12 @@ def _page(
 <main>
 <header>
 <h1>From photo to box, step by step</h1>
-<p class="lead">molt finds the object in a photo without ever having been shown a box. An image classifier says what is
-there and roughly where; comparing parts of the photo with each other fills in the rest.</p>
-<p class="soft">A class is named here only where its probability is above {min_probability:.0%}; below that the photo
-says &lsquo;object&rsquo;. The location does not depend on the name being shown.</p>
-<p class="legend soft"><span>Heat maps: low</span>{_legend(quality)}<span>high. In the cluster map, colours only tell
-groups apart.</span></p>
+<p class="lead">molt finds the object in a photo without box annotations: an image classifier says what is there and
+roughly where, and comparing parts of the photo with each other fills in the rest.</p>
+<p class="soft">A class is named here only where its probability is above {min_probability:.0%}; otherwise it says
+&lsquo;object&rsquo;.</p>
+<p class="legend soft"><span>Heat maps:</span><span class="scale">low {_legend(quality)} high</span>
+<span>Clusters: colours only tell groups apart.</span></p>
 </header>
 """
     for photo, explanation in items:
@@ -168,13 +174,12 @@ groups apart.</span></p>
     yield _weights(weights)
     yield f"""<section id="yours">
 <h2>Your own photos</h2>
-<p>Put some photos in a folder, here called <code>my_photos</code>, and run these three lines of Python:</p>
-<pre id="python">{escape(PYTHON_LINES)}</pre>
-<p>Or this one line in a shell, which also writes a picture with the boxes for every photo:</p>
+<p>Made by molt {escape(molt.__version__)}; this file holds everything it shows. Put some photos of your own in a
+folder, here called <code>my_photos</code>. In a shell, this writes a picture with the boxes for every photo:</p>
 <pre id="shell">{escape(SHELL_LINE)}</pre>
+<p>These three lines of Python do the same and show each picture:</p>
+<pre id="python">{escape(PYTHON_LINES)}</pre>
 </section>
-<footer>Made by molt {escape(molt.__version__)}. This file holds everything it shows; nothing is loaded from
-elsewhere.</footer>
 </main>
 </body>
 </html>
@@ -210,35 +215,49 @@ def _stages(
     def heat(values: Tensor) -> PIL.Image.Image:
         return heat_overlay(picture, values)
 
-    yield ' class="wide"', "Photo", "What goes in.", picture
+    yield "", "Photo", "What goes in.", picture
     cam = "Class activation map: the places the classifier looked at to decide. Coarse, and often only a part."
     yield "", "Where the class shows", cam, heat(explanation.cam)
     for side, values in explanation.scale_maps:
         caption = f"Photo at {side}\u00d7{side}: how much more each patch resembles those places than the rest."
-        yield "", f"Similar parts, {side} px", caption, heat(values)
-    yield "", "All scales together", "The mean of the maps before.", heat(explanation.fused)
+        yield "", f"Similar parts, {side}\u00a0px", caption, heat(values)
+    fused = "The mean of the similarity maps, each scaled to the same range."
+    yield "", "All scales together", fused, heat(explanation.fused)
     groups = explanation.clusters.unique().numel()
     clusters = f"Patches that look alike, in {groups} group{'' if groups == 1 else 's'}; no class is involved."
     yield "", "Clusters", clusters, cluster_overlay(picture, explanation.clusters)
-    refined = "Each pixel is pulled towards the mean of its cluster, so that the map follows outlines."
+    refined = "Each pixel is pulled towards the mean of its cluster, so that the map keeps to outlines."
     yield "", "Refined map", refined, heat(explanation.refined)
     if len(result):
-        boxes = draw_boxes(picture, result.boxes, shown_names(explanation, min_probability), None, result.size)
-        box = "The box around the largest part where the refined map is high."
+        names = shown_names(explanation, min_probability)
+        boxes = draw_boxes(_spotlight(picture, result), result.boxes, names, None, result.size)
+        named = ", ".join(dict.fromkeys(names))
+        box = f"Encloses the largest part where the refined map is high. Shown as: {named}."
     else:
         boxes, box = picture, "The refined map has no part to enclose."
-    yield ' class="wide last"', "Box", box, boxes
+    yield ' class="last"', "Box", box, boxes
+
+
+def _spotlight(picture: PIL.Image.Image, result: Localization) -> PIL.Image.Image:
+    """Return the picture dimmed outside the boxes, which thin lines on a small tile would not make plain."""
+    mask = PIL.Image.new("L", picture.size)
+    across, down = picture.width / result.size[0], picture.height / result.size[1]
+    for x0, y0, x1, y1 in result.boxes.tolist():
+        mask.paste(255, (round(x0 * across), round(y0 * down), round(x1 * across), round(y1 * down)))
+    dimmed = PIL.Image.blend(picture, PIL.Image.new("RGB", picture.size, (24, 28, 32)), 0.6)
+    return PIL.Image.composite(picture, dimmed, mask)
 
 
 def _found(explanation: Explanation, min_probability: float) -> str:
-    result, chance = explanation.result, explanation.class_probability
+    result = explanation.result
     if not len(result):
         return "Nothing found."
+    chance = _chances(explanation)[0]
     name = shown_names(explanation, min_probability)[0]
     if int(result.classes[0]) == OBJECT:
         why = "no class was asked for"
     elif name == OBJECT_NAME:
-        why = f"its likeliest class reaches a probability of only {chance:.2f}, so it is not named"
+        why = f"the likeliest class has a probability of only {chance:.2f}, so it is not named"
     else:
         why = f"probability {chance:.2f}"
     x0, y0, x1, y1 = (f"{value:.0f}" for value in result.boxes[0].tolist())

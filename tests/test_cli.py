@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -79,14 +83,12 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeLocalizer]:
 
 def call(*arguments: object) -> SimpleNamespace:
     """Run `molt` in this process, as its entry point does."""
-    from typer.testing import CliRunner
+    from molt.cli import main
 
-    from molt.cli import app
-
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return SimpleNamespace(code=result.exit_code, out=result.stdout, err=result.stderr)
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+    return SimpleNamespace(code=stopped.value.code, out=out.getvalue(), err=err.getvalue())
 
 
 def test_help_is_quick_and_needs_no_torch() -> None:
@@ -123,8 +125,8 @@ def test_real_run_end_to_end(tmp_path: Path) -> None:
         assert sum(record["path"] in line for line in result.stderr.splitlines()) == 1
     assert "Traceback" not in result.stderr
     assert "forward" in result.stderr and "x the bare forward passes" in result.stderr
-    assert sorted(p.name for p in out.iterdir()) == ["chelsea-2.jpg", "chelsea.jpg"]
-    with PIL.Image.open(out / "chelsea.jpg") as overlay:
+    assert sorted(p.name for p in out.iterdir()) == ["chelsea-boxes-2.jpg", "chelsea-boxes.jpg"]
+    with PIL.Image.open(out / "chelsea-boxes.jpg") as overlay:
         assert overlay.size == (451, 300)
 
 
@@ -133,7 +135,7 @@ def test_table_and_overlays_by_default(fake: type, tmp_path: Path, monkeypatch: 
     one = photo(tmp_path / "one.png")
     result = call("localize", one)
     assert result.code == 0 and "Egyptian cat" in result.out and "0.50" in result.out
-    assert (tmp_path / "molt-out" / "one.jpg").is_file()
+    assert (tmp_path / "molt-out" / "one-boxes.jpg").is_file()
 
 
 def test_json_without_out_writes_no_files(fake: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,14 +172,14 @@ def test_folders_are_searched_and_others_counted(tmp_path: Path, capsys: pytest.
     (tmp_path / "deep" / "data.csv").write_text("x")
     items = expand([tmp_path], None)
     assert [i.path.relative_to(tmp_path).as_posix() for i in items] == ["a.jpg", "b.PNG", "deep/er/c.webp"]
-    assert [i.place.as_posix() for i in items] == ["a.jpg", "b.jpg", "deep/er/c.jpg"]
+    assert [i.place.as_posix() for i in items] == ["a-boxes.jpg", "b-boxes.jpg", "deep/er/c-boxes.jpg"]
     assert "2 other files left alone" in capsys.readouterr().err
 
 
 def test_overlays_do_not_overwrite_each_other(tmp_path: Path) -> None:
     paths = [photo(tmp_path / name) for name in ("x/cat.png", "y/cat.jpg", "z/Cat.webp")]
     places = [item.place.as_posix() for item in expand(paths, None)]
-    assert places == ["cat.jpg", "cat-2.jpg", "Cat-3.jpg"]
+    assert places == ["cat-boxes.jpg", "cat-boxes-2.jpg", "Cat-boxes-3.jpg"]
 
 
 def test_overlays_stay_in_their_folder(fake: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +188,7 @@ def test_overlays_stay_in_their_folder(fake: type, tmp_path: Path, monkeypatch: 
     inside.mkdir()
     monkeypatch.chdir(inside)
     assert call("localize", "../up.png", "../inside/../up.png", "--out", "out").code == 0
-    assert sorted(p.name for p in (inside / "out").iterdir()) == ["up-2.jpg", "up.jpg"]
+    assert sorted(p.name for p in (inside / "out").iterdir()) == ["up-boxes-2.jpg", "up-boxes.jpg"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["inside", "up.png"]
 
 
@@ -195,7 +197,7 @@ def test_own_overlays_are_not_taken_for_photos(fake: type, tmp_path: Path, monke
     photo(tmp_path / "one.png")
     for _ in range(2):
         assert call("localize", ".").code == 0
-    assert sorted(p.name for p in (tmp_path / "molt-out").iterdir()) == ["one.jpg"]
+    assert sorted(p.name for p in (tmp_path / "molt-out").iterdir()) == ["one-boxes.jpg"]
 
 
 def test_a_named_file_is_always_tried(fake: type, tmp_path: Path) -> None:
@@ -235,7 +237,8 @@ def test_empty_and_unreadable_folders_are_failed_inputs(
 )
 def test_wrong_options_are_usage(arguments: list[str], text: str) -> None:
     result = call("localize", CAT, *arguments)
-    assert result.code == 2 and text in result.err and "Traceback" not in result.err and not result.out
+    assert result.code == 2 and text in result.err and not result.out
+    assert len(result.err.splitlines()) == 1, "one line"
 
 
 def test_no_path_is_usage() -> None:
@@ -247,6 +250,44 @@ def test_out_that_is_a_file_is_usage(tmp_path: Path) -> None:
     taken = photo(tmp_path / "taken.png")
     result = call("localize", CAT, "--out", taken)
     assert result.code == 2 and "is a file, expected a folder" in result.err
+
+
+def test_originals_are_never_overwritten(fake: type, tmp_path: Path) -> None:
+    def digest() -> dict[str, str]:
+        return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in originals}
+
+    originals = [photo(tmp_path / "cat.jpg"), photo(tmp_path / "cat-boxes.jpg", 1)]
+    before = digest()
+    assert call("localize", *originals, "--out", tmp_path).code == 0
+    assert digest() == before
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "cat.jpg",
+        "cat-boxes.jpg",
+        "cat-boxes-2.jpg",
+        "cat-boxes-boxes.jpg",
+    }
+    result = call("localize", tmp_path, "--out", tmp_path)
+    assert result.code == 2 and "is a folder of photos given as input" in result.err
+
+
+def test_a_link_does_not_lead_overlays_away(fake: type, tmp_path: Path) -> None:
+    photo(tmp_path / "in" / "sub" / "one.png")
+    away, out = tmp_path / "away", tmp_path / "out"
+    away.mkdir()
+    out.mkdir()
+    (out / "sub").symlink_to(away)
+    result = call("localize", tmp_path / "in", "--json", "--out", out)
+    assert result.code == 1 and "a link leads sub out of" in result.err and not list(away.iterdir())
+
+
+def test_interrupted_says_so(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "molt.cli", "localize", *[str(CAT)] * 500, "--weights", "weak", "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert json.loads(process.stdout.readline())["detections"]
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and errors.strip().splitlines()[-1] == "molt: interrupted"
+    assert "Traceback" not in errors
 
 
 def test_missing_weights_are_one_line(tmp_path: Path) -> None:
@@ -282,7 +323,7 @@ def test_an_overlay_that_cannot_be_written_fails_its_input(fake: type, tmp_path:
     photo(tmp_path / "in" / "two.png")
     result = call("localize", tmp_path / "in", "--json", "--out", out)
     assert result.code == 1 and "the overlay was not written" in result.err
-    assert len(result.out.splitlines()) == 2 and (out / "two.jpg").is_file()
+    assert len(result.out.splitlines()) == 2 and (out / "two-boxes.jpg").is_file()
     assert not list(out.glob("*.part"))
 
 

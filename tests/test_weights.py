@@ -151,6 +151,30 @@ def test_absent_package_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert weights.find_package("resnet18") is None
 
 
+def test_files_the_hub_left_here_need_no_network(tmp_path: Path) -> None:
+    """A hub cache is used as it lies, though the hub itself cannot be reached and nobody set it offline."""
+    torch.manual_seed(5)
+    given = timm.create_model("resnet18")
+    repo = tmp_path / "hub" / "models--timm--resnet18.a1_in1k"
+    (repo / "snapshots" / "abc").mkdir(parents=True)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("abc")
+    save_file(given.state_dict(), repo / "snapshots" / "abc" / "model.safetensors")
+    code = (
+        "import time; from molt.backbones import weights; t = time.perf_counter(); "
+        "model, info = weights.create_timm('resnet18.a1_in1k'); "
+        "weight = float(model.fc.weight.sum()); "
+        "print(info.source, info.saw_masks, info.measured, weight, time.perf_counter() - t, sep='|')"
+    )
+    env = {k: v for k, v in os.environ.items() if k.lower() not in ("hf_hub_offline", "http_proxy", "all_proxy")}
+    env |= {"HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    output = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
+    source, masks, measured, weight, seconds = output.strip().split("|")
+    assert (source, masks, measured) == ("hub timm/resnet18.a1_in1k", "no", "False")
+    assert float(weight) == pytest.approx(float(given.fc.weight.detach().sum()))
+    assert float(seconds) < 10
+
+
 @pytest.mark.parametrize("kind", ["silent", "refusing", "answering"])
 def test_hub_is_judged_within_three_seconds(kind: str) -> None:
     """A server that never answers costs 3 s, not the hub client's 47."""

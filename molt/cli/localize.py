@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from molt.localizer import Localizer
     from molt.structures import Localization
 
-FAILED, USAGE, INTERRUPTED = 1, 2, 130
+FAILED, USAGE = 1, 2
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ def localize(
     folder = out if out is not None or as_json else Path("molt-out")
     if folder is not None and folder.exists() and not folder.is_dir():
         _stop(f"--out {folder}: is a file, expected a folder", USAGE)
+    if folder is not None and any(path.is_dir() and path.resolve() == folder.resolve() for path in paths):
+        _stop(f"--out {folder}: is a folder of photos given as input, expected another one", USAGE)
 
     from molt.localizer import Localizer
 
@@ -83,10 +85,7 @@ def localize(
         _stop(str(error), USAGE)
     except (FileNotFoundError, RuntimeError) as error:
         _stop(str(error), FAILED)
-    try:
-        failures = _run(items, results, loc, folder, as_json)
-    except KeyboardInterrupt:
-        _stop("interrupted; what was finished is kept", INTERRUPTED)
+    failures = _run(items, results, loc, folder, as_json)
     if profile:
         _show_profile(loc)
     if failures:
@@ -98,18 +97,19 @@ def expand(paths: list[Path], out: Path | None) -> list[Item]:
     """Return the photos to try, in order, with one place each for their overlays.
 
     A folder gives the photos below it, less those under ``out``; other files are counted on stderr. No two places
-    are the same, also where letter case does not count.
+    are the same, also where letter case does not count, and none is that of an input.
     """
     from molt.data.images import PhotoError, find_photos
 
     items: list[Item] = []
     taken: set[str] = set()
+    inputs = {path.resolve() for path in paths}
 
     def add(path: Path, relative: Path) -> None:
-        place, number = relative.with_suffix(".jpg"), 1
-        while str(place).casefold() in taken:
+        place, number = relative.with_name(f"{relative.stem}-boxes.jpg"), 1
+        while str(place).casefold() in taken or (out is not None and (out / place).resolve() in inputs):
             number += 1
-            place = relative.with_name(f"{relative.stem}-{number}.jpg")
+            place = relative.with_name(f"{relative.stem}-boxes-{number}.jpg")
         taken.add(str(place).casefold())
         items.append(Item(path, place))
 
@@ -122,7 +122,7 @@ def expand(paths: list[Path], out: Path | None) -> list[Item]:
         except PhotoError as error:
             items.append(Item(path, Path(), str(error)))
             continue
-        if out is not None and out.resolve() != path.resolve():
+        if out is not None:
             found = [photo for photo in found if not photo.resolve().is_relative_to(out.resolve())]
         if others:
             _say(f"{path}: {others} other files left alone")
@@ -148,7 +148,8 @@ def _run(
     rows: list[tuple[str, str, str, str]] = []
     failures = 0
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=errors, transient=True, redirect_stdout=False) as progress:
+    silent = not errors.is_terminal
+    with Progress(*columns, console=errors, transient=True, redirect_stdout=False, disable=silent) as progress:
         for item in progress.track(items, description="localizing"):
             result: Localization | Exception = Exception(item.error) if item.error else next(results)[1]
             if isinstance(result, Exception):
@@ -164,7 +165,7 @@ def _run(
                 rows += _rows(item.path, result)
             if out is not None:
                 try:
-                    _write_overlay(result, out / item.place)
+                    _write_overlay(result, out, item.place)
                 except OSError as error:
                     failures += 1
                     _say(f"{item.path}: the overlay was not written ({error})", errors)
@@ -205,11 +206,13 @@ def _show_table(rows: list[tuple[str, str, str, str]], loc: Localizer, out: Path
         console.print(f"overlays in {out}", soft_wrap=True, markup=False)
 
 
-def _write_overlay(result: Localization, path: Path) -> None:
+def _write_overlay(result: Localization, out: Path, place: Path) -> None:
     from molt._files import whole_file
 
+    if not (out / place).parent.resolve().is_relative_to(out.resolve()):
+        raise OSError(f"a link leads {place.parent} out of {out}")
     picture = result.plot()
-    with whole_file(path) as part:
+    with whole_file(out / place) as part:
         picture.save(part, format="JPEG", quality=90)
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 _PHOTOS = (
     ("Chelsea the cat", "chelsea.png", "Stefan van der Walt, CC0"),
     ("Coffee cup", "coffee.png", "Rachel Michetti, courtesy of Pikolo Espresso Bar, CC0"),
-    ("Rocket launch", "rocket.jpg", "SpaceX, public domain"),
 )
 
 
