@@ -4,6 +4,7 @@ import email
 import os
 import re
 import shutil
+import site
 import subprocess
 import sys
 import sysconfig
@@ -49,8 +50,11 @@ def backend(tree, call, out, check=True, **env):
 
 def use(path, cwd, python=sys.executable):
     """Import the installed package away from any source tree, use it, and return what it prints."""
-    env = {"PYTHONPATH": str(path)} if path else {}
-    return run(python, "-P", "-c", USE, cwd=cwd, **env).stdout.split("\n")
+    if path is None:
+        return run(python, "-P", "-c", USE, cwd=cwd).stdout.split("\n")
+    # Without site, so that an editable install beside the tests lends nothing to the package at `path`.
+    found = os.pathsep.join([str(path), *site.getsitepackages()])
+    return run(python, "-S", "-P", "-c", USE, cwd=cwd, PYTHONPATH=found).stdout.split("\n")
 
 
 def names(archive):

@@ -58,17 +58,14 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         _fail(f"{error.format_message()} (molt --help lists commands, molt COMMAND --help their options)", 2)
     except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted", INTERRUPTED)
-    except SystemExit as stopped:
-        # Newer typer turns Ctrl-C into this code by itself, without a word.
-        if stopped.code == INTERRUPTED:
-            _fail("interrupted", INTERRUPTED)
-        raise
     except BrokenPipeError:
         # The reader of our output left (`| head`): no more to say, and nothing may be flushed to it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except (FileNotFoundError, PermissionError, RuntimeError) as error:
         _fail(str(error), 1)
+    if code == INTERRUPTED:  # typer's own answer to Ctrl-C, given without a word
+        _fail("interrupted", code)
     raise SystemExit(code or 0)
 
 
