@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV ?= .venv
 OUT ?= gpu-results
 BIN = $(VENV)/bin
-BUILD = MOLT_REQUIRE_EXT=1 $(BIN)/pip install --quiet --no-build-isolation
+BUILD = MOLT_REQUIRE_EXT=1 PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --no-build-isolation
 SOURCES = setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*)
 
 .PHONY: help demo test lint bench photos test-install gpu clean
@@ -22,6 +22,7 @@ help:
 
 # torch first and no build isolation: an isolated build would fetch torch's 5 GB a second time.
 $(VENV)/.torch:
+	@echo "setting up $(VENV): fetching PyTorch takes a minute or more, and 6 GB of disk"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip "setuptools>=77" wheel "pybind11>=2.13" ninja
 	$(BIN)/pip install --quiet torch timm
@@ -36,6 +37,7 @@ $(VENV)/.dev: $(VENV)/.torch $(SOURCES)
 	touch $@ $(VENV)/.demo
 
 demo: $(VENV)/.demo
+	@echo "'source $(BIN)/activate' puts molt on the path; open the page named below in a browser"
 	$(BIN)/molt demo
 
 test: $(VENV)/.dev
@@ -61,6 +63,7 @@ test-install:
 	bash tests/install_matrix.sh
 
 gpu:
+	@$(PYTHON) -c 'import torch' 2>/dev/null || { echo "make gpu: $(PYTHON) has no torch; set PYTHON to one that has"; exit 1; }
 	@$(PYTHON) -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "make gpu: torch sees no CUDA device (torch %s, CUDA %s)" % (torch.__version__, torch.version.cuda))'
 	@mkdir -p $(OUT)
 	MOLT_REQUIRE_EXT=1 $(PYTHON) setup.py build_ext --inplace > $(OUT)/build.log 2>&1 || { tail -n 30 $(OUT)/build.log; exit 1; }

@@ -49,8 +49,8 @@ def find_class(name: str | int, names: tuple[str, ...] | None = None) -> int:
     if found:
         choices = "; ".join(f"{i} = {names[i]}" for i in found)
         raise ValueError(f"class {text!r} is not unique: give the index ({choices})")
-    near = [part for part in parts if wanted and wanted in part.split()][:3]
-    near += [part for part in difflib.get_close_matches(wanted, parts, n=5, cutoff=0.6) if part not in near]
+    near = [part for part in parts if wanted and wanted in part.split()][:5]
+    near = near or difflib.get_close_matches(wanted, parts, n=5, cutoff=0.6)
     hint = f"; did you mean: {', '.join(near[:5])}?" if near else ""
     raise ValueError(f"class {text!r} is unknown{hint}")
 

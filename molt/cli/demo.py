@@ -13,13 +13,19 @@ def demo(
         "molt-demo"
     ),
 ) -> None:
-    """Show every stage, from photo to box, on sample photos: writes one HTML page and prints its path."""
+    """Make a page that shows every stage on sample photos.
+
+    The page is one HTML file; its path is printed last.
+    """
     from rich.console import Console
 
     from molt.data.samples import sample_photos
 
     photos = sample_photos()  # before anything slow
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise typer.BadParameter(f"--out {out}: is a file, expected a folder") from None
     console = Console(stderr=True, highlight=False)
     with console.status("loading the networks") as status:
         from molt.localizer import Localizer

@@ -48,12 +48,13 @@ def collect() -> dict[str, Any]:
         "config": molt.config(),
         "weights": weights,
         "hub": f"answers within {HUB_SECONDS:.0f} s" if hub_answers() else f"no answer within {HUB_SECONDS:.0f} s",
+        "hub_needed": any(not (entry["source"] or "").startswith("package") for entry in weights),
         "cache": {"folder": str(folder), "mib": round(cached / 2**20, 1)},
     }
 
 
 def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Show versions, devices, compiled backends, and where the default weights come from."""
+    """Show what is compiled in and which weights are used."""
     found = collect()
     if as_json:
         print(json.dumps(found, default=str))
@@ -78,7 +79,7 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = 
         line("native", f"CPU operators: {build['compiler']}, for torch >= {build['torch_abi_target']}; CUDA: {archs}")
     else:
         line("native", f"not compiled in: {config['native_missing']}")
-    line("hub", found["hub"])
+    line("hub", found["hub"] + ("" if found["hub_needed"] else " (not needed: packages hold the weights)"))
     line("cache", f"{found['cache']['folder']} ({found['cache']['mib']} MiB)")
     for entry in found["weights"]:
         console.print(f"\n{entry['model']}, used by weights {entry['used_by']}")
@@ -87,4 +88,4 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = 
             continue
         line("  from", entry["source"])
         line("  masks", f"seen in training: {entry['saw_masks']}")
-        line("  threshold", f"{entry['measured']} on these weights")
+        line("  threshold", f"{entry['threshold']} on these weights")

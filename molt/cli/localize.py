@@ -30,10 +30,10 @@ class Item:
 
 def localize(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Photos, or folders searched recursively.")],
-    method: Annotated[str, typer.Option(help="Localization method.")] = "seeded",
+    method: Annotated[str, typer.Option(help="Localization method: seeded.")] = "seeded",
     weights: Annotated[str, typer.Option(help="default (CNN + ViT) or weak (image labels only).")] = "default",
     k: Annotated[int, typer.Option("--k", help="How many of the likeliest classes to localize.")] = 1,
-    threshold: Annotated[float | None, typer.Option(help="Share of the map's maximum, 0 to 1.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Share of the map's maximum; 0.5 if not given.")] = None,
     multi: Annotated[bool, typer.Option("--multi", help="Box every component, not just the largest.")] = False,
     wanted: Annotated[
         list[str] | None,
@@ -63,9 +63,14 @@ def localize(
     if folder is not None and any(path.is_dir() and path.resolve() == folder.resolve() for path in paths):
         _stop(f"--out {folder}: is a folder of photos given as input, expected another one", USAGE)
 
+    items = expand(paths, folder)
+    from molt.classes import find_class
     from molt.localizer import Localizer
 
     try:
+        # Told before the networks are loaded; other networks bring their own classes.
+        for name in wanted or [] if backbone is None else []:
+            find_class(name)
         loc = Localizer(
             method,
             weights,
@@ -79,7 +84,6 @@ def localize(
             source=source,
             profile=profile,
         )
-        items = expand(paths, folder)
         results = loc.stream([item.path for item in items if item.error is None], wanted or None)
     except ValueError as error:
         _stop(str(error), USAGE)
@@ -89,7 +93,8 @@ def localize(
     if profile:
         _show_profile(loc)
     if failures:
-        _say(f"{failures} of {len(items)} inputs failed")
+        if len(items) > 1:
+            _say(f"{failures} of {len(items)} inputs failed")
         raise typer.Exit(FAILED)
 
 
@@ -114,6 +119,10 @@ def expand(paths: list[Path], out: Path | None) -> list[Item]:
         items.append(Item(path, place))
 
     for path in paths:
+        if not path.exists():
+            url = "; addresses are not fetched, give a file" if str(path).startswith(("http:", "https:")) else ""
+            items.append(Item(path, Path(), f"{path}: no such file or folder{url}"))
+            continue
         if not path.is_dir():
             add(path, Path(path.name or "photo"))
             continue
@@ -125,7 +134,7 @@ def expand(paths: list[Path], out: Path | None) -> list[Item]:
         if out is not None:
             found = [photo for photo in found if not photo.resolve().is_relative_to(out.resolve())]
         if others:
-            _say(f"{path}: {others} other files left alone")
+            _say(f"{path}: {others} other file{'s' * (others != 1)} left alone")
         if not found:
             items.append(Item(path, Path(), f"{path}: no photo in this folder"))
         for photo in found:
@@ -178,7 +187,7 @@ def _rows(path: Path, result: Localization) -> list[tuple[str, str, str, str]]:
     if not len(result):
         return [(str(path), "nothing found", "", "")]
     return [
-        (str(path) if i == 0 else "", name, f"{score:.2f}", "  ".join(f"{v:.0f}" for v in box))
+        (str(path) if i == 0 else "", name.split(",")[0], f"{score:.2f}", "  ".join(f"{v:.0f}" for v in box))
         for i, (name, score, box) in enumerate(
             zip(result.names, result.scores.tolist(), result.boxes.tolist(), strict=True)
         )
@@ -188,17 +197,17 @@ def _rows(path: Path, result: Localization) -> list[tuple[str, str, str, str]]:
 def _show_table(rows: list[tuple[str, str, str, str]], loc: Localizer, out: Path | None) -> None:
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
     console = Console(highlight=False)
-    table = Table("photo", "class", "score", "box x0 y0 x1 y1, pixels")
+    table = Table(Column("photo", overflow="fold"), "class", "score", "box x0 y0 x1 y1, pixels")
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     console.print(table)
     for used in loc.weights:
+        untried = "" if used.measured else "; the threshold was not measured on them"
         console.print(
-            f"{used.model}: weights from {used.source}; saw masks: {used.saw_masks}; "
-            f"threshold {'measured' if used.measured else 'not measured'} on them",
+            f"weights: {used.source}; seen pixel masks in training: {used.saw_masks}{untried}",
             soft_wrap=True,
             markup=False,
         )
@@ -230,7 +239,7 @@ def _show_profile(loc: Localizer) -> None:
     console.print(table)
     total = loc.profile.summary()
     console.print(
-        f"{total['photos']} photos, {total['seconds_per_photo']:.3f} s a photo, "
+        f"{total['photos']} photo{'s' * (total['photos'] != 1)}, {total['seconds_per_photo']:.3f} s a photo, "
         f"{total['total_over_forwards']:.2f} x the bare forward passes"
     )
 
