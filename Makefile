@@ -29,7 +29,7 @@ $(VENV)/.torch:
 	touch $@
 
 $(VENV)/.demo: $(VENV)/.torch $(SOURCES)
-	$(BUILD) --editable '.[demo]'
+	PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --no-build-isolation --editable '.[demo]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.torch $(SOURCES)
@@ -40,10 +40,7 @@ demo: $(VENV)/.demo
 	@echo "'source $(BIN)/activate' puts molt on the path; open the page named below in a browser"
 	$(BIN)/molt demo
 
-test: $(VENV)/.dev
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+test: lint
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.dev
@@ -54,8 +51,11 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m pytest benchmarks --benchmark-only
 
-photos: $(VENV)/.dev
+$(VENV)/.bench: $(VENV)/.dev
 	$(BUILD) --editable '.[demo,bench]'
+	touch $@
+
+photos: $(VENV)/.bench
 	$(BIN)/python benchmarks/photos/fetch.py photos-data
 	$(BIN)/python benchmarks/photos/evaluate.py photos-data
 
@@ -74,4 +74,4 @@ gpu:
 gpu test: SHELL = /bin/bash
 
 clean:
-	rm -rf build dist *.egg-info molt/*.so
+	rm -rf build dist *.egg-info molt/*.so $(VENV)/.demo $(VENV)/.dev $(VENV)/.bench

@@ -135,7 +135,7 @@ def builder(require: bool) -> type[build_ext]:
             except Exception as error:
                 if require:
                     raise
-                reason = f"the build failed: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
+                reason = f"the build failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
             write_note(folder, reason)
 
     return Build

@@ -15,7 +15,7 @@ _HOMES = {
     "WeightsInfo": "molt.structures",
     "backend": "molt._backend",
     "config": "molt._backend",
-    "refine": "molt.refine",
+    "refine": "molt._refine",
     "show_config": "molt._backend",
 }
 _ROOMS = ("backbones", "clustering", "data", "methods", "ops")
@@ -23,8 +23,8 @@ _ROOMS = ("backbones", "clustering", "data", "methods", "ops")
 if TYPE_CHECKING:
     from molt import backbones, clustering, data, methods, ops
     from molt._backend import backend, config, show_config
+    from molt._refine import refine
     from molt.localizer import Localizer
-    from molt.refine import refine
     from molt.structures import Features, Localization, WeightsInfo
 
 __all__ = [

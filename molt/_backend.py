@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import importlib.util
 import logging
 import os
 import platform
@@ -97,13 +96,16 @@ def config() -> dict[str, Any]:
     """Return what this installation has and uses, as plain values."""
     extension = _extension.CPU
     build = {} if extension.module is None else dict(extension.module.build_config())
-    has_triton = importlib.util.find_spec("triton") is not None
+    try:
+        triton = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        triton = None
     return {
         "molt": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torch_cuda": torch.version.cuda,
-        "triton": importlib.metadata.version("triton") if has_triton else None,
+        "triton": triton,
         "threads": torch.get_num_threads(),
         "backend": current(),
         "native": extension.module is not None,

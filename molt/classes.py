@@ -28,7 +28,7 @@ def find_class(name: str | int, names: tuple[str, ...] | None = None) -> int:
     """
     names = imagenet_names() if names is None else names
     text = str(name).strip()
-    if text.lstrip("-").isdigit():
+    if text.removeprefix("-").isdecimal():
         index = int(text)
         if index == OBJECT or 0 <= index < len(names):
             return index

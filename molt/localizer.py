@@ -25,7 +25,6 @@ from molt.structures import Localization
 
 Source = str | Path | PIL.Image.Image | np.ndarray | Tensor
 PREVIEW = 1000
-MIN_SHARE = 0.01
 RESTARTS = 4  # one threshold serves all photos, so the spread between starts counts
 
 
@@ -79,9 +78,10 @@ class Localizer:
         k: how many of the likeliest classes to localize, 1 to the network's number of classes.
         threshold: in (0, 1): a box encloses map values of at least this share of the maximum; None takes the
             method's own.
-        multi: True gives a box to every component of the map of at least 1 % of the largest one's area.
+        multi: True gives a box to every component of the map.
         device: ``"cpu"``, ``"cuda"``...; None takes a GPU where there is one.
-        backend: ``"auto"``, ``"reference"`` or ``"native"`` for molt's operators; None leaves what is in force.
+        backend: ``"auto"``, ``"reference"`` or ``"native"`` for cluster_refine, the operator that has a compiled form
+            in this version; None leaves what is in force.
         backbone: timm name of the network whose patches are compared, in place of the usual one.
         checkpoint: local weight file for that network.
         source: ``"auto"``, ``"package"`` or ``"hub"``: where weights are taken from.
@@ -253,7 +253,9 @@ class Localizer:
             with self._stage("cluster"):
                 clusters, counts = self.clusterer(evidence.features, size)
             with self._stage("refine"):
-                refined = ops.cluster_refine(fused, clusters, self.alpha, counts)
+                # A known limit spares the GPU from reading the counts back.
+                limit = getattr(self.clusterer, "num_clusters", counts)
+                refined = ops.cluster_refine(fused, clusters, self.alpha, limit)
                 refined = ops.upsample_normalize(refined, size)
         return _Maps(evidence, fused, clusters, refined)
 
@@ -272,9 +274,8 @@ class Localizer:
                 channel, boxes, area = found.channel[here], found.boxes[here], found.area[here].float()
                 share = area / torch.zeros(heat.shape[1]).scatter_reduce(0, channel, area, "amax")[channel]
                 score = probabilities[i, channel] * share
-                score = torch.where(classes[i, channel] == OBJECT, found.mean[here], score)
+                score = torch.where(classes[i, channel] == OBJECT, found.mean[here] * share, score)
                 order = score.argsort(descending=True, stable=True)
-                order = order[share[order] >= MIN_SHARE]
                 channel, boxes, score = channel[order], boxes[order], score[order]
                 scale = torch.tensor([photo.size[0] / width, photo.size[1] / height]).repeat(2)
                 results.append(

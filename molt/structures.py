@@ -21,9 +21,8 @@ SawMasks = Literal["no", "probably", "unknown"]
 class WeightsInfo:
     """Where one network's weights came from.
 
-    ``source`` is ``"package NAME VERSION"``, ``"hub REPO"``, ``"file PATH"``, ``"random"`` or ``"given"`` (a module
-    the caller built). ``saw_masks`` says whether pixel masks were used in its training; ``measured`` whether molt's
-    default threshold was measured on this source.
+    ``source`` is ``"package NAME VERSION"``, ``"hub REPO"``, ``"file PATH"`` or ``"random"``. ``saw_masks`` says
+    whether pixel masks were used in its training; ``measured`` whether molt's default threshold was measured on this source.
     """
 
     model: str
@@ -41,14 +40,14 @@ class WeightsInfo:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Features:
     """What one network saw in a batch of images at one scale.
 
     Attributes:
         patches: (B, h*w, D) float, one vector a patch or grid cell, row by row.
         grid: (h, w) of ``patches``.
-        image_size: (H, W) in pixels of the input that the grid covers exactly.
+        image_size: (H, W) in pixels of the input that the grid covers.
         class_token: (B, D) or None where the network has none.
         logits: (B, num_classes) or None where the network has no classifier.
         activations: (B, D', h', w') last maps whose spatial mean feeds a linear classifier, or None.
@@ -83,9 +82,10 @@ class Localization:
         classes: (n,) int64, -1 for the class-agnostic 'object'.
         names: n class names.
         scores: (n,) float32 in [0, 1]: the class's probability times the component's area over the area of the
-            largest component of that class (our choice). Class-agnostic: the mean of the map in the component.
+            largest component of that class (our choice). Class-agnostic: the mean of the map in the component takes
+            the place of the probability.
         size: (width, height) of the photo in pixels.
-        heat: (c, h, w) float32 in [0, 1], refined maps at working resolution, one a wanted class, best first.
+        heat: (c, h, w) float32 in [0, 1], refined maps at working resolution, one a class, the likeliest first.
         clusters: (h, w) int32 label map at working resolution.
         weights: one WeightsInfo a network used.
         source: the path, or the picture itself, that was localized.

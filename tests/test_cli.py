@@ -192,6 +192,42 @@ def test_overlays_stay_in_their_folder(fake: type, tmp_path: Path, monkeypatch: 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["inside", "up.png"]
 
 
+def test_out_may_lie_above_or_beside_the_photos(fake: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photo(tmp_path / "photos" / "one.png")
+    monkeypatch.chdir(tmp_path)
+    for out in (".", "beside", "photos/below"):
+        assert call("localize", "photos", "--out", out).code == 0
+        assert (tmp_path / out / "one-boxes.jpg").is_file()
+
+
+def test_an_unreadable_subfolder_costs_only_itself(fake: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photo(tmp_path / "good.png")
+    photo(tmp_path / "shut" / "lost.png")
+    scan = os.scandir
+
+    def refuse(path: object) -> object:
+        if str(path).endswith("shut"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    result = call("localize", tmp_path, "--json")
+    records = [json.loads(line) for line in result.out.splitlines()]
+    assert result.code == 1 and sorted("error" in r for r in records) == [False, True]
+
+
+def test_names_that_the_system_refuses_are_failed_inputs(fake: type, tmp_path: Path) -> None:
+    good = photo(tmp_path / "good.png")
+    result = call("localize", "x" * 300 + ".png", tmp_path / "two  blanks\nand a line.png", good, "--json")
+    assert result.code == 1 and len(result.out.splitlines()) == 3
+    assert len(result.err.splitlines()) == 3, "one line a failure, one for the sum"
+
+
+def test_a_wrong_environment_is_one_line() -> None:
+    result = run("localize", CAT, env=os.environ | {"MOLT_BACKEND": "foo"})
+    assert result.returncode == 2 and result.stderr.count("\n") == 1 and "MOLT_BACKEND" in result.stderr
+
+
 def test_own_overlays_are_not_taken_for_photos(fake: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     photo(tmp_path / "one.png")

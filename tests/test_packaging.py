@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = ["setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md", "Makefile"]
-FOLDERS = ["kernels", "csrc", "molt", "tests"]
+FILES = ["setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md", "CHANGELOG.md", "Makefile"]
+FOLDERS = ["kernels", "csrc", "molt", "tests", "benchmarks", "docs"]
 JUNK = shutil.ignore_patterns("__pycache__", "*.py[cod]", "*.so", "_build_note.txt", ".*_cache")
 
 USE = """

@@ -142,6 +142,11 @@ def test_gradient_reaches_the_maps(photo: torch.Tensor, blob: torch.Tensor) -> N
     assert maps.grad is not None and maps.grad.isfinite().all() and maps.grad.any()
 
 
+def test_big_endian_arrays_come_back_native(photo: torch.Tensor, blob: torch.Tensor) -> None:
+    out = molt.refine(blob.numpy().astype(">f4"), photo)
+    assert out.dtype == np.float32 and np.allclose(out, molt.refine(blob.numpy(), photo))
+
+
 BAD: list[tuple[Callable[[torch.Tensor, torch.Tensor], object], type[Exception], str]] = [
     (lambda m, p: molt.refine(m), ValueError, "images or features must be given"),
     (lambda m, p: molt.refine([[1.0]], p), TypeError, "maps must be a NumPy array or torch tensor, got list"),
@@ -163,7 +168,7 @@ BAD: list[tuple[Callable[[torch.Tensor, torch.Tensor], object], type[Exception],
     (lambda m, p: molt.refine(m, p, features=lambda x: x), TypeError, "returns molt.Features, got Tensor"),
     (lambda m, p: molt.refine(m.expand(2, -1, -1), [p, p[:, :50]]), ValueError, "size must be given"),
     (lambda m, p: molt.refine(m, "nowhere.jpg"), ValueError, "nowhere.jpg"),
-    (lambda m, p: molt.refine(m, p[:2]), ValueError, "2"),
+    (lambda m, p: molt.refine(m, p[:2]), ValueError, r"must have shape \(3, H, W\), got \(2, 120, 160\)"),
 ]
 
 

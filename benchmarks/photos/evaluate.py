@@ -176,7 +176,7 @@ def evaluate(folder: Path, console: Console) -> dict[str, Any]:
                 }
             )
     return {
-        "command": "python benchmarks/photos/evaluate.py",
+        "command": "python benchmarks/photos/evaluate.py photos-data --json FILE",
         "device": f"cpu, {torch.get_num_threads()} threads",
         "versions": {"molt": molt.__version__, "torch": torch.__version__, "timm": timm.__version__}
         | {"python": platform.python_version()},

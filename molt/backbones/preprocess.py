@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def check_images(images: Tensor) -> None:
-    """Raise unless images is a finite float tensor (B, 3, H, W) with at least one pixel."""
+    """Raise unless images is a float tensor (B, 3, H, W) with at least one pixel."""
     if not isinstance(images, Tensor):
         raise TypeError(f"images must be a torch tensor (B, 3, H, W), got {type(images).__name__}")
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:

@@ -53,7 +53,8 @@ class ViTBackbone(nn.Module):
         """Return Features of (B, 3, H, W) RGB images in [0, 1]; patches are the output tokens after the last norm.
 
         Raises:
-            TypeError, ValueError: images of another type, shape or channel count, or with NaN or infinite values.
+            TypeError, ValueError: images of another type, shape or channel count. NaN and infinity are not looked for:
+                they spread to the tokens.
         """
         check_images(images)
         ph, pw = self.patch_size

@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         # The reader of our output left (`| head`): no more to say, and nothing may be flushed to it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
-    except (FileNotFoundError, PermissionError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:
         _fail(str(error), 1)
     if code == INTERRUPTED:  # typer's own answer to Ctrl-C, given without a word
         _fail("interrupted", code)

@@ -63,11 +63,11 @@ def localize(
     if folder is not None and any(path.is_dir() and path.resolve() == folder.resolve() for path in paths):
         _stop(f"--out {folder}: is a folder of photos given as input, expected another one", USAGE)
 
-    items = expand(paths, folder)
-    from molt.classes import find_class
-    from molt.localizer import Localizer
-
     try:
+        from molt.classes import find_class
+        from molt.localizer import Localizer
+
+        items = expand(paths, folder)
         # Told before the networks are loaded; other networks bring their own classes.
         for name in wanted or [] if backbone is None else []:
             find_class(name)
@@ -119,23 +119,27 @@ def expand(paths: list[Path], out: Path | None) -> list[Item]:
         items.append(Item(path, place))
 
     for path in paths:
-        if not path.exists():
+        try:
+            path.stat()
+        except FileNotFoundError:
             url = "; addresses are not fetched, give a file" if str(path).startswith(("http:", "https:")) else ""
             items.append(Item(path, Path(), f"{path}: no such file or folder{url}"))
+            continue
+        except OSError as error:
+            items.append(Item(path, Path(), f"{path}: cannot be looked at ({error.strerror})"))
             continue
         if not path.is_dir():
             add(path, Path(path.name or "photo"))
             continue
-        try:
-            found, others = find_photos(path)
-        except PhotoError as error:
-            items.append(Item(path, Path(), str(error)))
-            continue
-        if out is not None:
-            found = [photo for photo in found if not photo.resolve().is_relative_to(out.resolve())]
+        unreadable: list[PhotoError] = []
+        found, others = find_photos(path, unreadable.append)
+        items += [Item(path, Path(), str(error)) for error in unreadable]
+        if out is not None and out.resolve().is_relative_to(path.resolve()):
+            kept = [photo for photo in found if not photo.resolve().is_relative_to(out.resolve())]
+            others, found = others + len(found) - len(kept), kept
         if others:
             _say(f"{path}: {others} other file{'s' * (others != 1)} left alone")
-        if not found:
+        if not found and not unreadable:
             items.append(Item(path, Path(), f"{path}: no photo in this folder"))
         for photo in found:
             add(photo, photo.relative_to(path))
@@ -153,6 +157,8 @@ def _run(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from molt.data.images import PhotoError
+
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     rows: list[tuple[str, str, str, str]] = []
     failures = 0
@@ -163,8 +169,9 @@ def _run(
             result: Localization | Exception = Exception(item.error) if item.error else next(results)[1]
             if isinstance(result, Exception):
                 failures += 1
-                line = " ".join(str(result).split())
-                _say(line if str(item.path) in line else f"{item.path}: {line}", errors)
+                line = " ".join(str(result).splitlines())
+                named = isinstance(result, PhotoError) or item.error is not None
+                _say(line if named else f"{item.path}: {line}", errors)
                 if as_json:
                     _print_json({"path": str(item.path), "error": line})
                 continue
@@ -251,6 +258,7 @@ def _print_json(record: dict[str, Any]) -> None:
 
 def _say(text: str, console: Any = None) -> None:
     """Write one line to stderr, above the progress bar where one is shown."""
+    text = " ".join(text.splitlines())
     if console is not None:
         console.print(f"molt: {text}", markup=False)
     else:

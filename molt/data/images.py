@@ -73,18 +73,25 @@ def photo_suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, form in PIL.Image.registered_extensions().items() if form in formats)
 
 
-def find_photos(folder: str | Path) -> tuple[list[Path], int]:
+def find_photos(folder: str | Path, on_error: Callable[[PhotoError], object] | None = None) -> tuple[list[Path], int]:
     """Return the photos below a folder by suffix, sorted, and how many other files there are.
 
     Links to folders are not followed.
 
+    Args:
+        folder: where to look.
+        on_error: called for each folder that cannot be read, which is then left out; None raises.
+
     Raises:
-        PhotoError: the folder, or one below it, cannot be read.
+        PhotoError: the folder, or one below it, cannot be read, and ``on_error`` is None.
     """
 
     def fail(error: OSError) -> None:
         reason = error.strerror or type(error).__name__
-        raise PhotoError(f"{_one_line(error.filename or folder)}: the folder cannot be read ({reason})") from error
+        problem = PhotoError(f"{_one_line(error.filename or folder)}: the folder cannot be read ({reason})")
+        if on_error is None:
+            raise problem from error
+        on_error(problem)
 
     photos, others = [], 0
     for parent, _, names in os.walk(folder, onerror=fail):
@@ -136,7 +143,7 @@ def read_photo(source: Any, size: int | Sequence[int]) -> Photo:
         pixels = _check_tensor(source)
         original = (pixels.shape[2], pixels.shape[1])
         if tuple(pixels.shape[1:]) != (height, width):
-            pixels = F.interpolate(pixels[None], (height, width), mode="bilinear", align_corners=False, antialias=True)
+            pixels = F.interpolate(pixels[None], (height, width), mode="bicubic", align_corners=False, antialias=True)
             pixels = pixels[0].clamp(0, 1)
         elif pixels.data_ptr() == source.data_ptr():
             pixels = pixels.clone()

@@ -14,12 +14,12 @@ Stage = Callable[[str], AbstractContextManager[None]]
 """Opens a named stage: time and memory spent inside are booked to it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evidence:
     """Maps of a batch of images before fusion.
 
     Attributes:
-        classes: (B, C) int64, best first; -1 is the class-agnostic 'object'.
+        classes: (B, C) int64, the likeliest first; -1 is the class-agnostic 'object'.
         probabilities: (B, C) float in [0, 1]; for 'object' the probability of the likeliest class.
         cam: (B, C, h, w) the class activation maps the rest grew from, not normalised.
         maps: one (B, C, h, w) a scale, not normalised.

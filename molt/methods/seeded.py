@@ -101,30 +101,34 @@ class Seeded(Method):
             logits = seen[CLASS_SIZE].logits
             assert logits is not None
             probabilities = logits.float().softmax(-1)
-            chosen = probabilities.topk(k, -1).indices if classes is None else classes
-            cam = self._cam(seen[self.size], chosen, probabilities)
+            if classes is None:
+                scores, chosen = probabilities.topk(k, -1)
+            else:
+                likeliest = probabilities.amax(-1, keepdim=True)
+                known = probabilities.gather(1, classes.clamp_min(0))
+                scores = torch.where(classes == OBJECT, likeliest, known)
+                order = scores.argsort(dim=-1, descending=True, stable=True)
+                scores, chosen = scores.gather(1, order), classes.gather(1, order)
+            cam = self._cam(seen[self.size], chosen, probabilities, agnostic=classes is not None)
             maps = [contrast_maps(source[side], cam) for side in self.scales]
-            known = chosen.clamp_min(0)
-            best = probabilities.amax(-1, keepdim=True)
             return Evidence(
                 classes=chosen,
-                probabilities=torch.where(chosen == OBJECT, best, probabilities.gather(1, known)),
+                probabilities=scores,
                 cam=cam,
                 maps=maps,
                 scales=self.scales,
                 features=source[self.size],
             )
 
-    def _cam(self, features: Features, classes: Tensor, probabilities: Tensor) -> Tensor:
+    def _cam(self, features: Features, classes: Tensor, probabilities: Tensor, *, agnostic: bool) -> Tensor:
         """CAMs of the classes; for 'object' the mean of all classes' CAMs weighted by their probability."""
         cam = self.cnn.cam(features, classes.clamp_min(0))
-        agnostic = classes == OBJECT
-        if bool(agnostic.any()):
-            assert features.activations is not None
-            weight = probabilities.to(features.activations.dtype) @ self.cnn.model.get_classifier().weight.flatten(1)
-            expected = torch.einsum("bd,bdhw->bhw", weight, features.activations)[:, None]
-            cam = torch.where(agnostic[..., None, None], expected, cam)
-        return cam
+        if not agnostic:
+            return cam
+        assert features.activations is not None
+        weight = probabilities.to(features.activations.dtype) @ self.cnn.model.get_classifier().weight.flatten(1)
+        expected = torch.einsum("bd,bdhw->bhw", weight, features.activations)[:, None]
+        return torch.where((classes == OBJECT)[..., None, None], expected, cam)
 
 
 def _resize(images: Tensor, side: int) -> Tensor:

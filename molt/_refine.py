@@ -50,7 +50,8 @@ def refine(
             ``TokenKMeans()``.
         alpha: weight of the cluster mean, 0 to 1.
         size: (H, W) of the result in pixels; default the photos' own, else the features' image size.
-        normalize: min-max each map to [0, 1], both as it comes in and as it goes out. False leaves its range alone.
+        normalize: min-max each map to [0, 1], both as it comes in and as it goes out. False does neither, so that the
+            result stays within the map's own range.
         backend: ``"auto"``, ``"reference"`` or ``"native"``.
 
     Returns:
@@ -93,8 +94,9 @@ def refine(
 def _stack(maps: Any) -> tuple[Tensor, Tensor]:
     """Return maps as a tensor as given, and as (B, C, H, W)."""
     if isinstance(maps, np.ndarray):
+        maps = maps.astype(maps.dtype.newbyteorder("="), copy=False)
         if maps.dtype not in (np.float16, np.float32, np.float64):
-            raise TypeError(f"maps must be floating point, got an array of {maps.dtype}")
+            raise TypeError(f"maps must be float16, float32 or float64, got an array of {maps.dtype}")
         # A copy where the array is read-only: torch would warn of it.
         given = torch.from_numpy(np.array(maps, order="C", copy=None if maps.flags.writeable else True))
     elif isinstance(maps, Tensor):
