@@ -58,6 +58,7 @@ $(VENV)/.bench: $(VENV)/.dev
 photos: $(VENV)/.bench
 	$(BIN)/python benchmarks/photos/fetch.py photos-data
 	$(BIN)/python benchmarks/photos/evaluate.py photos-data
+	$(BIN)/python benchmarks/photos/speed.py photos-data
 
 test-install:
 	bash tests/install_matrix.sh

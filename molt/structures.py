@@ -22,7 +22,8 @@ class WeightsInfo:
     """Where one network's weights came from.
 
     ``source`` is ``"package NAME VERSION"``, ``"hub REPO"``, ``"file PATH"`` or ``"random"``. ``saw_masks`` says
-    whether pixel masks were used in its training; ``measured`` whether molt's default threshold was measured on this source.
+    whether pixel masks were used in its training; ``measured`` whether molt's default threshold was measured on this
+    source.
     """
 
     model: str

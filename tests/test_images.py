@@ -360,15 +360,6 @@ def test_bad_files_give_one_line_that_names_them(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_no_permission(tmp_path: Path) -> None:
-    path = tmp_path / "secret.png"
-    quarters().save(path)
-    path.chmod(0)
-    with pytest.raises(PhotoError, match=r"secret\.png: cannot be read \(Permission denied\)"):
-        load_photo(path)
-
-
 def test_pixel_limit_can_be_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.png"
     quarters().save(path)

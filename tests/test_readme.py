@@ -60,3 +60,32 @@ def test_commands_named_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for name in re.findall(r"^make ([a-z-]+)", README, re.M):
         assert re.search(rf"^{name}:", makefile, re.M), name
+
+
+def test_times_are_those_of_the_committed_run() -> None:
+    runs = {run["weights"]: run for run in json.loads((RESULTS / "speed.json").read_text())["runs"]}
+    lines = re.findall(r"^\| (default|weak) \| ([.\d]+) s \| ([.\d]+) s \| ([.\d]+) x \|$", README, re.M)
+    assert [line[0] for line in lines] == ["default", "weak"]
+    for weights, whole, forward, ratio in lines:
+        run = runs[weights]
+        assert float(whole) == pytest.approx(run["seconds_per_photo"], abs=0.0051)
+        assert float(forward) == pytest.approx(run["forward_seconds"] / run["photos"], abs=0.0051)
+        assert float(ratio) == pytest.approx(run["total_over_forwards"], abs=0.0051)
+
+
+def test_no_placeholder_is_left() -> None:
+    assert not re.findall(r"\b[A-Z]{3,}_[A-Z]{3,}\b", README)
+
+
+def test_committed_runs_hold_what_the_project_promises() -> None:
+    """The promises on two CPU cores and on the benchmark photos; a worse run must not be committed unseen."""
+    photos = json.loads((RESULTS / "photos.json").read_text())
+    rows = {row["name"]: row for row in photos["rows"]}
+    default, weak, cam = rows["default"], rows["weak"], rows["CAM, 448 px"]
+    assert default["hits_single"] >= 15 and default["hits_all"] >= 18 and default["mean_iou_single"] >= 0.78
+    assert weak["mean_iou_single"] >= max(0.60, cam["mean_iou_single"] + 0.05)
+    for pair in photos["refinement"]:
+        if pair["name"].endswith("refine, ViT features"):
+            assert pair["mean_iou_change"] >= -0.01, pair
+    for run in json.loads((RESULTS / "speed.json").read_text())["runs"]:
+        assert run["total_over_forwards"] <= 1.6 and run["seconds_per_photo"] <= 2

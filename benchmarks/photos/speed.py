@@ -37,12 +37,10 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path, default=Path("photos-data"))
     parser.add_argument("--json", type=Path, help="write the numbers here")
     arguments = parser.parse_args()
-    cuda = torch.cuda.is_available()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
     report = {
         "command": "python benchmarks/photos/speed.py photos-data --json FILE",
-        "device": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"cpu, {torch.get_num_threads()} threads",
+        "device": device,
         "versions": {"molt": molt.__version__, "torch": torch.__version__, "timm": timm.__version__}
         | {"python": platform.python_version()},
         "runs": [measure(arguments.folder, weights) for weights in ("default", "weak")],

@@ -157,7 +157,7 @@ def _upsample(affinity: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _nearest(affinity: Tensor) -> Tensor:
-    """Return the channel of the maximum, (B, H, W) int64, the first of equals; argmax over channels is 10 times slower."""
+    """Return the channel of the maximum, (B, H, W) int64, the first of equals; argmax over channels is slow."""
     best = affinity[:, 0]
     labels = torch.zeros_like(best, dtype=torch.int64)
     for channel in range(1, affinity.shape[1]):
