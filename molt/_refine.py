@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -116,11 +117,10 @@ def _stack(maps: Any) -> tuple[Tensor, Tensor]:
 
 
 def _list(images: Any) -> list[Any]:
-    if isinstance(images, list | tuple):
-        return list(images)
-    if isinstance(images, np.ndarray | Tensor) and images.ndim == 4:
-        return list(images)
-    return [images]
+    """Return one photo an entry; files are read here, once."""
+    several = isinstance(images, list | tuple) or (isinstance(images, np.ndarray | Tensor) and images.ndim == 4)
+    listed = list(images) if several else [images]
+    return [load_photo(photo) if isinstance(photo, str | Path) else photo for photo in listed]
 
 
 def _pixels(photos: list[Any], size: tuple[int, int]) -> Tensor:
