@@ -317,7 +317,10 @@ def test_a_link_does_not_lead_overlays_away(fake: type, tmp_path: Path) -> None:
 
 
 def test_interrupted_says_so(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "molt.cli", "localize", *[str(CAT)] * 500, "--weights", "weak", "--json"]
+    # A shell's background job ignores interrupts unless told otherwise.
+    heed = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code = heed + "from molt.cli import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", code, "localize", *[str(CAT)] * 200, "--weights", "weak", "--json"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert json.loads(process.stdout.readline())["detections"]
     process.send_signal(signal.SIGINT)

@@ -185,7 +185,7 @@ def test_printed_lines_run_as_printed(tmp_path: Path, monkeypatch: pytest.Monkey
     command = [sys.executable, "-m", "molt.cli", *SHELL_LINE.split()[1:]]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "molt-out" / "one.jpg").is_file()
+    assert (tmp_path / "molt-out" / "one-boxes.jpg").is_file()
 
 
 def test_nothing_found_is_said(tmp_path: Path) -> None:
