@@ -72,7 +72,7 @@ gpu:
 	set -o pipefail; $(PYTHON) -m pytest -m gpu tests --junitxml=$(OUT)/tests.xml 2>&1 | tee $(OUT)/tests.log
 	set -o pipefail; $(PYTHON) -m pytest benchmarks --benchmark-only --benchmark-json=$(OUT)/benchmarks.json 2>&1 | tee $(OUT)/benchmarks.log
 
-gpu test: SHELL = /bin/bash
+gpu: SHELL = /bin/bash
 
 clean:
 	rm -rf build dist *.egg-info molt/*.so $(VENV)/.demo $(VENV)/.dev $(VENV)/.bench

@@ -124,7 +124,7 @@ def builder(require: bool) -> type[build_ext]:
     """Return torch's build_ext, which on failure leaves a note instead of an extension unless `require`."""
     from torch.utils.cpp_extension import BuildExtension
 
-    class Build(BuildExtension):  # type: ignore[misc]
+    class Build(BuildExtension):
         def run(self) -> None:
             for extension in self.extensions:
                 extension.define_macros.append(("MOLT_VERSION", f'"{self.distribution.get_version()}"'))

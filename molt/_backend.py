@@ -45,7 +45,7 @@ def backend(name: Backend) -> Iterator[None]:
     Raises:
         ValueError: no such backend.
     """
-    global _latest  # noqa: PLW0603
+    global _latest  # noqa: PLW0603  what compiled code reads where it cannot read a context variable
     token = _chosen.set(_checked(name, "backend"))
     _latest = name
     try:

@@ -21,7 +21,7 @@ from molt.clustering import TokenKMeans
 from molt.data.images import Photo, PhotoError, find_photos, load_photo, read_photo
 from molt.methods import METHODS, Evidence
 from molt.profiling import Profile
-from molt.structures import Localization
+from molt.structures import Localization, WeightsInfo
 
 Source = str | Path | PIL.Image.Image | np.ndarray | Tensor
 PREVIEW = 1000
@@ -135,7 +135,7 @@ class Localizer:
         self.profile = Profile(self.device) if profile else None
 
     @property
-    def weights(self) -> tuple[Any, ...]:
+    def weights(self) -> tuple[WeightsInfo, ...]:
         """One WeightsInfo a network: where its weights came from and whether they saw masks."""
         return self.method.weights
 

@@ -218,9 +218,11 @@ def test_an_unreadable_subfolder_costs_only_itself(fake: type, tmp_path: Path, m
 
 def test_names_that_the_system_refuses_are_failed_inputs(fake: type, tmp_path: Path) -> None:
     good = photo(tmp_path / "good.png")
-    result = call("localize", "x" * 300 + ".png", tmp_path / "two  blanks\nand a line.png", good, "--json")
+    bad = ("x" * 300 + ".png", tmp_path / "two  blanks\nand a line.png")
+    result = call("localize", *bad, good, "--json", "--out", tmp_path / "out")
     assert result.code == 1 and len(result.out.splitlines()) == 3
     assert len(result.err.splitlines()) == 3, "one line a failure, one for the sum"
+    assert (tmp_path / "out" / "good-boxes.jpg").is_file()
 
 
 def test_a_wrong_environment_is_one_line() -> None:

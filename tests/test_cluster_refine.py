@@ -406,7 +406,6 @@ def test_reference_compiles_whole_and_once():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_cuda(dtype):
     maps, labels = random_case((2, 3, 50, 51), 6, dtype)

@@ -219,7 +219,8 @@ def test_profile_books_every_stage() -> None:
     summary = loc.profile.summary()
     assert summary["photos"] == 2
     assert abs(summary["total_seconds"] - sum(row["seconds"] for row in rows.values())) < 1e-9
-    assert summary["total_over_forwards"] > 1
+    ratio = summary["total_seconds"] / rows["forward"]["seconds"]
+    assert summary["total_over_forwards"] == pytest.approx(ratio) and summary["seconds_per_photo"] > 0
 
 
 def test_backends_agree(cat: molt.Localization) -> None:

@@ -60,8 +60,6 @@ def localize(
     folder = out if out is not None or as_json else Path("molt-out")
     if folder is not None and folder.exists() and not folder.is_dir():
         _stop(f"--out {folder}: is a file, expected a folder", USAGE)
-    if folder is not None and any(path.is_dir() and path.resolve() == folder.resolve() for path in paths):
-        _stop(f"--out {folder}: is a folder of photos given as input, expected another one", USAGE)
 
     try:
         from molt.classes import find_class
@@ -103,6 +101,9 @@ def expand(paths: list[Path], out: Path | None) -> list[Item]:
 
     A folder gives the photos below it, less those under ``out``; other files are counted on stderr. No two places
     are the same, also where letter case does not count, and none is that of an input.
+
+    Raises:
+        ValueError: ``out`` is itself a folder given as input, where overlays would mix with originals.
     """
     from molt.data.images import PhotoError, find_photos
 
@@ -131,6 +132,8 @@ def expand(paths: list[Path], out: Path | None) -> list[Item]:
         if not path.is_dir():
             add(path, Path(path.name or "photo"))
             continue
+        if out is not None and out.resolve() == path.resolve():
+            raise ValueError(f"--out {out}: is a folder of photos given as input, expected another one")
         unreadable: list[PhotoError] = []
         found, others = find_photos(path, unreadable.append)
         items += [Item(path, Path(), str(error)) for error in unreadable]
