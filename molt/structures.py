@@ -52,6 +52,11 @@ class Features:
         class_token: (B, D) or None where the network has none.
         logits: (B, num_classes) or None where the network has no classifier.
         activations: (B, D', h', w') last maps whose spatial mean feeds a linear classifier, or None.
+        attention: (B, layers, heads, h*w) float, what the class token attends to: of each block's softmax its row,
+            without the columns of class, distillation and register tokens. None where there is no class token or
+            where it was not asked for.
+        keys: (B, h*w, D) of the last block's attention, all heads side by side, after the key norm where there is
+            one, before rotary position embedding; None as for ``attention``.
     """
 
     patches: Tensor
@@ -60,6 +65,8 @@ class Features:
     class_token: Tensor | None = None
     logits: Tensor | None = None
     activations: Tensor | None = None
+    attention: Tensor | None = None
+    keys: Tensor | None = None
 
     def __post_init__(self) -> None:
         h, w = self.grid

@@ -41,7 +41,7 @@ def test_patches_have_the_stride_asked_for() -> None:
         CNNBackbone("resnet18", pretrained=False, stride=3)
 
 
-@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "convnext_atto", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "mambaout_femto", "vit_tiny_patch16_224"])
 def test_networks_without_an_exact_cam_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=name):
         CNNBackbone(name, pretrained=False)

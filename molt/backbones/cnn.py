@@ -1,4 +1,4 @@
-"""A timm CNN classifier as a source of Features and of its exact CAM."""
+"""A timm classifier with feature maps (CNN, Swin, ConvNeXt) as a source of Features and of its exact CAM."""
 
 from __future__ import annotations
 
@@ -8,16 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from molt.backbones.preprocess import check_images, normalize
+from molt.backbones.preprocess import check_images, normalize, to_multiple
 from molt.backbones.weights import CNN, create_timm
 from molt.structures import Features, WeightsInfo
 
+SWIN = ("swin_", "swinv2_tiny", "swinv2_small", "swinv2_base", "swinv2_large")
+
 
 class CNNBackbone(nn.Module):
-    """Feature maps, logits and exact class activation maps of a timm CNN classifier.
+    """Feature maps, logits and exact class activation maps of a timm classifier: CNN, Swin or ConvNeXt.
 
-    The CAM (Zhou et al., CVPR 2016) is exact where the logits are a linear layer on the spatial mean of the last
-    maps; this is checked once on random pixels when the network is built.
+    The CAM (Zhou et al., CVPR 2016) is exact where the logits are a linear layer on the spatial mean of some maps;
+    this is checked once on random pixels when the network is built. For a CNN those are the last maps, for a Swin
+    transformer the tokens after its last norm. ConvNeXt normalises after the mean, which is linear too once the
+    deviation it divides by is known: every position is then normalised by the deviation of the image's mean (our
+    choice of maps: the only ones linear in the last maps that keep their mean).
+
+    Images whose sides a Swin transformer cannot divide into patches are resized to the nearest multiple.
 
     Args:
         name: timm model name, default EfficientNet-Lite0 trained with ImageNet-1k labels.
@@ -41,9 +48,14 @@ class CNNBackbone(nn.Module):
         stride: int = 16,
     ) -> None:
         super().__init__()
-        self.model, self.info = create_timm(name, checkpoint=checkpoint, source=source, pretrained=pretrained)
-        if not hasattr(self.model, "forward_intermediates") or hasattr(self.model, "patch_embed"):
-            raise ValueError(f"backbone {name!r} is not a timm CNN with intermediate feature maps")
+        # A Swin transformer takes one size only unless it is told otherwise.
+        options = {"strict_img_size": False} if name.startswith(SWIN) else {}
+        self.model, self.info = create_timm(
+            name, checkpoint=checkpoint, source=source, pretrained=pretrained, **options
+        )
+        if not hasattr(self.model, "forward_intermediates") or hasattr(self.model, "num_prefix_tokens"):
+            raise ValueError(f"backbone {name!r} is not a timm network with intermediate feature maps")
+        self.multiple: tuple[int, int] = tuple(self.model.patch_embed.patch_size) if options else (1, 1)
         reductions = [stage["reduction"] for stage in self.model.feature_info]
         if stride not in reductions:
             raise ValueError(f"stride must be one of {reductions} for {name}, got {stride}")
@@ -62,13 +74,14 @@ class CNNBackbone(nn.Module):
             TypeError, ValueError: images of another type, shape or channel count.
         """
         check_images(images)
+        images = to_multiple(images, self.multiple)
         last, (patches,) = self.model.forward_intermediates(normalize(images, self.model), indices=[self.stage])
         return Features(
             patches=patches.flatten(2).transpose(1, 2),
             grid=(patches.shape[2], patches.shape[3]),
             image_size=(images.shape[2], images.shape[3]),
             logits=self.model.forward_head(last),
-            activations=last,
+            activations=self._before_classifier(last),
         )
 
     def cam(self, features: Features, classes: Tensor) -> Tensor:
@@ -91,6 +104,19 @@ class CNNBackbone(nn.Module):
         weight = self.model.get_classifier().weight.flatten(1)
         return torch.einsum("bcd,bdhw->bchw", weight[classes], features.activations)
 
+    def _before_classifier(self, last: Tensor) -> Tensor:
+        """Return maps (B, D, h, w) whose spatial mean is what the classifier is given."""
+        if getattr(self.model, "output_fmt", "NCHW") == "NHWC":
+            last = last.permute(0, 3, 1, 2)
+        norm = getattr(getattr(self.model, "head", None), "norm", None)
+        if not isinstance(norm, nn.LayerNorm):
+            return last
+        variance = last.mean((2, 3), keepdim=True).var(1, keepdim=True, correction=0)
+        maps = (last - last.mean(1, keepdim=True)) * (variance + norm.eps).rsqrt()
+        if norm.weight is not None:
+            maps = maps * norm.weight.view(-1, 1, 1)
+        return maps if norm.bias is None else maps + norm.bias.view(-1, 1, 1)
+
     @torch.no_grad()
     def _check_linear(self, name: str) -> None:
         """Hold the CAM to its promise: its mean plus bias is the logit."""
@@ -99,7 +125,10 @@ class CNNBackbone(nn.Module):
         classifier = self.model.get_classifier()
         if not isinstance(classifier, nn.Linear | nn.Conv2d):
             raise ValueError(f"backbone {name!r} has no linear classifier, so it has no exact CAM")
-        features = self(pixels)
+        try:
+            features = self(pixels)
+        except (AssertionError, RuntimeError) as error:
+            raise ValueError(f"backbone {name!r} does not take images of any size: {error}") from error
         expected = features.logits
         assert expected is not None
         assert features.activations is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -24,3 +25,11 @@ def normalize(images: Tensor, model: nn.Module) -> Tensor:
     mean = torch.tensor(config["mean"], dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
     std = torch.tensor(config["std"], dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
     return (images - mean) / std
+
+
+def to_multiple(images: Tensor, multiple: tuple[int, int]) -> Tensor:
+    """Return images resized, where they must be, so that their sides are multiples (at least one) of ``multiple``."""
+    height, width = (max(1, round(side / step)) * step for side, step in zip(images.shape[2:], multiple, strict=True))
+    if (height, width) == tuple(images.shape[2:]):
+        return images
+    return F.interpolate(images, (height, width), mode="bilinear", align_corners=False, antialias=True)

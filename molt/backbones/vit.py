@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
-from molt.backbones.preprocess import check_images, normalize
+from molt.backbones.attention import ClassRows
+from molt.backbones.preprocess import check_images, normalize, to_multiple
 from molt.backbones.weights import VIT, create_timm
 from molt.structures import Features, WeightsInfo
 
 
 class ViTBackbone(nn.Module):
-    """Patch tokens and class token of a timm ViT, for images of any size and aspect ratio.
+    """Patch tokens, class token and class-row attention of a timm ViT, for images of any size and aspect ratio.
+
+    timm's fused attention stays on. ``no_attention`` says why a network has no class-row attention, or is None.
 
     Images whose sides are no multiple of the patch size are resized to the nearest multiple (at least one patch), so
     that the grid covers the image exactly; position embeddings are resampled by timm.
@@ -48,24 +52,38 @@ class ViTBackbone(nn.Module):
         if not hasattr(self.model, "patch_embed") or not hasattr(self.model, "num_prefix_tokens"):
             raise ValueError(f"backbone {name!r} is not a timm ViT: it has no patch grid with prefix tokens")
         self.patch_size: tuple[int, int] = tuple(self.model.patch_embed.patch_size)
+        self.no_attention: str | None = None
+        self._rows: ClassRows | None = None
+        try:
+            self._rows = ClassRows(self.model)
+        except ValueError as error:
+            self.no_attention = str(error)
 
-    def forward(self, images: Tensor) -> Features:
+    def forward(self, images: Tensor, *, attention: bool = True) -> Features:
         """Return Features of (B, 3, H, W) RGB images in [0, 1]; patches are the output tokens after the last norm.
+
+        Args:
+            images: float, of any size.
+            attention: False leaves out attention and keys, which cost about a hundredth of the pass.
 
         Raises:
             TypeError, ValueError: images of another type, shape or channel count. NaN and infinity are not looked for:
                 they spread to the tokens.
         """
         check_images(images)
-        ph, pw = self.patch_size
-        size = (max(1, round(images.shape[2] / ph)) * ph, max(1, round(images.shape[3] / pw)) * pw)
-        if size != tuple(images.shape[2:]):
-            images = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
-        tokens = self.model.forward_features(normalize(images, self.model))
+        return self.see(normalize(to_multiple(images, self.patch_size), self.model), attention=attention)
+
+    def see(self, pixels: Tensor, *, attention: bool = True) -> Features:
+        """Return Features of normalised pixels (B, 3, H, W) whose sides are multiples of the patch size."""
+        with self._rows if self._rows is not None and attention else nullcontext() as recording:
+            tokens = self.model.forward_features(pixels)
         prefix = self.model.num_prefix_tokens
+        size = (pixels.shape[2], pixels.shape[3])
         return Features(
             patches=tokens[:, prefix:],
-            grid=(size[0] // ph, size[1] // pw),
+            grid=(size[0] // self.patch_size[0], size[1] // self.patch_size[1]),
             image_size=size,
             class_token=tokens[:, 0] if getattr(self.model, "cls_token", None) is not None else None,
+            attention=None if recording is None else torch.stack(recording.rows, 1)[..., prefix:],
+            keys=None if recording is None else recording.last_keys()[:, :, prefix:].transpose(1, 2).flatten(2),
         )

@@ -1,5 +1,7 @@
 """From images or Features to integer label maps."""
 
+from molt.clustering.deep import DeepClustering
 from molt.clustering.kmeans import TokenKMeans
+from molt.clustering.slic import Slic
 
-__all__ = ["TokenKMeans"]
+__all__ = ["DeepClustering", "Slic", "TokenKMeans"]

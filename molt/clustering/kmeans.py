@@ -8,16 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from molt.backbones.preprocess import check_images
+from molt.clustering._labels import compact, in_chunks, nearest, prepare, shrink
 from molt.structures import Features
 
 
 class TokenKMeans:
-    """k-means over one image's vectors at a time, all images of a batch at once.
+    """k-means over each image's vectors.
 
     Features are clustered by the cosine between patch vectors; images by squared distance in colour and position, on
     a copy at most ``working_size`` pixels a side. Centres are chosen by k-means++ from a seeded draw that is the same
-    for every image, so a result does not depend on the batch around it. Labels are decided at the output's own
+    for every image, and images are worked on one at a time (on a GPU 2 or 8), so a result does not depend on the
+    batch around it. Labels are decided at the output's own
     pixels: the similarity to each centre is upsampled bilinearly and the nearest centre taken (our choice: smoother
     outlines than repeating each patch's label).
 
@@ -72,32 +73,30 @@ class TokenKMeans:
         Raises:
             TypeError, ValueError: images of another type or shape.
         """
-        if isinstance(x, Features):
-            height, width = x.image_size if size is None else size
-            return self._from_features(x, (int(height), int(width)))
-        check_images(x)
-        height, width = x.shape[2:] if size is None else size
-        return self._from_images(x, (int(height), int(width)))
+        values, target = prepare(x, size)
 
-    def _from_features(self, features: Features, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        vectors = F.normalize(features.patches.float(), dim=-1)
+        def run(chunk: Tensor) -> tuple[Tensor, Tensor]:
+            affinity = self._from_features(chunk) if isinstance(x, Features) else self._from_images(chunk)
+            return compact(nearest(affinity, target), self.num_clusters)
+
+        return in_chunks(run, values, target)
+
+    def _from_features(self, directions: Tensor) -> Tensor:
+        """Return the similarity (B, k, h, w) of unit vectors (B, D, h, w) to each centre."""
+        vectors = directions.flatten(2).transpose(1, 2)
         centres = self._fit(vectors, cosine=True)
-        affinity = (vectors @ centres.transpose(1, 2)).transpose(1, 2).unflatten(2, features.grid)
-        return _compact(_nearest(_upsample(affinity, size)), self.num_clusters)
+        return (centres @ directions.flatten(2)).view(len(centres), -1, *directions.shape[2:])
 
-    def _from_images(self, images: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        shrink = min(1.0, self.working_size / max(images.shape[2:]))
-        small = [max(1, round(side * shrink)) for side in images.shape[2:]]
-        pixels = images.float()
-        if small != list(images.shape[2:]):
-            pixels = F.interpolate(pixels, small, mode="bilinear", align_corners=False, antialias=True)
-        rows = (torch.arange(small[0], device=images.device) + 0.5) / small[0]
-        columns = (torch.arange(small[1], device=images.device) + 0.5) / small[1]
+    def _from_images(self, images: Tensor) -> Tensor:
+        """Return the negative squared distance (B, k, h, w) in colour and position to each centre."""
+        pixels = shrink(images, self.working_size)
+        height, width = pixels.shape[2:]
+        rows = (torch.arange(height, device=images.device) + 0.5) / height
+        columns = (torch.arange(width, device=images.device) + 0.5) / width
         place = torch.stack(torch.meshgrid(rows, columns, indexing="ij")) * self.position
         vectors = torch.cat([pixels, place.expand(len(pixels), -1, -1, -1)], 1).flatten(2).transpose(1, 2)
         centres = self._fit(vectors, cosine=False)
-        affinity = -torch.cdist(vectors, centres).square().transpose(1, 2).unflatten(2, small)
-        return _compact(_nearest(_upsample(affinity, size)), self.num_clusters)
+        return -torch.cdist(centres, vectors).square().view(len(pixels), -1, height, width)
 
     def _fit(self, vectors: Tensor, *, cosine: bool) -> Tensor:
         """Return centres (B, k, D) of vectors (B, N, D): of all restarts, those with the least squared distance."""
@@ -148,29 +147,3 @@ def _distance(vectors: Tensor, centres: Tensor) -> Tensor:
     """Squared distance (B, N, k), clipped at 0."""
     cross = vectors @ centres.transpose(1, 2)
     return (vectors.square().sum(-1, keepdim=True) - 2 * cross + centres.square().sum(-1)[:, None]).clamp_min(0)
-
-
-def _upsample(affinity: Tensor, size: tuple[int, int]) -> Tensor:
-    if affinity.shape[2:] == size:
-        return affinity
-    return F.interpolate(affinity, size, mode="bilinear", align_corners=False)
-
-
-def _nearest(affinity: Tensor) -> Tensor:
-    """Return the channel of the maximum, (B, H, W) int64, the first of equals; argmax over channels is slow."""
-    best = affinity[:, 0]
-    labels = torch.zeros_like(best, dtype=torch.int64)
-    for channel in range(1, affinity.shape[1]):
-        higher = affinity[:, channel] > best
-        best = torch.where(higher, affinity[:, channel], best)
-        labels.masked_fill_(higher, channel)
-    return labels
-
-
-def _compact(labels: Tensor, num_clusters: int) -> tuple[Tensor, Tensor]:
-    """Renumber labels so that each image's clusters are 0..count-1."""
-    flat = labels.flatten(1)
-    present = torch.zeros(len(flat), num_clusters, dtype=torch.int64, device=labels.device)
-    present.scatter_(1, flat, 1)
-    renumbered = (present.cumsum(1) - 1).gather(1, flat).view_as(labels)
-    return renumbered.to(torch.int32), present.sum(1)

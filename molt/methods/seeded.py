@@ -96,7 +96,9 @@ class Seeded(Method):
         with stage("forward"):
             sides = {CLASS_SIZE, self.size} if self.vit is not None else {*self.scales, CLASS_SIZE, self.size}
             seen = {side: self.cnn(pyramid[side]) for side in sorted(sides)}
-            source = seen if self.vit is None else {side: self.vit(pyramid[side]) for side in self.scales}
+            source = (
+                seen if self.vit is None else {side: self.vit(pyramid[side], attention=False) for side in self.scales}
+            )
         with stage("seed"):
             logits = seen[CLASS_SIZE].logits
             assert logits is not None

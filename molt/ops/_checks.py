@@ -132,7 +132,27 @@ def check_num_clusters(value: object, batch: int) -> tuple[int, Tensor | None]:
     return value, None  # type: ignore[return-value]  # a SymInt stands for an int
 
 
-def check_labels(labels: Tensor, num_clusters: int, counts: Tensor | None) -> None:
+def check_limit(name: str, value: object) -> int:
+    """Check for a number of at least 0, or None, and return it; -1 stands for None.
+
+    Raises:
+        TypeError: neither an integer nor None.
+        ValueError: negative.
+    """
+    if value is None:
+        return -1
+    if isinstance(value, torch.SymInt):
+        return value  # type: ignore[return-value]  # a SymInt stands for an int
+    try:
+        number = operator.index(None if isinstance(value, bool) else value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name}: got {type(value).__name__}, expected an integer or None") from None
+    if number < 0:
+        raise ValueError(f"{name}: got {number}, expected a number >= 0")
+    return number
+
+
+def check_labels(labels: Tensor, num_clusters: int, counts: Tensor | None, name: str = "labels") -> None:
     """Check labels (B, ...) on the CPU against one limit (-1: none) or one an image, as the native operators do.
 
     Reads the values, so it belongs outside compiled regions.
@@ -148,4 +168,4 @@ def check_labels(labels: Tensor, num_clusters: int, counts: Tensor | None) -> No
         for label in (low[image], high[image]):
             if label < 0 or 0 <= limit <= label:
                 expected = "values >= 0" if limit < 0 else f"values in [0, {limit})"
-                raise ValueError(f"labels: got {label} in image {image}, expected {expected}")
+                raise ValueError(f"{name}: got {label} in image {image}, expected {expected}")

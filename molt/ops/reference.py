@@ -61,6 +61,19 @@ def cluster_refine(maps: Tensor, labels: Tensor, alpha: float, num_clusters: int
     return out.to(maps.dtype).contiguous().view(batch, channels, height, width)
 
 
+def cluster_vote(labels: Tensor, segments: Tensor, num_clusters: int, num_segments: int) -> Tensor:
+    """Majority label of each segment, the lowest of equals; -1 takes a limit from the values."""
+    batch = len(labels)
+    clusters = num_clusters if num_clusters >= 0 else int(labels.max()) + 1
+    limit = num_segments if num_segments >= 0 else int(segments.max()) + 1
+    where, label = segments.reshape(batch, -1).long(), labels.reshape(batch, -1).long()
+    votes = torch.zeros(batch, limit * clusters, dtype=torch.int32, device=labels.device)
+    ones = torch.ones((), dtype=torch.int32, device=labels.device).expand_as(label)
+    votes.scatter_add_(1, where * clusters + label, ones)
+    winner = votes.view(batch, limit, clusters).argmax(-1)
+    return winner.gather(1, where).view_as(labels).to(labels.dtype)
+
+
 def upsample_normalize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear resize, then per-map min-max without epsilon; a constant map gives zeros. See the public operator."""
     if maps.numel() == 0 or 0 in size:

@@ -1,0 +1,190 @@
+"""Clusters from a small network trained on one image at a time, without labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from molt import ops
+from molt.clustering._labels import check_finite, compact, in_chunks, nearest, prepare, shrink
+from molt.clustering.slic import segment
+from molt.structures import Features
+
+SIMPLE_PIXELS = 2  # batch normalization over one pixel is undefined
+
+
+class DeepClustering:
+    """A convolutional network per image learns to agree with its own labels, until few are left.
+
+    Each step takes the strongest channel of each pixel as its label and trains the network to answer with it. Two
+    published forms, which may be combined: superpixels that vote for one label (Kanezaki, ICASSP 2018: the default),
+    and a loss on differences between neighbouring responses (Kim, Kanezaki and Tanaka, TIP 2020: ``num_segments=0,
+    continuity=1``). Which of these the MOLT paper used is not known. Network, optimiser (SGD, 0.1, momentum 0.9) and
+    stopping rule are those papers'; the smaller input and network, fewer steps and a number of superpixels that fits
+    the smaller input are our choice: the published size is ``channels=100, steps=1000, num_segments=10000,
+    working_size=None``.
+
+    Each image has its own network, whose initial state depends on the seed only: a photo's labels do not depend on
+    its batch (on a GPU up to rounding: kernels may add in another order in passes of 2 and of 8 photos). Labels are
+    decided at the output's own pixels, from responses upsampled bilinearly.
+
+    Args:
+        channels: width of the network and most labels an image can have, 2 to 1024.
+        layers: 3x3 convolutions, at least 1; a 1x1 convolution follows.
+        steps: most gradient steps, at least 0.
+        min_labels: training stops once an image has this few labels, at least 1.
+        num_segments: superpixels wanted for the vote; 0 does without.
+        continuity: weight of the loss on neighbouring differences, at least 0; 0 does without.
+        seed: integer seed of the initial state.
+        compactness: of the superpixels, above 0; high makes them nearly square.
+        working_size: longest side in pixels at which images are clustered; None takes their own size.
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+
+    takes_features = False
+    learning_rate = 0.1
+    momentum = 0.9
+
+    def __init__(
+        self,
+        channels: int = 32,
+        layers: int = 2,
+        steps: int = 40,
+        min_labels: int = 3,
+        num_segments: int = 800,
+        continuity: float = 0.0,
+        seed: int = 0,
+        *,
+        compactness: float = 100.0,
+        working_size: int | None = 112,
+    ) -> None:
+        if not 2 <= channels <= 1024:
+            raise ValueError(f"channels must be in 2..1024, got {channels}")
+        for name, value, least in (("layers", layers, 1), ("steps", steps, 0), ("min_labels", min_labels, 1)):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        if num_segments < 0:
+            raise ValueError(f"num_segments must be at least 0, got {num_segments}")
+        if not (continuity >= 0 and math.isfinite(continuity)):
+            raise ValueError(f"continuity must be a finite number of at least 0, got {continuity}")
+        if not compactness > 0:
+            raise ValueError(f"compactness must be above 0, got {compactness}")
+        if working_size is not None and working_size < 1:
+            raise ValueError(f"working_size must be at least 1 or None, got {working_size}")
+        self.channels = channels
+        self.layers = layers
+        self.steps = steps
+        self.min_labels = min_labels
+        self.num_segments = num_segments
+        self.continuity = continuity
+        self.seed = seed
+        self.compactness = compactness
+        self.working_size = working_size
+
+    def __call__(self, x: Tensor | Features, size: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+        """Return labels (B, H, W) int32 in 0..count-1 and counts (B,) int64.
+
+        Args:
+            x: images (B, 3, H, W) RGB float in [0, 1]; or Features, whose patch directions then take the place of
+                colours, on their own grid (our choice).
+            size: (H, W) of the labels; by default the images' own.
+
+        Raises:
+            TypeError, ValueError: images of another type or shape, or with NaN or infinite values.
+        """
+        values, target = prepare(x, size)
+        check_finite(values)
+
+        def run(chunk: Tensor) -> tuple[Tensor, Tensor]:
+            small = chunk if isinstance(x, Features) else shrink(chunk, self.working_size)
+            responses = self._train(small, lab=not isinstance(x, Features))
+            present = torch.zeros(self.channels, dtype=torch.bool, device=chunk.device)
+            present[responses.argmax(1).flatten()] = True
+            return compact(nearest(responses, target, present), self.channels)
+
+        return in_chunks(run, values, target)
+
+    def initial_state(self, in_channels: int = 3) -> list[Tensor]:
+        """Return the initial parameters of one image's network, on the CPU, as PyTorch initialises such layers.
+
+        A convolution's weight and bias, then its batch normalization's weight and bias, layer by layer.
+        """
+        generator = torch.Generator().manual_seed(self.seed)
+        state = []
+        widths = [in_channels, *[self.channels] * (self.layers + 1)]
+        kernels = [3] * self.layers + [1]
+        for wide, out, kernel in zip(widths[:-1], widths[1:], kernels, strict=True):
+            bound = 1 / math.sqrt(wide * kernel * kernel)
+            for shape in ((out, wide, kernel, kernel), (out,)):
+                state.append((2 * torch.rand(shape, generator=generator) - 1) * bound)
+            state += [torch.ones(out), torch.zeros(out)]
+        return state
+
+    def _train(self, images: Tensor, *, lab: bool) -> Tensor:
+        """Return the responses (G, channels, h, w) of G images' networks after training."""
+        if images.shape[2] * images.shape[3] < SIMPLE_PIXELS:
+            return images.new_zeros(len(images), self.channels, *images.shape[2:])
+        segments = segment(images, self.num_segments, self.compactness, lab=lab) if self.num_segments else None
+        group = len(images)
+        # inference_mode's tensors take no gradient, so those that enter the graph are made anew outside it.
+        with torch.inference_mode(False), torch.enable_grad():
+            pixels = images.clone().reshape(1, -1, *images.shape[2:])
+            segments = None if segments is None else segments.clone()
+            limit = None if segments is None else int(segments.max()) + 1
+            parameters = [
+                value.to(images.device).repeat(group, *[1] * (value.ndim - 1)).requires_grad_()
+                for value in self.initial_state(images.shape[1])
+            ]
+            speeds = [torch.zeros_like(value) for value in parameters]
+            active = torch.ones(group, dtype=torch.bool, device=images.device)
+            for _ in range(self.steps):
+                responses = self._respond(pixels, parameters, group)
+                labels = responses.detach().argmax(1)
+                voted = labels if segments is None else ops.cluster_vote(labels, segments, self.channels, limit)
+                self._step(parameters, speeds, self._loss(responses, voted), active)
+                kinds = torch.zeros(group, self.channels, dtype=torch.int64, device=images.device)
+                kinds.scatter_(1, labels.flatten(1), 1)
+                active &= kinds.sum(1) > self.min_labels
+                # On a GPU asking would stall it at every step.
+                if images.device.type == "cpu" and not bool(active.any()):
+                    break
+            with torch.no_grad():
+                return self._respond(pixels, parameters, group)
+
+    def _respond(self, pixels: Tensor, parameters: list[Tensor], group: int) -> Tensor:
+        """Return responses (G, channels, h, w) of images (1, G * D, h, w) by a network each."""
+        x = pixels
+        for layer in range(self.layers + 1):
+            weight, bias, scale, shift = parameters[4 * layer : 4 * layer + 4]
+            x = F.conv2d(x, weight, bias, padding=weight.shape[2] // 2, groups=group)
+            if layer < self.layers:
+                x = x.relu()
+            # One image a group, so these are each image's own statistics.
+            x = F.batch_norm(x, None, None, scale, shift, training=True)
+        return x.view(group, self.channels, *x.shape[2:])
+
+    def _loss(self, responses: Tensor, labels: Tensor) -> Tensor:
+        """Return the sum over images of each image's mean loss."""
+        loss = len(responses) * F.cross_entropy(responses, labels)
+        if self.continuity:
+            for axis in (2, 3):
+                if responses.shape[axis] > 1:
+                    loss = loss + self.continuity * len(responses) * responses.diff(dim=axis).abs().mean()
+        return loss
+
+    def _step(self, parameters: list[Tensor], speeds: list[Tensor], loss: Tensor, active: Tensor) -> None:
+        """One step of SGD with momentum; networks that stopped stay as they are."""
+        gradients = torch.autograd.grad(loss, parameters)
+        with torch.no_grad():
+            for value, speed, gradient in zip(parameters, speeds, gradients, strict=True):
+                speed.mul_(self.momentum).add_(gradient)
+                move = self.learning_rate * active.to(speed.dtype)
+                value.unflatten(0, (len(active), -1)).sub_(
+                    speed.unflatten(0, (len(active), -1)) * move.view(-1, *[1] * value.ndim)
+                )

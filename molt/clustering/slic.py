@@ -1,0 +1,80 @@
+"""SLIC superpixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from molt.clustering._labels import check_finite, compact, in_chunks, prepare, repeat, shrink
+from molt.structures import Features
+
+
+class Slic:
+    """Superpixels: k-means in colour and position, with connected clusters (Achanta et al., PAMI 2012; scikit-image).
+
+    Runs on the CPU, one photo at a time, whatever the device of the images. There is nothing random in it.
+
+    Args:
+        num_segments: superpixels wanted, at least 1; SLIC comes near, with fewer where they do not fit.
+        compactness: weight of position against colour, above 0: higher makes squarer superpixels.
+        working_size: longest side in pixels at which images are clustered, at least 1; None takes their own size.
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+
+    takes_features = False
+
+    def __init__(self, num_segments: int = 100, *, compactness: float = 10.0, working_size: int | None = 448) -> None:
+        if num_segments < 1:
+            raise ValueError(f"num_segments must be at least 1, got {num_segments}")
+        if not compactness > 0:
+            raise ValueError(f"compactness must be above 0, got {compactness}")
+        if working_size is not None and working_size < 1:
+            raise ValueError(f"working_size must be at least 1 or None, got {working_size}")
+        self.num_segments = num_segments
+        self.compactness = compactness
+        self.working_size = working_size
+
+    def __call__(self, x: Tensor | Features, size: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+        """Return labels (B, H, W) int32 in 0..count-1 and counts (B,) int64.
+
+        Args:
+            x: images (B, 3, H, W) RGB float in [0, 1], compared in CIELAB; or Features, whose patch directions are
+                compared on their own grid.
+            size: (H, W) of the labels; by default the images' own.
+
+        Raises:
+            TypeError, ValueError: images of another type or shape, or with NaN or infinite values.
+        """
+        values, target = prepare(x, size)
+        check_finite(values)
+
+        def run(chunk: Tensor) -> tuple[Tensor, Tensor]:
+            small = chunk if isinstance(x, Features) else shrink(chunk, self.working_size)
+            labels = segment(small, self.num_segments, self.compactness, lab=not isinstance(x, Features))
+            return compact(repeat(labels, target), int(labels.max()) + 1)
+
+        return in_chunks(run, values, target)
+
+
+def segment(images: Tensor, num_segments: int, compactness: float, *, lab: bool = True) -> Tensor:
+    """Return SLIC labels (B, H, W) int64 from 0 of images (B, D, H, W), computed on the CPU.
+
+    Args:
+        images: finite floats.
+        num_segments: superpixels wanted.
+        compactness: weight of position against the channels' distance.
+        lab: True takes them for RGB in [0, 1] and compares them in CIELAB.
+    """
+    from skimage.segmentation import slic
+
+    found = []
+    for image in images.permute(0, 2, 3, 1).double().cpu().numpy():
+        # scikit-image cannot place more centres than pixels.
+        wanted = min(num_segments, image.shape[0] * image.shape[1])
+        labels = slic(image, wanted, compactness, convert2lab=lab, start_label=0, channel_axis=-1)
+        found.append(torch.from_numpy(labels))
+    return torch.stack(found).long().to(images.device)
