@@ -12,9 +12,13 @@ _HOMES = {
     "Features": "molt.structures",
     "Localization": "molt.structures",
     "Localizer": "molt.localizer",
+    "MOLT": "molt.methods",
     "WeightsInfo": "molt.structures",
     "backend": "molt._backend",
     "config": "molt._backend",
+    "create_model": "molt.methods",
+    "list_models": "molt.methods",
+    "load_model": "molt.methods",
     "refine": "molt._refine",
     "show_config": "molt._backend",
 }
@@ -25,9 +29,11 @@ if TYPE_CHECKING:
     from molt._backend import backend, config, show_config
     from molt._refine import refine
     from molt.localizer import Localizer
+    from molt.methods import MOLT, create_model, list_models, load_model
     from molt.structures import Features, Localization, WeightsInfo
 
 __all__ = [
+    "MOLT",
     "Features",
     "Localization",
     "Localizer",
@@ -37,7 +43,10 @@ __all__ = [
     "backend",
     "clustering",
     "config",
+    "create_model",
     "data",
+    "list_models",
+    "load_model",
     "methods",
     "ops",
     "refine",

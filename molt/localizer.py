@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,15 @@ from molt import ops
 from molt._backend import Backend, use_native
 from molt._backend import backend as use_backend
 from molt.classes import OBJECT, class_name, find_class
-from molt.clustering import TokenKMeans
+from molt.clustering import wants_features
 from molt.data.images import Photo, PhotoError, find_photos, load_photo, read_photo
-from molt.methods import METHODS, Evidence
+from molt.methods import METHODS, MOLT, Evidence, Multiscale
+from molt.methods.evidence import Captions
 from molt.profiling import Profile
 from molt.structures import Localization, WeightsInfo
 
 Source = str | Path | PIL.Image.Image | np.ndarray | Tensor
 PREVIEW = 1000
-RESTARTS = 4  # one threshold serves all photos, so the spread between starts counts
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,21 +37,25 @@ class Explanation:
         photo: RGB picture, at most 1000 px a side.
         result: the Localization.
         class_probability: of the result's first class, in [0, 1].
-        cam: (h, w) class activation map in [0, 1].
-        scale_maps: (side in pixels, (h, w) map in [0, 1]) a scale.
+        cam: (h, w) class map in [0, 1] that the method grew its maps from.
+        attention: (h, w) in [0, 1], what the class token attends to, or None where it plays no part.
+        scale_maps: ((H, W) in pixels, (h, w) map in [0, 1]) a scale.
         fused: (H, W) in [0, 1].
         clusters: (H, W) int32.
         refined: (H, W) in [0, 1].
+        captions: what to say of the stages that differ from method to method.
     """
 
     photo: PIL.Image.Image
     result: Localization
     class_probability: float
     cam: Tensor
-    scale_maps: list[tuple[int, Tensor]]
+    attention: Tensor | None
+    scale_maps: list[tuple[tuple[int, int], Tensor]]
     fused: Tensor
     clusters: Tensor
     refined: Tensor
+    captions: Captions
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +78,9 @@ class Localizer:
         result.boxes, result.names, result.scores
 
     Args:
-        method: ``"seeded"``, the training-free method of this version.
-        weights: ``"default"`` (CNN + ViT) or ``"weak"`` (the CNN alone: image labels only).
+        method: ``"seeded"``, which needs no training; a name of :func:`molt.list_models`, the MOLT paper's method, with
+            ``checkpoint``; or a trained :class:`molt.MOLT` itself.
+        weights: of ``seeded``: ``"default"`` (CNN + ViT) or ``"weak"`` (the CNN alone: image labels only).
         k: how many of the likeliest classes to localize, 1 to the network's number of classes.
         threshold: in (0, 1): a box encloses map values of at least this share of the maximum; None takes the
             method's own.
@@ -82,10 +88,12 @@ class Localizer:
         device: ``"cpu"``, ``"cuda"``...; None takes a GPU where there is one.
         backend: ``"auto"``, ``"reference"`` or ``"native"`` for cluster_refine, the operator that has a compiled form
             in this version; None leaves what is in force.
-        backbone: timm name of the network whose patches are compared, in place of the usual one.
-        checkpoint: local weight file for that network.
+        backbone: of ``seeded``: timm name of the network whose patches are compared, in place of the usual one.
+        checkpoint: of ``seeded``: local weight file for that network; else the file that :meth:`molt.MOLT.save` wrote.
         source: ``"auto"``, ``"package"`` or ``"hub"``: where weights are taken from.
-        clusterer: callable ``labels, counts = clusterer(features, size)``; default ``TokenKMeans(restarts=4)``.
+        clusterer: callable ``labels, counts = clusterer(x, size)``, see :mod:`molt.clustering`; x is the Features of
+            the finest scale, or the images where the clusterer's ``takes_features`` is False. None takes the method's
+            own: ``TokenKMeans(restarts=4)`` for ``seeded``, ``DeepClustering()`` for the paper's.
         alpha: weight of the cluster mean in the refined map, 0 (no refinement) to 1; None takes the method's own.
         profile: True books time and memory of each stage in :attr:`profile`.
 
@@ -97,7 +105,7 @@ class Localizer:
 
     def __init__(
         self,
-        method: str = "seeded",
+        method: str | MOLT = "seeded",
         weights: str = "default",
         k: int = 1,
         threshold: float | None = None,
@@ -112,7 +120,7 @@ class Localizer:
         alpha: float | None = None,
         profile: bool = False,
     ) -> None:
-        if method not in METHODS:
+        if not isinstance(method, MOLT) and method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
         if threshold is not None and not 0 < threshold < 1:
             raise ValueError(f"threshold must be in (0, 1), got {threshold}")
@@ -123,14 +131,15 @@ class Localizer:
         self.device = _pick_device(device)
         use_native("cluster_refine", self.device, backend)  # a backend that is missing is told now
         self.backend = backend
-        self.method = METHODS[method](weights, backbone=backbone, checkpoint=checkpoint, source=source)
+        build = partial(Multiscale, method) if isinstance(method, MOLT) else METHODS[method]
+        self.method = build(weights, backbone=backbone, checkpoint=checkpoint, source=source)
         self.method.to(self.device)
         if k > len(self.method.class_names):
             raise ValueError(f"k must be at most {len(self.method.class_names)}, the number of classes, got {k}")
         self.k = k
         self.threshold = self.method.threshold if threshold is None else threshold
         self.multi = multi
-        self.clusterer = TokenKMeans(restarts=RESTARTS) if clusterer is None else clusterer
+        self.clusterer = self.method.clusterer() if clusterer is None else clusterer
         self.alpha = self.method.alpha if alpha is None else alpha
         self.profile = Profile(self.device) if profile else None
 
@@ -160,14 +169,20 @@ class Localizer:
         return self._all([x], classes)[0]
 
     def stream(
-        self, sources: Iterable[Source], classes: Any = None, batch_size: int | None = None
-    ) -> Iterator[tuple[Source, Localization | Exception]]:
+        self,
+        sources: Iterable[Source],
+        classes: Any = None,
+        batch_size: int | None = None,
+        *,
+        explain: bool = False,
+    ) -> Iterator[tuple[Source, Any]]:
         """Yield (source, Localization) in input order as each batch finishes; a bad photo yields its error instead.
 
         Args:
             sources: photos as for :meth:`__call__`.
             classes: as for :meth:`__call__`.
             batch_size: photos a forward pass, at least 1; None takes 1 on the CPU and 16 on a GPU.
+            explain: True yields an Explanation, every stage, in place of each Localization.
 
         Raises:
             ValueError: an unknown class or a batch_size below 1, before the first photo.
@@ -176,28 +191,15 @@ class Localizer:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         wanted = self._wanted(classes)
         size = batch_size or (16 if self.device.type == "cuda" else 1)
-        return self._stream(iter(sources), wanted, size)
+        return self._stream(iter(sources), wanted, size, explain=explain)
 
     def explain(self, x: Source, classes: Any = None) -> Explanation:
         """Localize one photo and return every stage on the way; arguments as for :meth:`__call__`."""
-        photo = read_photo(x, self.method.size)
-        maps = self._maps(self._batch([photo]), self._wanted(classes))
-        result = self._boxes([photo], maps)[0]
-        picture = load_photo(x).copy()
-        picture.thumbnail((PREVIEW, PREVIEW))
-        cam, *scales = (
-            ops.upsample_normalize(m[:1, :1], m.shape[2:])[0, 0].cpu() for m in (maps.evidence.cam, *maps.evidence.maps)
-        )
-        return Explanation(
-            photo=picture,
-            result=result,
-            class_probability=float(maps.evidence.probabilities[0, 0]),
-            cam=cam,
-            scale_maps=list(zip(maps.evidence.scales, scales, strict=True)),
-            fused=maps.fused[0, 0].cpu(),
-            clusters=maps.clusters[0].cpu(),
-            refined=maps.refined[0, 0].cpu(),
-        )
+        found = next(self._stream(iter([x]), self._wanted(classes), 1, explain=True))[1]
+        if isinstance(found, Exception):
+            raise found
+        assert isinstance(found, Explanation)
+        return found
 
     def _all(self, sources: Sequence[Source], classes: Any) -> list[Localization]:
         results = []
@@ -208,8 +210,8 @@ class Localizer:
         return results
 
     def _stream(
-        self, sources: Iterator[Source], wanted: Tensor | None, size: int
-    ) -> Iterator[tuple[Source, Localization | Exception]]:
+        self, sources: Iterator[Source], wanted: Tensor | None, size: int, *, explain: bool = False
+    ) -> Iterator[tuple[Source, Any]]:
         batch: list[tuple[Source, Photo | Exception]] = []
         for source in sources:
             try:
@@ -218,17 +220,44 @@ class Localizer:
             except (PhotoError, OSError, TypeError) as error:
                 batch.append((source, error))
             if len(batch) == size:
-                yield from self._finish(batch, wanted)
+                yield from self._finish(batch, wanted, explain)
                 batch = []
-        yield from self._finish(batch, wanted)
+        yield from self._finish(batch, wanted, explain)
 
     def _finish(
-        self, batch: list[tuple[Source, Photo | Exception]], wanted: Tensor | None
-    ) -> Iterator[tuple[Source, Localization | Exception]]:
+        self, batch: list[tuple[Source, Photo | Exception]], wanted: Tensor | None, explain: bool
+    ) -> Iterator[tuple[Source, Any]]:
         photos = [photo for _, photo in batch if not isinstance(photo, Exception)]
-        results = iter(self._boxes(photos, self._maps(self._batch(photos), wanted)) if photos else [])
+        results: Iterator[Any] = iter([])
+        if photos:
+            maps = self._maps(self._batch(photos), wanted)
+            found = self._boxes(photos, maps)
+            results = (self._explanation(r, maps, i) for i, r in enumerate(found)) if explain else iter(found)
         for source, photo in batch:
             yield source, photo if isinstance(photo, Exception) else next(results)
+
+    @torch.inference_mode()
+    def _explanation(self, result: Localization, maps: _Maps, image: int) -> Explanation:
+        """Every stage of one photo of a batch."""
+        picture = load_photo(result.source).copy()
+        picture.thumbnail((PREVIEW, PREVIEW))
+        evidence = maps.evidence
+
+        def stretched(values: Tensor) -> Tensor:
+            return ops.upsample_normalize(values[image : image + 1, :1], values.shape[2:])[0, 0].cpu()
+
+        return Explanation(
+            photo=picture,
+            result=result,
+            class_probability=float(evidence.probabilities[image, 0]),
+            cam=stretched(evidence.cam),
+            attention=None if evidence.attention is None else stretched(evidence.attention),
+            scale_maps=list(zip(evidence.scales, map(stretched, evidence.maps), strict=True)),
+            fused=maps.fused[image, 0].cpu(),
+            clusters=maps.clusters[image].cpu(),
+            refined=maps.refined[image, 0].cpu(),
+            captions=self.method.captions,
+        )
 
     def _wanted(self, classes: Any) -> Tensor | None:
         if classes is None:
@@ -249,9 +278,10 @@ class Localizer:
         size = tuple(images.shape[2:])
         with self._ops():
             with self._stage("fuse"):
-                fused = ops.fuse_maps(evidence.maps, size)
+                fused = ops.fuse_maps(evidence.maps, size, self.method.scale_weights, order=self.method.order)
             with self._stage("cluster"):
-                clusters, counts = self.clusterer(evidence.features, size)
+                shown = evidence.features if wants_features(self.clusterer) else images
+                clusters, counts = self.clusterer(shown, size)
             with self._stage("refine"):
                 # A known limit spares the GPU from reading the counts back.
                 limit = getattr(self.clusterer, "num_clusters", counts)

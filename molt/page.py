@@ -17,6 +17,7 @@ from molt._files import whole_file
 from molt.classes import OBJECT, OBJECT_NAME
 from molt.data.samples import SamplePhoto
 from molt.localizer import Explanation
+from molt.methods import Seeded
 from molt.overlay import cluster_overlay, draw_boxes, heat_overlay
 from molt.structures import Localization, SawMasks, WeightsInfo
 
@@ -28,6 +29,7 @@ for result in loc("my_photos"): result.plot().save(f"{result.source.stem}-boxes.
 SHELL_LINE = "molt localize my_photos"
 
 # Largest side in pixels and JPEG quality of a picture; the first that keeps the page below MAX_BYTES is taken.
+TILES, LEAST_BYTES = 8, 0.06  # tiles a photo and bytes a pixel, both on the low side: what is surely too large
 _SIZES = ((720, 82), (480, 78), (320, 72), (200, 65), (120, 55))
 
 _MASKS: dict[SawMasks, str] = {
@@ -94,6 +96,8 @@ def write_page(
     items: Sequence[tuple[SamplePhoto, Explanation]],
     weights: Sequence[WeightsInfo],
     min_probability: float = 0.3,
+    *,
+    guide: bool = True,
 ) -> Path:
     """Write one HTML file that shows every stage of each photo and asks for nothing outside itself.
 
@@ -103,6 +107,7 @@ def write_page(
             are, the smaller the pictures, so that the page stays below 5 MB (up to some 100 photos).
         weights: one WeightsInfo a network that was used.
         min_probability: in [0, 1]: a class is named only where its probability is above this, else it is 'object'.
+        guide: False leaves out how to go on with photos of one's own.
 
     Returns:
         The path.
@@ -115,7 +120,9 @@ def write_page(
         raise ValueError(f"min_probability must be in [0, 1], got {min_probability}")
     path = Path(path)
     for size, quality in _SIZES:
-        text = "".join(_page(items, weights, min_probability, size, quality))
+        if size != _SIZES[-1][0] and len(items) * TILES * size**2 * LEAST_BYTES > MAX_BYTES:
+            continue
+        text = "".join(_page(items, weights, min_probability, size, quality, guide))
         if len(text.encode()) < MAX_BYTES:
             break
     with whole_file(path) as part:
@@ -146,7 +153,14 @@ def _page(
     min_probability: float,
     size: int,
     quality: int,
+    guide: bool,
 ) -> Iterator[str]:
+    lead = items[0][1].captions.lead if items else Seeded.captions.lead
+    named = ""
+    if min_probability > 0:
+        named = f"""<p class="soft">A class is named here only where its probability is above {min_probability:.0%};
+otherwise it says &lsquo;object&rsquo;.</p>
+"""
     yield f"""<!doctype html>
 <html lang="en">
 <head>
@@ -161,28 +175,32 @@ def _page(
 <main>
 <header>
 <h1>From photo to box, step by step</h1>
-<p class="lead">molt finds the object in a photo without box annotations: an image classifier says what is there and
-roughly where, and comparing parts of the photo with each other fills in the rest.</p>
-<p class="soft">A class is named here only where its probability is above {min_probability:.0%}; otherwise it says
-&lsquo;object&rsquo;.</p>
-<p class="legend soft"><span>Heat maps:</span><span class="scale">low {_legend(quality)} high</span>
+<p class="lead">molt finds the object in a photo without box annotations: {escape(lead)}.</p>
+{named}<p class="legend soft"><span>Heat maps:</span><span class="scale">low {_legend(quality)} high</span>
 <span>Clusters: colours only tell groups apart.</span></p>
 </header>
 """
     for photo, explanation in items:
         yield _section(photo, explanation, min_probability, size, quality)
     yield _weights(weights)
-    yield f"""<section id="yours">
+    if guide:
+        yield _guide()
+    yield f"""<footer>Made by molt {escape(molt.__version__)}; this file holds everything it shows.</footer>
+</main>
+</body>
+</html>
+"""
+
+
+def _guide() -> str:
+    return f"""<section id="yours">
 <h2>Your own photos</h2>
-<p>Made by molt {escape(molt.__version__)}; this file holds everything it shows. Put some photos of your own in a
-folder, here called <code>my_photos</code>. In a shell, this writes a picture with the boxes for every photo:</p>
+<p>Put some photos of your own in a folder, here called <code>my_photos</code>. In a shell, this writes a picture with
+the boxes for every photo, and a page like this one:</p>
 <pre id="shell">{escape(SHELL_LINE)}</pre>
 <p>These three lines of Python do the same:</p>
 <pre id="python">{escape(PYTHON_LINES)}</pre>
 </section>
-</main>
-</body>
-</html>
 """
 
 
@@ -195,11 +213,11 @@ def _section(photo: SamplePhoto, explanation: Explanation, min_probability: floa
         "</figcaption></figure></li>"
         for number, (kind, title, caption, tile) in enumerate(_stages(explanation, picture, min_probability), 1)
     )
+    credit = f'<p class="credit soft">Photo: {escape(photo.credit)}</p>\n' if photo.credit else ""
     return f"""<section class="photo">
 <h2>{escape(photo.name)}</h2>
 <p class="found">{_found(explanation, min_probability)}</p>
-<p class="credit soft">Photo: {escape(photo.credit)}</p>
-<ol class="stages">
+{credit}<ol class="stages">
 {tiles}
 </ol>
 </section>
@@ -216,16 +234,20 @@ def _stages(
         return heat_overlay(picture, values)
 
     yield "", "Photo", "What goes in.", picture
-    cam = "Class activation map: the places the classifier looked at to decide. Coarse, and often only a part."
-    yield "", "Where the class shows", cam, heat(explanation.cam)
-    for side, values in explanation.scale_maps:
-        caption = f"Photo at {side}\u00d7{side}: how much more each patch resembles those places than the rest."
-        yield "", f"Similar parts, {side}\u00a0px", caption, heat(values)
-    fused = "The mean of the similarity maps, each scaled to the same range."
-    yield "", "All scales together", fused, heat(explanation.fused)
-    groups = explanation.clusters.unique().numel()
-    clusters = f"Patches that look alike, in {groups} group{'' if groups == 1 else 's'}; no class is involved."
-    yield "", "Clusters", clusters, cluster_overlay(picture, explanation.clusters)
+    said = explanation.captions
+    if explanation.attention is not None:
+        attended = "Where the network's class token looks at the finest scale, whatever the class."
+        yield "", "Attention", attended, heat(explanation.attention)
+    title, caption = said.cam
+    yield "", title, caption, heat(explanation.cam)
+    title, caption = said.scale
+    for (height, width), values in explanation.scale_maps:
+        size = f"{width}\u00d7{height}\u00a0px"
+        yield "", title.format(size=size), caption.format(size=size), heat(values)
+    yield "", "All scales together", said.fused, heat(explanation.fused)
+    number = explanation.clusters.unique().numel()
+    groups = f"{number} group{'' if number == 1 else 's'}"
+    yield "", "Clusters", said.clusters.format(groups=groups), cluster_overlay(picture, explanation.clusters)
     refined = "Each pixel is pulled towards the mean of its cluster, so that the map keeps to outlines."
     yield "", "Refined map", refined, heat(explanation.refined)
     if len(result):

@@ -21,10 +21,17 @@ def check_images(images: Tensor) -> None:
 
 def normalize(images: Tensor, model: nn.Module) -> Tensor:
     """Subtract the mean and divide by the deviation that the timm network was trained with."""
-    config: Any = model.pretrained_cfg
-    mean = torch.tensor(config["mean"], dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
-    std = torch.tensor(config["std"], dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
+    mean, std = (
+        torch.tensor(values, dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
+        for values in mean_and_std(model)
+    )
     return (images - mean) / std
+
+
+def mean_and_std(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and deviation of RGB in [0, 1] that the timm network was trained with."""
+    config: Any = model.pretrained_cfg
+    return tuple(config["mean"]), tuple(config["std"])
 
 
 def to_multiple(images: Tensor, multiple: tuple[int, int]) -> Tensor:

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -13,10 +14,12 @@ import typer
 
 if TYPE_CHECKING:
     from molt._backend import Backend
-    from molt.localizer import Localizer
+    from molt.data.samples import SamplePhoto
+    from molt.localizer import Explanation, Localizer
     from molt.structures import Localization
 
 FAILED, USAGE = 1, 2
+PAGE_NAME, PAGE_PHOTOS = "molt.html", 24  # a page of more could not be read, and would hold memory for each
 
 
 @dataclass(frozen=True)
@@ -30,10 +33,14 @@ class Item:
 
 def localize(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Photos, or folders searched recursively.")],
-    method: Annotated[str, typer.Option(help="Localization method: seeded.")] = "seeded",
+    method: Annotated[
+        str, typer.Option(help="seeded (no training), or a trained model: molt_deit_small...")
+    ] = "seeded",
     weights: Annotated[str, typer.Option(help="default (CNN + ViT) or weak (image labels only).")] = "default",
     k: Annotated[int, typer.Option("--k", help="How many of the likeliest classes to localize.")] = 1,
-    threshold: Annotated[float | None, typer.Option(help="Share of the map's maximum; 0.5 if not given.")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Share of the map's maximum; the method's own if not given.")
+    ] = None,
     multi: Annotated[bool, typer.Option("--multi", help="Box every component, not just the largest.")] = False,
     wanted: Annotated[
         list[str] | None,
@@ -42,9 +49,14 @@ def localize(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1...")] = None,
     backend: Annotated[str | None, typer.Option(help="auto, reference or native.")] = None,
     source: Annotated[str, typer.Option(help="Where weights come from: auto, package or hub.")] = "auto",
-    backbone: Annotated[str | None, typer.Option(help="timm network whose patches are compared.")] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Local weight file for that network.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Of seeded: timm network whose patches are compared.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Weights of that network, or the trained molt_* model.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for overlays; molt-out unless --json.")] = None,
+    page: Annotated[
+        bool, typer.Option("--page/--no-page", help="Every stage of the first photos in molt.html beside the overlays.")
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line an input on stdout.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Print time and peak memory of each stage.")] = False,
 ) -> None:
@@ -67,7 +79,7 @@ def localize(
 
         items = expand(paths, folder)
         # Told before the networks are loaded; other networks bring their own classes.
-        for name in wanted or [] if backbone is None else []:
+        for name in wanted or [] if backbone is None and method == "seeded" else []:
             find_class(name)
         loc = Localizer(
             method,
@@ -82,7 +94,11 @@ def localize(
             source=source,
             profile=profile,
         )
-        results = loc.stream([item.path for item in items if item.error is None], wanted or None)
+        photos = [item.path for item in items if item.error is None]
+        shown = PAGE_PHOTOS if page and folder is not None else 0
+        results = chain(
+            loc.stream(photos[:shown], wanted or None, explain=True), loc.stream(photos[shown:], wanted or None)
+        )
     except ValueError as error:
         _stop(str(error), USAGE)
     except (FileNotFoundError, RuntimeError) as error:
@@ -151,7 +167,7 @@ def expand(paths: list[Path], out: Path | None) -> list[Item]:
 
 def _run(
     items: list[Item],
-    results: Iterator[tuple[Any, Localization | Exception]],
+    results: Iterator[tuple[Any, Localization | Explanation | Exception]],
     loc: Localizer,
     out: Path | None,
     as_json: bool,
@@ -161,15 +177,22 @@ def _run(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from molt.data.images import PhotoError
+    from molt.data.samples import SamplePhoto
+    from molt.localizer import Explanation
+    from molt.page import write_page
 
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     rows: list[tuple[str, str, str, str]] = []
+    explained: list[tuple[SamplePhoto, Explanation]] = []
     failures = 0
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     silent = not errors.is_terminal
     with Progress(*columns, console=errors, transient=True, redirect_stdout=False, disable=silent) as progress:
         for item in progress.track(items, description="localizing"):
-            result: Localization | Exception = Exception(item.error) if item.error else next(results)[1]
+            found = Exception(item.error) if item.error else next(results)[1]
+            result = found.result if isinstance(found, Explanation) else found
+            if isinstance(found, Explanation):
+                explained.append((SamplePhoto(str(item.path), item.path, ""), found))
             if isinstance(result, Exception):
                 failures += 1
                 line = " ".join(str(result).splitlines())
@@ -188,8 +211,15 @@ def _run(
                 except OSError as error:
                     failures += 1
                     _say(f"{item.path}: the overlay was not written ({error})", errors)
+    page = None
+    if explained and out is not None:
+        try:
+            page = write_page(out / PAGE_NAME, explained, loc.weights, min_probability=0, guide=False)
+        except OSError as error:
+            failures += 1
+            _say(f"{out / PAGE_NAME}: the page was not written ({error})", errors)
     if not as_json and rows:
-        _show_table(rows, loc, out)
+        _show_table(rows, loc, out, page, len(explained))
     return failures
 
 
@@ -204,7 +234,9 @@ def _rows(path: Path, result: Localization) -> list[tuple[str, str, str, str]]:
     ]
 
 
-def _show_table(rows: list[tuple[str, str, str, str]], loc: Localizer, out: Path | None) -> None:
+def _show_table(
+    rows: list[tuple[str, str, str, str]], loc: Localizer, out: Path | None, page: Path | None, shown: int
+) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Column, Table
@@ -223,6 +255,9 @@ def _show_table(rows: list[tuple[str, str, str, str]], loc: Localizer, out: Path
         )
     if out is not None:
         console.print(f"overlays in {out}", soft_wrap=True, markup=False)
+    if page is not None:
+        which = f" (the first {shown} photos)" if shown == PAGE_PHOTOS else ""
+        console.print(f"every stage in {page}{which}", soft_wrap=True, markup=False)
 
 
 def _write_overlay(result: Localization, out: Path, place: Path) -> None:

@@ -1,7 +1,27 @@
-"""From images or Features to integer label maps."""
+"""From images or Features to integer label maps.
+
+A clusterer is called ``labels, counts = clusterer(x, size)``: x images (B, 3, H, W) RGB float in [0, 1], or Features;
+labels (B, H, W) int32 in 0..count-1, counts (B,) int64.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
 
 from molt.clustering.deep import DeepClustering
 from molt.clustering.kmeans import TokenKMeans
 from molt.clustering.slic import Slic
 
-__all__ = ["DeepClustering", "Slic", "TokenKMeans"]
+Clusterer = Callable[..., tuple[Tensor, Tensor]]
+
+
+def wants_features(clusterer: Any) -> bool:
+    """Return whether a clusterer is better shown Features than pixels, where both are at hand.
+
+    Its attribute ``takes_features`` says so; a callable without one gets Features.
+    """
+    return bool(getattr(clusterer, "takes_features", True))
+
+
+__all__ = ["Clusterer", "DeepClustering", "Slic", "TokenKMeans", "wants_features"]

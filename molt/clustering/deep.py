@@ -47,7 +47,7 @@ class DeepClustering:
         ValueError: an argument out of range.
     """
 
-    takes_features = False
+    takes_features = False  # it takes them, but was made for pixels
     learning_rate = 0.1
     momentum = 0.9
 

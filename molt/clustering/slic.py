@@ -25,7 +25,7 @@ class Slic:
         ValueError: an argument out of range.
     """
 
-    takes_features = False
+    takes_features = False  # it takes them, but was made for pixels
 
     def __init__(self, num_segments: int = 100, *, compactness: float = 10.0, working_size: int | None = 448) -> None:
         if num_segments < 1:

@@ -11,7 +11,8 @@ from torch import Tensor
 from molt.backbones import CNNBackbone, ViTBackbone
 from molt.backbones.weights import CNN, VIT
 from molt.classes import OBJECT, imagenet_names
-from molt.methods.evidence import Evidence, Method, Stage
+from molt.clustering import Clusterer, TokenKMeans
+from molt.methods.evidence import Captions, Evidence, Method, Stage, choose
 from molt.structures import Features
 
 SCALES = (224, 336, 448)
@@ -62,6 +63,20 @@ class Seeded(Method):
     threshold = 0.5
     # Its maps follow the object already: of .3, .4 and .5, .3 cost the ViT's least and helped the CNN's most.
     alpha = 0.3
+    captions = Captions(
+        cam=(
+            "Where the class shows",
+            "Class activation map: the places the classifier looked at to decide. Coarse, and often only a part.",
+        ),
+        scale=(
+            "Similar parts, {size}",
+            "Photo at {size}: how much more each patch resembles those places than the rest.",
+        ),
+        fused="The mean of the similarity maps, each scaled to the same range.",
+        clusters="Patches that look alike, in {groups}; no class is involved.",
+        lead="an image classifier says what is there and roughly where, and comparing parts of the photo with each "
+        "other fills in the rest",
+    )
 
     def __init__(
         self,
@@ -85,16 +100,17 @@ class Seeded(Method):
             self.vit = ViTBackbone(backbone or VIT, checkpoint=checkpoint, source=source)
             self.weights = (self.cnn.info, self.vit.info)
         self.scales = scales
-        self.size = max(scales)
+        self.size = (max(scales), max(scales))
         names, count = imagenet_names(), self.cnn.num_classes
         self.class_names = names if count == len(names) else tuple(f"class {i}" for i in range(count))
 
     def forward(self, images: Tensor, classes: Tensor | None, k: int, stage: Stage) -> Evidence:
         """Return Evidence of (B, 3, size, size) RGB images in [0, 1]; see :class:`molt.methods.Method`."""
+        finest = max(self.scales)
         with stage("pyramid"):
-            pyramid = {side: _resize(images, side) for side in {*self.scales, CLASS_SIZE, self.size}}
+            pyramid = {side: _resize(images, side) for side in {*self.scales, CLASS_SIZE}}
         with stage("forward"):
-            sides = {CLASS_SIZE, self.size} if self.vit is not None else {*self.scales, CLASS_SIZE, self.size}
+            sides = {CLASS_SIZE, finest} if self.vit is not None else {*self.scales, CLASS_SIZE}
             seen = {side: self.cnn(pyramid[side]) for side in sorted(sides)}
             source = (
                 seen if self.vit is None else {side: self.vit(pyramid[side], attention=False) for side in self.scales}
@@ -103,24 +119,21 @@ class Seeded(Method):
             logits = seen[CLASS_SIZE].logits
             assert logits is not None
             probabilities = logits.float().softmax(-1)
-            if classes is None:
-                scores, chosen = probabilities.topk(k, -1)
-            else:
-                likeliest = probabilities.amax(-1, keepdim=True)
-                known = probabilities.gather(1, classes.clamp_min(0))
-                scores = torch.where(classes == OBJECT, likeliest, known)
-                order = scores.argsort(dim=-1, descending=True, stable=True)
-                scores, chosen = scores.gather(1, order), classes.gather(1, order)
-            cam = self._cam(seen[self.size], chosen, probabilities, agnostic=classes is not None)
+            scores, chosen = choose(probabilities, classes, k)
+            cam = self._cam(seen[finest], chosen, probabilities, agnostic=classes is not None)
             maps = [contrast_maps(source[side], cam) for side in self.scales]
             return Evidence(
                 classes=chosen,
                 probabilities=scores,
                 cam=cam,
                 maps=maps,
-                scales=self.scales,
-                features=source[self.size],
+                scales=tuple((side, side) for side in self.scales),
+                features=source[finest],
             )
+
+    def clusterer(self) -> Clusterer:
+        """Return k-means on the patches; one threshold serves all photos, so the spread between starts counts."""
+        return TokenKMeans(restarts=4)
 
     def _cam(self, features: Features, classes: Tensor, probabilities: Tensor, *, agnostic: bool) -> Tensor:
         """CAMs of the classes; for 'object' the mean of all classes' CAMs weighted by their probability."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LABELS = (torch.uint8, torch.int32, torch.int64)
+ORDERS = ("resize_first", "normalize_first")
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -61,6 +62,17 @@ def check_size(size: object, name: str = "size") -> tuple[int, int]:
     if height < 1 or width < 1:
         raise ValueError(f"{name}: got {size!r}, expected positive numbers")
     return height, width
+
+
+def check_order(order: object) -> str:
+    """Check for the order of resize and min-max and return it.
+
+    Raises:
+        ValueError: neither ``"resize_first"`` nor ``"normalize_first"``.
+    """
+    if order not in ORDERS:
+        raise ValueError(f"order: got {order!r}, expected {' or '.join(map(repr, ORDERS))}")
+    return str(order)
 
 
 def check_maps_labels(maps: object, labels: object) -> tuple[Tensor, Tensor]:

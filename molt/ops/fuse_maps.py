@@ -8,22 +8,30 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from molt.ops import reference
-from molt.ops._checks import check_maps, check_size
+from molt.ops._checks import check_maps, check_order, check_size
 
 
-def fuse_maps(maps: Sequence[Tensor], size: Sequence[int], weights: Sequence[float] | None = None) -> Tensor:
+def fuse_maps(
+    maps: Sequence[Tensor],
+    size: Sequence[int],
+    weights: Sequence[float] | None = None,
+    *,
+    order: str = "resize_first",
+) -> Tensor:
     """Upsample, min-max normalise and add up the maps of several scales (MOLT, section II.A; weights: our choice).
 
     Args:
         maps: one (B, C, h, w) tensor a scale; B, C, dtype and device agree, h and w may differ.
         size: (H, W) in pixels of the result.
         weights: one non-negative number a scale, scaled here to sum to 1; None weighs all alike.
+        order: of resize and min-max, see :func:`upsample_normalize`.
 
     Returns:
         (B, C, H, W), the weighted sum of each scale's :func:`upsample_normalize`; not normalised again.
 
     Raises:
-        TypeError, ValueError: no maps; maps that disagree; weights of another count, negative, not finite or all zero.
+        TypeError, ValueError: no maps; maps that disagree; weights of another count, negative, not finite or all zero;
+            another order.
     """
     if not isinstance(maps, list | tuple) or not maps:
         got = "none" if isinstance(maps, list | tuple) else type(maps).__name__
@@ -43,4 +51,4 @@ def fuse_maps(maps: Sequence[Tensor], size: Sequence[int], weights: Sequence[flo
     total = sum(shares)
     if not all(math.isfinite(share) and share >= 0 for share in shares) or total == 0:
         raise ValueError(f"weights: got {shares}, expected finite numbers, not negative and not all zero")
-    return reference.fuse_maps(list(maps), check_size(size), [share / total for share in shares])
+    return reference.fuse_maps(list(maps), check_size(size), [share / total for share in shares], check_order(order))

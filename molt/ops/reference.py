@@ -74,10 +74,13 @@ def cluster_vote(labels: Tensor, segments: Tensor, num_clusters: int, num_segmen
     return winner.gather(1, where).view_as(labels).to(labels.dtype)
 
 
-def upsample_normalize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+def upsample_normalize(maps: Tensor, size: tuple[int, int], order: str = "resize_first") -> Tensor:
     """Bilinear resize, then per-map min-max without epsilon; a constant map gives zeros. See the public operator."""
     if maps.numel() == 0 or 0 in size:
         return maps.new_empty((*maps.shape[:2], *size))
+    if order == "normalize_first":
+        small = upsample_normalize(_wide(maps), (maps.shape[2], maps.shape[3]))
+        return F.interpolate(small, size, mode="bilinear", align_corners=False).to(maps.dtype)
     resized = F.interpolate(_wide(maps), size, mode="bilinear", align_corners=False)
     low, high = resized.amin((2, 3), keepdim=True), resized.amax((2, 3), keepdim=True)
     # Interpolating equal values can round them apart, so constancy is read off the input too.
@@ -85,11 +88,11 @@ def upsample_normalize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.where(constant, 0, (resized - low) / torch.where(constant, 1, high - low)).to(maps.dtype)
 
 
-def fuse_maps(maps: list[Tensor], size: tuple[int, int], weights: list[float]) -> Tensor:
+def fuse_maps(maps: list[Tensor], size: tuple[int, int], weights: list[float], order: str = "resize_first") -> Tensor:
     """Weighted sum over scales of :func:`upsample_normalize`, added in the order given."""
     total = torch.zeros((*maps[0].shape[:2], *size), dtype=_wide(maps[0]).dtype, device=maps[0].device)
     for scale, weight in zip(maps, weights, strict=True):
-        total += weight * upsample_normalize(_wide(scale), size)
+        total += weight * upsample_normalize(_wide(scale), size, order)
     return total.to(maps[0].dtype)
 
 

@@ -1,0 +1,655 @@
+"""The method in its published form: one photo at a time, with the papers' loops written out.
+
+The baseline that faster code is compared with, for results and for time. Nothing here tries to be fast.
+
+Sources:
+    TS-CAM: Gao et al., "TS-CAM: Token Semantic Coupled Attention Map for Weakly Supervised Object Localization",
+        ICCV 2021.
+    Kanezaki: "Unsupervised Image Segmentation by Backpropagation", ICASSP 2018.
+    Kim: Kim, Kanezaki and Tanaka, "Unsupervised Learning of Image Segmentation Based on Differentiable Feature
+        Clustering", IEEE TIP 2020.
+
+`python benchmarks/published.py --steps 20` times the clustering loop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Floats = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
+
+LEARNING_RATE = 0.1
+MOMENTUM = 0.9
+
+
+class Clustering(NamedTuple):
+    """What `deep_cluster` gives: labels (H, W) int64, responses (channels, H, W) float32, and steps taken."""
+
+    labels: Labels
+    responses: Floats
+    steps: int
+
+
+class Localization(NamedTuple):
+    """What `localize` gives: float32 logits (C,), maps (C, H, W), int64 labels (H, W), float32 refined (K, H, W)."""
+
+    logits: Floats
+    maps: Floats
+    labels: Labels
+    refined: Floats
+
+
+@torch.no_grad()
+def attention_maps(model: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Patch tokens and the class token's attention to them, from the full attention matrices of every layer.
+
+    Args:
+        model: timm VisionTransformer or Eva in eval mode, with a class token as its first token.
+        pixels: (1, 3, H, W) float, normalised as the model wants it.
+
+    Returns:
+        tokens: (N, D) float, after the final norm, without prefix tokens (class and register tokens).
+        rows: (layers, heads, N) float in [0, 1]; a row's sum is at most 1, as prefix columns are left out.
+
+    Source: TS-CAM, section 3.
+    """
+    if model.training:
+        raise ValueError("the model must be in eval mode")
+    if getattr(model, "cls_token", None) is None:
+        raise ValueError("the model has no class token")
+    if pixels.ndim != 4 or pixels.shape[0] != 1:
+        raise ValueError(f"pixels must be of one photo, (1, 3, H, W), not {tuple(pixels.shape)}")
+
+    matrices: list[Tensor] = []
+
+    def keep(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        matrices.append(inputs[0])
+
+    attentions = [block.attn for block in model.blocks]
+    fused = [attention.fused_attn for attention in attentions]
+    hooks = []
+    try:
+        for attention in attentions:
+            # Fused attention never forms the matrix, so that there would be nothing to keep.
+            attention.fused_attn = False
+            hooks.append(attention.attn_drop.register_forward_pre_hook(keep))
+        features = model.forward_features(pixels)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for attention, value in zip(attentions, fused, strict=True):
+            attention.fused_attn = value
+
+    prefix = model.num_prefix_tokens
+    tokens = features[0, prefix:]
+    rows = torch.stack([matrix[0, :, 0, prefix:] for matrix in matrices])
+    return tokens, rows
+
+
+@torch.no_grad()
+def class_maps(tokens: Tensor, grid: tuple[int, int], weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A map of each class: 3 x 3 convolution of the patch tokens laid out as an image.
+
+    Args:
+        tokens: (N, D) float, N = h * w in row order.
+        grid: (h, w).
+        weight: (C, D, 3, 3) float.
+        bias: (C,) float, or None.
+
+    Returns:
+        (C, h, w) float of any value.
+
+    Source: TS-CAM, section 3, the semantic branch.
+    """
+    height, width = grid
+    if tokens.shape[0] != height * width:
+        raise ValueError(f"{tokens.shape[0]} tokens do not fill a grid of {height} x {width}")
+    image = tokens.T.reshape(1, tokens.shape[1], height, width)
+    return F.conv2d(image, weight, bias, padding=1)[0]
+
+
+@torch.no_grad()
+def class_activation_maps(rows: Tensor, maps: Tensor) -> Tensor:
+    """Class maps times the attention of the class token, for all classes.
+
+    Args:
+        rows: (layers, heads, N) float in [0, 1].
+        maps: (C, h, w) float, N = h * w.
+
+    Returns:
+        (C, h, w) float of any value.
+
+    Source: TS-CAM, section 3: mean over heads, sum over layers, then the product with each class's map.
+    """
+    attention = rows.mean(dim=1).sum(dim=0).reshape(maps.shape[1:])
+    cams = torch.empty_like(maps)
+    for c in range(maps.shape[0]):
+        cams[c] = attention * maps[c]
+    return cams
+
+
+def minmax(cam: Floats) -> Floats:
+    """One map stretched to [0, 1] by its own lowest and highest value.
+
+    Args:
+        cam: (H, W) float32 of any value.
+
+    Returns:
+        (H, W) float32 in [0, 1]; zeros for a constant map.
+
+    Source: TS-CAM's evaluation; zeros for a constant map are our choice.
+    """
+    low, high = cam.min(), cam.max()
+    if low == high:
+        return np.zeros_like(cam)
+    stretched: Floats = (cam - low) / (high - low)
+    return stretched
+
+
+def upsample_minmax(cam: Tensor, size: tuple[int, int]) -> Floats:
+    """Every class's map at full size, each min-maxed over the whole of it.
+
+    Args:
+        cam: (C, h, w) float of any value.
+        size: (H, W).
+
+    Returns:
+        (C, H, W) float32 in [0, 1]; zeros for a constant map.
+
+    Source: TS-CAM's evaluation resizes, then min-maxes; bilinear with half-pixel centres is our choice.
+    """
+    full = np.zeros((cam.shape[0], *size), dtype=np.float32)
+    for c in range(cam.shape[0]):
+        # Asked before the resize, whose rounding makes a constant map vary in its last bit.
+        if cam[c].min() != cam[c].max():
+            full[c] = minmax(_resize(cam[c], size))
+    return full
+
+
+def combine(maps_per_scale: Sequence[Floats]) -> Floats:
+    """Mean of the maps of all scales.
+
+    Args:
+        maps_per_scale: one (C, H, W) float32 in [0, 1] a scale.
+
+    Returns:
+        (C, H, W) float32 in [0, 1].
+
+    Source: our choice.
+    """
+    total = np.zeros_like(maps_per_scale[0])
+    for maps in maps_per_scale:
+        total += maps
+    total /= len(maps_per_scale)
+    return total
+
+
+@torch.no_grad()
+def logits(maps: Tensor | Sequence[Tensor]) -> Floats:
+    """Class scores: average pooling of the class maps, then the mean over scales.
+
+    Args:
+        maps: (C, h, w) float class maps, from before the product with attention; or one such tensor a scale.
+
+    Returns:
+        (C,) float32 of any value.
+
+    Source: TS-CAM, section 3; the mean over scales is our choice.
+    """
+    scales = [maps] if isinstance(maps, Tensor) else list(maps)
+    pooled = [scale.float().mean(dim=(1, 2)).cpu().numpy() for scale in scales]
+    mean: Floats = np.mean(pooled, axis=0, dtype=np.float32)
+    return mean
+
+
+def superpixels(image: Floats, num_segments: int, compactness: float) -> Labels:
+    """SLIC superpixels of one photo.
+
+    Args:
+        image: (H, W, 3) float RGB in [0, 1].
+        num_segments: about how many are asked for, cut to one a pixel; SLIC may give more or fewer.
+        compactness: SLIC's weight of place against colour.
+
+    Returns:
+        (H, W) int64 from 0.
+
+    Source: Kanezaki, the constraint on spatial continuity, with scikit-image's SLIC.
+    """
+    from skimage.segmentation import slic
+
+    pixels = image.shape[0] * image.shape[1]
+    segments = slic(image, n_segments=min(num_segments, pixels), compactness=compactness, start_label=0)
+    return np.asarray(segments, dtype=np.int64)
+
+
+def superpixel_members(segments: Labels) -> list[npt.NDArray[np.intp]]:
+    """The pixels of each superpixel, as places in the flattened image; the same for all steps, so found once.
+
+    Args:
+        segments: (H, W) int of any value.
+
+    Returns:
+        One (pixels,) int array a superpixel, by rising superpixel number.
+
+    Source: Kanezaki's loop over superpixels, which has its pixel lists from before the first step.
+    """
+    flat = segments.reshape(-1)
+    return [np.nonzero(flat == segment)[0] for segment in np.unique(flat)]
+
+
+def superpixel_vote(labels: Labels, segments: Labels, members: Sequence[npt.NDArray[np.intp]] | None = None) -> Labels:
+    """Each superpixel takes the most frequent label of its pixels, the lowest of equals.
+
+    Args:
+        labels: (H, W) int.
+        segments: (H, W) int of any value.
+        members: `superpixel_members(segments)`, where it is at hand.
+
+    Returns:
+        (H, W), new, of labels' dtype.
+
+    Source: Kanezaki, the constraint on spatial continuity; the lowest of equals as in the published code.
+    """
+    if labels.shape != segments.shape:
+        raise ValueError(f"labels {labels.shape} and segments {segments.shape} differ in shape")
+    voted = labels.reshape(-1).copy()
+    for places in superpixel_members(segments) if members is None else members:
+        values, counts = np.unique(voted[places], return_counts=True)
+        # Values rise, and argmax takes the first of equals: the lowest label.
+        voted[places] = values[counts.argmax()]
+    return voted.reshape(labels.shape)
+
+
+def clustering_net(channels: int, layers: int) -> nn.Sequential:
+    """The clustering network, in training mode, with PyTorch's usual random weights.
+
+    Args:
+        channels: of every convolution, so the most clusters there can be.
+        layers: 3 x 3 convolutions before the last, 1 x 1, one.
+
+    Returns:
+        A network from (1, 3, H, W) to (1, channels, H, W).
+
+    Source: Kanezaki and Kim, the network: ReLU before batch norm, none at the end.
+    """
+    modules: list[nn.Module] = []
+    inputs = 3
+    for _ in range(layers):
+        modules += [nn.Conv2d(inputs, channels, kernel_size=3, padding=1), nn.ReLU(), nn.BatchNorm2d(channels)]
+        inputs = channels
+    modules += [nn.Conv2d(inputs, channels, kernel_size=1), nn.BatchNorm2d(channels)]
+    return nn.Sequential(*modules).train()
+
+
+def initial_state(channels: int, layers: int, seed: int = 0) -> list[Tensor]:
+    """Random first weights for `deep_cluster`; the random state of the caller stays as it was.
+
+    Args:
+        channels: of every convolution.
+        layers: 3 x 3 convolutions.
+        seed: of the random numbers.
+
+    Returns:
+        4 * (layers + 1) float32 tensors: convolution weight and bias, batch norm weight and bias, by layer.
+
+    Source: PyTorch's usual first weights, as in the code published with Kanezaki and Kim.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = clustering_net(channels, layers)
+    return [parameter.detach().clone() for parameter in net.parameters()]
+
+
+def deep_cluster(
+    image: Floats,
+    state: Sequence[Tensor],
+    channels: int,
+    layers: int,
+    steps: int,
+    min_labels: int,
+    segments: Labels | None,
+    continuity: float,
+    on_step: Callable[[int, Labels], None] | None = None,
+) -> Clustering:
+    """Clusters of one photo's pixels, from a small network trained on that photo alone.
+
+    Args:
+        image: (H, W, 3) float RGB in [0, 1]; H and W at least 2 where continuity > 0.
+        state: 4 * (layers + 1) float tensors, the first weights in the order of `initial_state`; they stay as they
+            are, and the work is done on their device.
+        channels: of every convolution, so the most clusters there can be.
+        layers: 3 x 3 convolutions.
+        steps: the most steps taken, 0 or more.
+        min_labels: stop after the step that found this many labels or fewer.
+        segments: (H, W) int superpixels, or None for no vote.
+        continuity: weight of the continuity loss, 0 for none.
+        on_step: called with the step, from 0, and the (H, W) int64 labels of its forward, from before the vote.
+
+    Returns:
+        labels: (H, W) int64 in [0, channels), the argmax of the responses; not renumbered, and not voted on.
+        responses: (channels, H, W) float32 of any value, from a last forward after the loop.
+        steps: how many steps were taken.
+
+    Source: Kanezaki, algorithm 1, with segments and no continuity; Kim, algorithm 1, with continuity and no segments.
+        Both together is our choice.
+    """
+    device = state[0].device
+    net = clustering_net(channels, layers).to(device)
+    with torch.no_grad():
+        for parameter, first in zip(net.parameters(), state, strict=True):
+            if parameter.shape != first.shape:
+                raise ValueError(f"state has {tuple(first.shape)} where {tuple(parameter.shape)} is needed")
+            parameter.copy_(first)
+
+    data = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32))[None].to(device)
+    similarity = nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(net.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM)
+    members = None if segments is None else superpixel_members(segments)
+
+    taken = 0
+    for step in range(steps):
+        optimizer.zero_grad()
+        responses = net(data)[0]
+        target = responses.argmax(dim=0)
+        labels = target.cpu().numpy()
+        # Counted before the vote: the vote may hide labels that the network still gives.
+        found = len(np.unique(labels))
+        if on_step is not None:
+            on_step(step, labels.copy())
+        if segments is not None:
+            target = torch.from_numpy(superpixel_vote(labels, segments, members)).to(device)
+
+        loss = similarity(responses.permute(1, 2, 0).reshape(-1, channels), target.reshape(-1))
+        if continuity > 0:
+            vertical = responses[:, 1:, :] - responses[:, :-1, :]
+            horizontal = responses[:, :, 1:] - responses[:, :, :-1]
+            loss = loss + continuity * (vertical.abs().mean() + horizontal.abs().mean())
+        loss.backward()
+        optimizer.step()
+        taken = step + 1
+        if found <= min_labels:
+            break
+
+    # Still in training mode: batch norm by this photo's own mean and variance.
+    with torch.no_grad():
+        final = net(data)[0]
+    labels = final.argmax(dim=0).cpu().numpy()
+    return Clustering(labels, final.cpu().numpy(), taken)
+
+
+def upsample_labels(clusters: Clustering, size: tuple[int, int]) -> Labels:
+    """Labels at full size: argmax of the resized responses, among the channels that occur at the small size.
+
+    Args:
+        clusters: labels (h, w) int64 and responses (channels, h, w) float32.
+        size: (H, W); where it is (h, w), the labels come back as they are.
+
+    Returns:
+        (H, W) int64; the first channel of equals.
+
+    Source: our choice; the papers cluster at full size.
+    """
+    if clusters.labels.shape == tuple(size):
+        return clusters.labels
+    best = np.full(size, -np.inf, dtype=np.float32)
+    labels = np.zeros(size, dtype=np.int64)
+    for channel in np.unique(clusters.labels):
+        response = _resize(torch.from_numpy(clusters.responses[channel]), size)
+        better = response > best
+        best[better] = response[better]
+        labels[better] = channel
+    return labels
+
+
+def cluster_mean(cam: Floats, labels: Labels) -> Floats:
+    """Each pixel takes the map's mean over its cluster.
+
+    Args:
+        cam: (H, W) float32 of any value.
+        labels: (H, W) int of any value.
+
+    Returns:
+        (H, W) float32, within cam's range; the mean is taken in float64.
+
+    Source: our choice.
+    """
+    painted = np.empty_like(cam)
+    for label in np.unique(labels):
+        inside = labels == label
+        painted[inside] = cam[inside].mean(dtype=np.float64)
+    return painted
+
+
+def refine(cam: Floats, labels: Labels, alpha: float) -> Floats:
+    """A map drawn towards its cluster means, then min-maxed.
+
+    Args:
+        cam: (H, W) float32 of any value.
+        labels: (H, W) int of any value.
+        alpha: in [0, 1], 0 keeps the map, 1 takes the means alone.
+
+    Returns:
+        (H, W) float32 in [0, 1]; zeros for a constant map.
+
+    Source: our choice.
+    """
+    # A NumPy float64 alpha would turn the maps into float64.
+    alpha = float(alpha)
+    return minmax((1 - alpha) * cam + alpha * cluster_mean(cam, labels))
+
+
+def localize(
+    models: Sequence[Any],
+    heads: Sequence[tuple[Tensor, Tensor | None]],
+    pixels_per_scale: Sequence[Tensor],
+    size: tuple[int, int],
+    classes: Sequence[int],
+    image: Floats,
+    state: Sequence[Tensor],
+    *,
+    channels: int = 100,
+    layers: int = 2,
+    steps: int = 1000,
+    min_labels: int = 3,
+    num_segments: int = 10000,
+    compactness: float = 100.0,
+    continuity: float = 0.0,
+    alpha: float = 0.5,
+) -> Localization:
+    """The whole method on one photo: maps of each scale, their mean, clusters, and maps refined by the clusters.
+
+    Args:
+        models: one timm model a scale, in eval mode; the same one may come several times.
+        heads: one ((C, D, 3, 3) weight, (C,) bias) a scale.
+        pixels_per_scale: one (1, 3, Hs, Ws) float a scale, normalised; Hs and Ws multiples of the patch.
+        size: (H, W) of the maps.
+        classes: K classes in [0, C) to refine the maps of.
+        image: (h, w, 3) float RGB in [0, 1] at the size to cluster at, of any size.
+        state: first weights of the clustering, as `initial_state` gives.
+        channels: of the clustering, see `deep_cluster`.
+        layers: of the clustering.
+        steps: of the clustering, at most.
+        min_labels: of the clustering.
+        num_segments: see `superpixels`; 0 for no vote.
+        compactness: of the superpixels.
+        continuity: weight of the continuity loss.
+        alpha: in [0, 1], see `refine`.
+
+    Returns:
+        logits (C,), maps (C, H, W) in [0, 1], labels (H, W) int64, refined (K, H, W) in [0, 1], in classes' order.
+
+    Source: TS-CAM for the maps, Kanezaki and Kim for the clusters and their settings; joining them is our choice.
+    """
+    per_scale, full = [], []
+    for model, (weight, bias), pixels in zip(models, heads, pixels_per_scale, strict=True):
+        tokens, rows = attention_maps(model, pixels)
+        patch_height, patch_width = model.patch_embed.patch_size
+        grid = (pixels.shape[2] // patch_height, pixels.shape[3] // patch_width)
+        maps = class_maps(tokens, grid, weight, bias)
+        per_scale.append(maps)
+        full.append(upsample_minmax(class_activation_maps(rows, maps), size))
+    combined = combine(full)
+
+    segments = superpixels(image, num_segments, compactness) if num_segments > 0 else None
+    clusters = deep_cluster(image, state, channels, layers, steps, min_labels, segments, continuity)
+    labels = upsample_labels(clusters, size)
+
+    refined = np.empty((len(classes), *size), dtype=np.float32)
+    for k, c in enumerate(classes):
+        refined[k] = refine(combined[c], labels, alpha)
+    return Localization(logits(per_scale), combined, labels, refined)
+
+
+def _resize(cam: Tensor, size: tuple[int, int]) -> Floats:
+    """One (h, w) map at (H, W), float32, bilinear with half-pixel centres and no antialiasing."""
+    resized = F.interpolate(cam.float()[None, None], size=tuple(size), mode="bilinear", align_corners=False)
+    array: Floats = resized[0, 0].cpu().numpy()
+    return array
+
+
+def _sample(size: int, random: bool, seed: int) -> Floats:
+    """A (size, size, 3) float32 photo in [0, 1]: scikit-image's astronaut, or noise."""
+    if random:
+        return np.random.default_rng(seed).random((size, size, 3), dtype=np.float32)
+    from skimage import data, transform
+
+    photo = transform.resize(data.astronaut(), (size, size), anti_aliasing=True)
+    return np.asarray(photo, dtype=np.float32)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Time the published clustering loop, and say what a full run would take.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--steps", type=int, default=20, help="steps to time, 2 or more; the first is not counted")
+    parser.add_argument("--size", type=int, default=224, help="height and width of the photo")
+    parser.add_argument("--channels", type=int, default=100, help="channels of the network")
+    parser.add_argument("--layers", type=int, default=2, help="3 x 3 convolutions")
+    parser.add_argument("--segments", type=int, default=10000, help="superpixels asked for; 0 for no vote")
+    parser.add_argument("--compactness", type=float, default=100.0, help="of the superpixels")
+    parser.add_argument("--continuity", type=float, default=0.0, help="weight of the continuity loss")
+    parser.add_argument("--full", type=int, default=1000, help="steps to extrapolate to")
+    parser.add_argument("--random", action="store_true", help="noise in place of the sample photo")
+    parser.add_argument("--seed", type=int, default=0, help="of the first weights and of the noise")
+    parser.add_argument("--threads", type=int, default=None, help="PyTorch threads; its own choice if not given")
+    parser.add_argument("--device", default="cpu", help="where the network runs; the vote is always on the CPU")
+    parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the numbers here, too")
+    args = parser.parse_args()
+    for name, least in {"steps": 2, "size": 2, "channels": 1, "layers": 0, "segments": 0, "full": 1}.items():
+        if getattr(args, name) < least:
+            parser.error(f"--{name} must be {least} or more")
+    if args.json is not None and not args.json.parent.is_dir():
+        parser.error(f"no folder {args.json.parent} for --json")
+    return args
+
+
+def main() -> None:
+    """Time the clustering loop on one photo; print seconds a step and what a full run would take, extrapolated."""
+    from rich.console import Console
+    from rich.table import Table
+
+    args = _arguments()
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    console = Console()
+    image = _sample(args.size, args.random, args.seed)
+
+    start = time.perf_counter()
+    segments = superpixels(image, args.segments, args.compactness) if args.segments else None
+    slic_seconds = time.perf_counter() - start
+    start = time.perf_counter()
+    members = None if segments is None else superpixel_members(segments)
+    members_seconds = time.perf_counter() - start
+
+    state = [tensor.to(args.device) for tensor in initial_state(args.channels, args.layers, args.seed)]
+    ticks: list[float] = []
+    last = np.zeros((args.size, args.size), dtype=np.int64)
+
+    with console.status("clustering") as status:
+
+        def tick(step: int, labels: Labels) -> None:
+            ticks.append(time.perf_counter())
+            last[:] = labels
+            status.update(f"clustering: step {step + 1} of {args.steps}")
+
+        # No photo has 0 labels, so no early stop.
+        clusters = deep_cluster(
+            image, state, args.channels, args.layers, args.steps, 0, segments, args.continuity, tick
+        )
+    # From one step's labels to the next one's: a whole step each, without the warm-up before the first.
+    durations = [after - before for before, after in itertools.pairwise(ticks)]
+    vote_seconds = 0.0
+    if segments is not None:
+        start = time.perf_counter()
+        superpixel_vote(last, segments, members)
+        vote_seconds = time.perf_counter() - start
+
+    median = statistics.median(durations)
+    count = 0 if members is None else len(members)
+    extrapolated = slic_seconds + members_seconds + args.full * median
+    record = {
+        "photo": "noise" if args.random else "astronaut",
+        "size": args.size,
+        "channels": args.channels,
+        "layers": args.layers,
+        "segments_asked": args.segments,
+        "segments": count,
+        "compactness": args.compactness,
+        "continuity": args.continuity,
+        "seed": args.seed,
+        "device": args.device,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "steps_run": clusters.steps,
+        "steps_timed": len(durations),
+        "clusters_at_end": len(np.unique(clusters.labels)),
+        "slic_seconds": slic_seconds,
+        "members_seconds": members_seconds,
+        "vote_seconds": vote_seconds,
+        "step_seconds": {
+            "median": median,
+            "mean": statistics.fmean(durations),
+            "min": min(durations),
+            "max": max(durations),
+        },
+        "extrapolated": {"measured": False, "steps": args.full, "seconds": extrapolated},
+    }
+
+    table = Table(title=f"Published clustering loop, {args.size} x {args.size}, {args.channels} channels")
+    table.add_column("what")
+    table.add_column("seconds", justify="right")
+    table.add_row(f"superpixels, once ({count} of {args.segments} asked for)", f"{slic_seconds:.3f}")
+    table.add_row("pixel lists of the superpixels, once", f"{members_seconds:.3f}")
+    table.add_row(f"a step, median of {len(durations)}", f"{median:.4f}")
+    table.add_row("a step, fastest to slowest", f"{min(durations):.4f} to {max(durations):.4f}")
+    table.add_row("of it the vote, timed once", f"{vote_seconds:.4f}")
+    table.add_row(f"{args.full} steps, EXTRAPOLATED", f"{extrapolated:.1f}")
+    console.print(table)
+    console.print(
+        f"The last line was not measured: it is {args.full} times the median step and what is done once. "
+        f"A run that reaches its least number of labels stops before that. "
+        f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads, {args.device}."
+    )
+    if args.json is not None:
+        args.json.write_text(json.dumps(record, indent=2) + "\n")
+        console.print(f"Wrote {args.json}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,234 @@
+"""The paper's network: object localization transformers at several scales, their class activation maps fused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from molt import ops
+from molt._files import whole_file
+from molt.backbones import ViTBackbone
+from molt.backbones.preprocess import mean_and_std
+from molt.classes import OBJECT, imagenet_names
+from molt.methods.config import MOLTConfig, check_int
+from molt.methods.transformer import ObjectLocalizationTransformer
+from molt.structures import Features, WeightsInfo
+
+FORMAT = 1
+
+
+class MOLT(nn.Module):
+    """Multiscale object localization transformers (Kim, Cha and Kang, VCIP 2023, section II.A).
+
+    The image is resized to each scale and goes through that scale's transformer; logits are the mean over scales.
+    A scale's map of a class is the class token's attention times the head's response at each patch; maps are
+    upsampled, min-max normalised and averaged. With one scale this is TS-CAM. The paper names neither backbone,
+    sizes, head, layers nor the way of fusion: those are our choice and arguments of :func:`create_model`.
+
+    Attributes:
+        config: what it was built from.
+        transformers: one a scale, or a single one where they share weights.
+        weights: where the weights of each backbone came from.
+    """
+
+    def __init__(self, config: MOLTConfig, *, pretrained: bool = True, source: str = "auto") -> None:
+        super().__init__()
+        self.config = config
+        self.transformers = nn.ModuleList()
+        for _ in range(1 if config.shared else len(config.sizes)):
+            backbone = ViTBackbone(config.backbone, pretrained=pretrained, source=source)
+            transformer = ObjectLocalizationTransformer(backbone, config.num_classes, config.head)  # type: ignore[arg-type]
+            self.transformers.append(transformer.requires_grad_())
+        ph, pw = self.patch_size = backbone.patch_size
+        for height, width in config.sizes:
+            if height % ph or width % pw:
+                near = f"{max(1, round(height / ph)) * ph}x{max(1, round(width / pw)) * pw}"
+                raise ValueError(
+                    f"sizes must be multiples of the patch size {ph}x{pw} of {config.backbone}, got {height}x{width}; "
+                    f"near: {near}"
+                )
+        depth = len(backbone.model.blocks)
+        for layer in config.layers or ():
+            check_int("layers", layer, -depth, depth - 1)
+        self.weights: tuple[WeightsInfo, ...] = tuple(transformer.backbone.info for transformer in self._all())
+        self.mean, self.std = mean_and_std(backbone.model)
+        self._fresh: list[Tensor] | None = None
+        self.mark_trained(False)
+        self.eval()
+
+    @property
+    def trained(self) -> bool:
+        """Whether the heads are other than the random ones the model was created with."""
+        if self._fresh is None:
+            return True
+        now = [_fingerprint(transformer) for transformer in self._all()]
+        return not all(torch.equal(a, b) for a, b in zip(now, self._fresh, strict=True))
+
+    def mark_trained(self, trained: bool) -> None:
+        """Say whether the heads as they are now count as trained; training from here on counts by itself."""
+        self._fresh = None if trained else [_fingerprint(transformer) for transformer in self._all()]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes: those given, ImageNet's where there are 1000, else ``class 0``, ``class 1``..."""
+        if self.config.class_names is not None:
+            return self.config.class_names
+        names = imagenet_names()
+        count = self.config.num_classes
+        return names if count == len(names) else tuple(f"class {i}" for i in range(count))
+
+    def freeze_backbones(self) -> MOLT:
+        """Leave only the heads to be trained; returns the model."""
+        for transformer in self._all():
+            transformer.backbone.requires_grad_(False)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (B, num_classes), the mean over scales, in training and in evaluation alike.
+
+        Args:
+            x: (B, 3, H, W) float of any size, normalised by the model's ``mean`` and ``std``.
+
+        Raises:
+            TypeError, ValueError: another type or shape.
+        """
+        return torch.stack(self.scale_logits(x)).mean(0)
+
+    def scale_logits(self, x: Tensor) -> list[Tensor]:
+        """Return the logits (B, num_classes) of each scale, for a loss on each; arguments as for :meth:`forward`."""
+        return [transformer(pixels) for transformer, pixels in zip(self._per_scale(), self.pyramid(x), strict=True)]
+
+    def pyramid(self, x: Tensor) -> list[Tensor]:
+        """Return x (B, 3, H, W) resized to each scale, antialiased."""
+        _check_input(x)
+        return [
+            x if x.shape[2:] == size else F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
+            for size in self.config.sizes
+        ]
+
+    def see(self, x: Tensor) -> list[Features]:
+        """Return what each scale's transformer sees: Features with logits and attention."""
+        return self.see_pyramid(self.pyramid(x))
+
+    def see_pyramid(self, pyramid: Sequence[Tensor]) -> list[Features]:
+        """Return what each scale's transformer sees of what :meth:`pyramid` returned."""
+        return [transformer.see(pixels) for transformer, pixels in zip(self._per_scale(), pyramid, strict=True)]
+
+    def cams(self, features: Sequence[Features], classes: Tensor) -> list[Tensor]:
+        """Return each scale's class activation maps (B, C, h, w), not normalised, with gradient.
+
+        Args:
+            features: what :meth:`see` returned.
+            classes: (B, C) int64 in 0..num_classes-1, or -1 for the class-agnostic 'object': attention alone.
+        """
+        config = self.config
+        return [
+            transformer.cam(
+                seen, classes, layers=config.layers, over_layers=config.over_layers, over_heads=config.over_heads
+            )
+            for transformer, seen in zip(self._per_scale(), features, strict=True)
+        ]
+
+    def localize(self, x: Tensor, classes: Any = None, size: Sequence[int] | None = None) -> Tensor:
+        """Return fused maps (B, C, H, W) in [0, 1] of the wanted classes; only these are upsampled.
+
+        Args:
+            x: as for :meth:`forward`.
+            classes: (B, C) integers, one row an image; (C,) integers or one integer for all images; -1 is the
+                class-agnostic 'object'; None takes each image's likeliest class.
+            size: (H, W) of the maps in pixels; by default the input's.
+
+        Raises:
+            TypeError, ValueError: an argument of another type, shape or range.
+        """
+        _check_input(x)
+        wanted = None if classes is None else self._classes(classes, x)
+        features = self.see(x)
+        if wanted is None:
+            wanted = fused_logits(features).argmax(-1, keepdim=True)
+        target = (x.shape[2], x.shape[3]) if size is None else size
+        return ops.fuse_maps(self.cams(features, wanted), target, self.config.scale_weights, order=self.config.order)
+
+    def save(self, path: str | Path, *, backbones: bool = True) -> None:
+        """Write weights and config to one safetensors file, whole or not at all; :func:`load_model` reads it.
+
+        The config is JSON in the file's header.
+
+        Args:
+            path: the file; its folder is made where there is none.
+            backbones: False leaves the backbones out, which makes a small file where they were frozen; loading then
+                takes them from their usual source.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        state = {
+            key: value.detach().cpu().contiguous()
+            for key, value in self.state_dict().items()
+            if backbones or ".backbone." not in key
+        }
+        header = {
+            "format": FORMAT,
+            "trained": self.trained,
+            "backbones": backbones,
+            "saw_masks": self.weights[0].saw_masks,
+            "config": asdict(self.config),
+        }
+        with whole_file(Path(path)) as part:
+            save_file(state, part, metadata={"molt": json.dumps(header)})
+
+    def transformer(self, scale: int) -> ObjectLocalizationTransformer:
+        """Return the transformer of a scale, by its place in ``config.sizes``."""
+        return self._per_scale()[scale]
+
+    def _all(self) -> list[ObjectLocalizationTransformer]:
+        return list(self.transformers)  # type: ignore[arg-type]
+
+    def _per_scale(self) -> list[ObjectLocalizationTransformer]:
+        return self._all() * len(self.config.sizes) if self.config.shared else self._all()
+
+    def _classes(self, classes: Any, x: Tensor) -> Tensor:
+        """Return classes as (B, C) int64 on the input's device."""
+        try:
+            wanted = torch.as_tensor(classes)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"classes must be integers, got {classes!r}") from error
+        if wanted.is_floating_point() or wanted.is_complex() or wanted.dtype == torch.bool:
+            raise TypeError(f"classes must be integers, got {str(wanted.dtype).removeprefix('torch.')}")
+        if wanted.ndim < 2:
+            wanted = wanted.reshape(1, -1).expand(len(x), -1)
+        if wanted.ndim != 2 or len(wanted) != len(x) or wanted.shape[1] == 0:
+            raise ValueError(f"classes must have shape ({len(x)}, C) or (C,), got {tuple(wanted.shape)}")
+        on_cpu = wanted.device.type == "cpu" and wanted.numel() > 0
+        if on_cpu and not OBJECT <= int(wanted.min()) <= int(wanted.max()) < self.config.num_classes:
+            raise ValueError(f"classes must be in 0..{self.config.num_classes - 1}, or -1, got {wanted.tolist()}")
+        return wanted.long().to(x.device)
+
+
+def _fingerprint(transformer: ObjectLocalizationTransformer) -> Tensor:
+    """Return enough of a head's weights to tell whether they changed."""
+    some = transformer.head.weight.detach().flatten()[:64].float()
+    return some if some.is_meta else some.cpu().clone()
+
+
+def fused_logits(features: Sequence[Features]) -> Tensor:
+    """Return the mean over scales of the logits (B, num_classes)."""
+    return torch.stack([seen.logits for seen in features if seen.logits is not None]).mean(0)
+
+
+def _check_input(x: object) -> None:
+    if not isinstance(x, Tensor):
+        hint = ": stack photos of one size, or give photos of any size to molt.Localizer" if isinstance(x, list) else ""
+        raise TypeError(f"x must be a normalised torch tensor (B, 3, H, W), got {type(x).__name__}{hint}")
+    if x.ndim != 4 or x.shape[1] != 3 or 0 in x.shape[2:]:
+        raise ValueError(f"x must have shape (B, 3, H, W), got {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise TypeError(f"x must be floating point, normalised by the model's mean and std, got {x.dtype}")

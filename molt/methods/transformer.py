@@ -1,0 +1,149 @@
+"""One object localization transformer: a ViT and a head on its patch sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from molt.backbones import ViTBackbone
+from molt.classes import OBJECT
+from molt.structures import Features
+
+Head = Literal["patches", "class_token"]
+HEADS = ("patches", "class_token")
+OVER_LAYERS = ("sum", "mean", "max")
+OVER_HEADS = ("mean", "max")
+
+
+class ObjectLocalizationTransformer(nn.Module):
+    """A ViT that classifies by its patch sequence, for images of one scale (MOLT, section II.A; TS-CAM's head).
+
+    Args:
+        backbone: a ViT with a class token.
+        num_classes: at least 1.
+        head: ``"patches"``: a 3x3 convolution over the patch sequence, whose spatial mean is the logits;
+            ``"class_token"``: a linear layer on the class token, for comparison.
+
+    Raises:
+        ValueError: a backbone without class-row attention, or an argument out of range.
+    """
+
+    def __init__(self, backbone: ViTBackbone, num_classes: int, head: Head = "patches") -> None:
+        super().__init__()
+        if backbone.no_attention is not None:
+            raise ValueError(f"backbone {backbone.info.model!r} gives no class-row attention: {backbone.no_attention}")
+        if head not in HEADS:
+            raise ValueError(f"head must be one of {', '.join(HEADS)}, got {head!r}")
+        self.backbone = backbone
+        width = int(backbone.model.num_features)
+        self.head: nn.Conv2d | nn.Linear = (
+            nn.Conv2d(width, num_classes, 3, padding=1) if head == "patches" else nn.Linear(width, num_classes)
+        )
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return logits (B, num_classes) of normalised pixels (B, 3, H, W), sides multiples of the patch size."""
+        logits = self.see(pixels, attention=False).logits
+        assert logits is not None
+        return logits
+
+    def see(self, pixels: Tensor, *, attention: bool = True) -> Features:
+        """Return Features with logits of normalised pixels (B, 3, H, W), sides multiples of the patch size."""
+        features = self.backbone.see(pixels, attention=attention)
+        if isinstance(self.head, nn.Linear):
+            logits = self.head(features.class_token)
+        else:
+            logits = pooled_convolution(features.as_map(), self.head.weight, self.head.bias)
+        return replace(features, logits=logits)
+
+    def class_maps(self, features: Features, classes: Tensor) -> Tensor:
+        """Return the head's response (B, C, h, w) at each patch for ``classes`` (B, C) int64.
+
+        With the patch head its spatial mean is the logit. A class-token head is applied to each patch token in the
+        class token's place (our choice).
+        """
+        tokens = features.as_map()
+        batch, dim, height, width = tokens.shape
+        weight = self.head.weight[classes]
+        bias = None if self.head.bias is None else self.head.bias[classes]
+        if isinstance(self.head, nn.Linear):
+            maps = (weight @ tokens.flatten(2)).view(batch, -1, height, width)
+            return maps if bias is None else maps + bias[..., None, None]
+        # Every image has its own classes: one group of the convolution an image.
+        maps = F.conv2d(
+            tokens.reshape(1, batch * dim, height, width),
+            weight.flatten(0, 1),
+            None if bias is None else bias.flatten(),
+            padding=1,
+            groups=batch,
+        )
+        return maps.view(batch, -1, height, width)
+
+    def cam(
+        self,
+        features: Features,
+        classes: Tensor,
+        *,
+        layers: Sequence[int] | None = None,
+        over_layers: str = "sum",
+        over_heads: str = "mean",
+    ) -> Tensor:
+        """Return class activation maps (B, C, h, w): class-row attention times class map (TS-CAM, ICCV 2021).
+
+        The class-agnostic 'object', -1, is the attention alone.
+
+        Args:
+            features: what :meth:`see` returned, with attention.
+            classes: (B, C) int64.
+            layers: blocks whose attention counts, negative ones from the end; None takes all.
+            over_layers: ``"sum"``, ``"mean"`` or ``"max"``.
+            over_heads: ``"mean"`` or ``"max"``.
+        """
+        attention = class_attention(features, layers, over_layers, over_heads)
+        maps = self.class_maps(features, classes.clamp_min(0))
+        agnostic = (classes == OBJECT)[..., None, None]
+        return attention * torch.where(agnostic, 1, maps)
+
+
+def class_attention(
+    features: Features, layers: Sequence[int] | None = None, over_layers: str = "sum", over_heads: str = "mean"
+) -> Tensor:
+    """Return one attention map (B, 1, h, w) out of all layers and heads.
+
+    Raises:
+        ValueError: features without attention.
+    """
+    if features.attention is None:
+        raise ValueError("features hold no attention: take them from a transformer with a class token")
+    rows = features.attention if layers is None else features.attention[:, list(layers)]
+    rows = rows.mean(2) if over_heads == "mean" else rows.amax(2)
+    one = rows.amax(1) if over_layers == "max" else rows.sum(1)
+    if over_layers == "mean":
+        one = one / rows.shape[1]
+    return one.view(len(one), 1, *features.grid)
+
+
+def pooled_convolution(maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return the spatial mean (B, C) of a 3x3 convolution with padding 1, without making its maps.
+
+    The mean of a convolution is linear in nine sums over the input, one a kernel position: exact, and the cost no
+    longer depends on the number of classes times the number of patches.
+
+    Args:
+        maps: (B, D, h, w).
+        weight: (C, D, 3, 3).
+        bias: (C,) or None.
+    """
+    height, width = maps.shape[2:]
+
+    def window(offset: int, length: int) -> slice:
+        # At this kernel position the output sees the input from here to here; the rest is padding.
+        return slice(max(offset, 0), length + min(offset, 0))
+
+    columns = torch.stack([maps[..., window(offset, width)].sum(3) for offset in (-1, 0, 1)], -1)
+    sums = torch.stack([columns[:, :, window(offset, height)].sum(2) for offset in (-1, 0, 1)], -2)
+    return F.linear(sums.flatten(1) / (height * width), weight.flatten(1), bias)
