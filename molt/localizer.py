@@ -38,24 +38,24 @@ class Explanation:
         result: the Localization.
         class_probability: of the result's first class, in [0, 1].
         cam: (h, w) class map in [0, 1] that the method grew its maps from.
-        attention: (h, w) in [0, 1], what the class token attends to, or None where it plays no part.
         scale_maps: ((H, W) in pixels, (h, w) map in [0, 1]) a scale.
         fused: (H, W) in [0, 1].
         clusters: (H, W) int32.
         refined: (H, W) in [0, 1].
         captions: what to say of the stages that differ from method to method.
+        attention: (h, w) in [0, 1], what the class token attends to, or None where it plays no part.
     """
 
     photo: PIL.Image.Image
     result: Localization
     class_probability: float
     cam: Tensor
-    attention: Tensor | None
     scale_maps: list[tuple[tuple[int, int], Tensor]]
     fused: Tensor
     clusters: Tensor
     refined: Tensor
     captions: Captions
+    attention: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -242,8 +242,9 @@ def _stages(
     yield "", title, caption, heat(explanation.cam)
     title, caption = said.scale
     for (height, width), values in explanation.scale_maps:
-        size = f"{width}\u00d7{height}\u00a0px"
-        yield "", title.format(size=size), caption.format(size=size), heat(values)
+        size = f"{width}\u00d7{height}"
+        side = f"{width if width == height else size}\u00a0px"
+        yield "", title.format(side=side), caption.format(size=size), heat(values)
     yield "", "All scales together", said.fused, heat(explanation.fused)
     number = explanation.clusters.unique().numel()
     groups = f"{number} group{'' if number == 1 else 's'}"

@@ -23,6 +23,8 @@ import torch
 from molt import Localization
 from molt.cli.localize import expand
 from molt.data.images import PhotoError
+from molt.localizer import Explanation
+from molt.methods import Seeded
 
 CAT = Path(skimage.__file__).parent / "data" / "chelsea.png"
 
@@ -48,7 +50,7 @@ class FakeLocalizer:
         self.weights = ()
         self.profile = None
 
-    def stream(self, sources: list[Path], classes: object = None) -> object:
+    def stream(self, sources: list[Path], classes: object = None, *, explain: bool = False) -> object:
         FakeLocalizer.classes = classes
 
         def results() -> object:
@@ -56,21 +58,37 @@ class FakeLocalizer:
                 if "bad" in source.name or not source.exists():
                     yield source, PhotoError(f"{source}: no such file\nsecond line")
                 else:
-                    yield (
-                        source,
-                        Localization(
-                            boxes=torch.tensor([[1.0, 2, 30, 20]]),
-                            classes=torch.tensor([285]),
-                            names=["Egyptian cat"],
-                            scores=torch.tensor([0.5]),
-                            size=(60, 40),
-                            heat=torch.rand(1, 8, 8),
-                            clusters=torch.zeros(8, 8, dtype=torch.int32),
-                            source=source,
-                        ),
-                    )
+                    result = localization(source)
+                    yield source, explanation(result) if explain else result
 
         return results()
+
+
+def localization(source: Path) -> Localization:
+    return Localization(
+        boxes=torch.tensor([[1.0, 2, 30, 20]]),
+        classes=torch.tensor([285]),
+        names=["Egyptian cat"],
+        scores=torch.tensor([0.5]),
+        size=(60, 40),
+        heat=torch.rand(1, 8, 8),
+        clusters=torch.zeros(8, 8, dtype=torch.int32),
+        source=source,
+    )
+
+
+def explanation(result: Localization) -> Explanation:
+    return Explanation(
+        photo=PIL.Image.new("RGB", result.size),
+        result=result,
+        class_probability=0.5,
+        cam=torch.rand(8, 8),
+        scale_maps=[((8, 8), torch.rand(8, 8))],
+        fused=torch.rand(8, 8),
+        clusters=torch.zeros(8, 8, dtype=torch.int32),
+        refined=torch.rand(8, 8),
+        captions=Seeded.captions,
+    )
 
 
 @pytest.fixture
@@ -125,7 +143,7 @@ def test_real_run_end_to_end(tmp_path: Path) -> None:
         assert sum(record["path"] in line for line in result.stderr.splitlines()) == 1
     assert "Traceback" not in result.stderr
     assert "forward" in result.stderr and "x the bare forward passes" in result.stderr
-    assert sorted(p.name for p in out.iterdir()) == ["chelsea-boxes-2.jpg", "chelsea-boxes.jpg"]
+    assert sorted(p.name for p in out.iterdir()) == ["chelsea-boxes-2.jpg", "chelsea-boxes.jpg", "molt.html"]
     with PIL.Image.open(out / "chelsea-boxes.jpg") as overlay:
         assert overlay.size == (451, 300)
 
@@ -188,7 +206,11 @@ def test_overlays_stay_in_their_folder(fake: type, tmp_path: Path, monkeypatch: 
     inside.mkdir()
     monkeypatch.chdir(inside)
     assert call("localize", "../up.png", "../inside/../up.png", "--out", "out").code == 0
-    assert sorted(p.name for p in (inside / "out").iterdir()) == ["up-boxes-2.jpg", "up-boxes.jpg"]
+    assert sorted(p.name for p in (inside / "out").iterdir()) == [
+        "molt.html",
+        "up-boxes-2.jpg",
+        "up-boxes.jpg",
+    ]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["inside", "up.png"]
 
 
@@ -235,7 +257,7 @@ def test_own_overlays_are_not_taken_for_photos(fake: type, tmp_path: Path, monke
     photo(tmp_path / "one.png")
     for _ in range(2):
         assert call("localize", ".").code == 0
-    assert sorted(p.name for p in (tmp_path / "molt-out").iterdir()) == ["one-boxes.jpg"]
+    assert sorted(p.name for p in (tmp_path / "molt-out").iterdir()) == ["molt.html", "one-boxes.jpg"]
 
 
 def test_a_named_file_is_always_tried(fake: type, tmp_path: Path) -> None:
@@ -262,7 +284,7 @@ def test_empty_and_unreadable_folders_are_failed_inputs(
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--method", "sliding"], "method must be one of seeded, got 'sliding'"),
+        (["--method", "sliding"], "molt_dinov2_small, got 'sliding'"),
         (["--weights", "strong"], "weights must be 'default' or 'weak', got 'strong'"),
         (["--weights", "weak", "--class", "tabbby"], "class 'tabbby' is unknown; did you mean: tabby"),
         (["--weights", "weak", "--k", "0"], "k must be at least 1, got 0"),
@@ -299,6 +321,7 @@ def test_originals_are_never_overwritten(fake: type, tmp_path: Path) -> None:
     assert call("localize", *originals, "--out", tmp_path).code == 0
     assert digest() == before
     assert {p.name for p in tmp_path.iterdir()} == {
+        "molt.html",
         "cat.jpg",
         "cat-boxes.jpg",
         "cat-boxes-2.jpg",

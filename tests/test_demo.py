@@ -20,6 +20,7 @@ from molt import Localization, WeightsInfo
 from molt.data import samples
 from molt.data.samples import SamplePhoto, sample_photos
 from molt.localizer import Explanation
+from molt.methods import Seeded
 from molt.page import MAX_BYTES, PYTHON_LINES, SHELL_LINE, shown_names, write_page
 
 STAGES = ("Photo", "Where the class shows", "Similar parts", "All scales together", "Clusters", "Refined map", "Box")
@@ -75,10 +76,11 @@ def explanation(probability: float, names: tuple[str, ...] = ("tabby, tabby cat"
         result=result,
         class_probability=probability,
         cam=torch.rand(7, 7),
-        scale_maps=[(224, torch.rand(16, 16)), (448, torch.rand(32, 32))],
+        scale_maps=[((224, 224), torch.rand(16, 16)), ((448, 320), torch.rand(32, 32))],
         fused=torch.rand(16, 16),
         clusters=torch.arange(16, dtype=torch.int32).remainder(3).repeat(16, 1),
         refined=torch.rand(16, 16),
+        captions=Seeded.captions,
     )
 
 

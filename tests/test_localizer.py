@@ -201,7 +201,8 @@ def test_a_blank_photo_is_answered(loc: molt.Localizer) -> None:
 def test_explain_shows_every_stage(loc: molt.Localizer, cat: molt.Localization) -> None:
     stages = loc.explain(CAT)
     assert stages.photo.size == (451, 300) and stages.photo.mode == "RGB"
-    assert [side for side, _ in stages.scale_maps] == [224, 336, 448]
+    assert [size for size, _ in stages.scale_maps] == [(224, 224), (336, 336), (448, 448)]
+    assert stages.attention is None
     for maps in (stages.cam, *(m for _, m in stages.scale_maps)):
         assert maps.ndim == 2 and maps.amin() == 0 and maps.amax() == 1
     assert stages.fused.shape == stages.refined.shape == stages.clusters.shape == (448, 448)
@@ -233,7 +234,7 @@ def test_backends_agree(cat: molt.Localization) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({"method": "sliding"}, "method must be one of seeded, got 'sliding'"),
+        ({"method": "sliding"}, "method must be one of seeded, molt_deit_base, .*, got 'sliding'"),
         ({"weights": "strong"}, "weights must be 'default' or 'weak', got 'strong'"),
         ({"k": 0}, "k must be at least 1, got 0"),
         ({"k": 1001}, "k must be at most 1000, the number of classes, got 1001"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,9 +35,16 @@ def mean_and_std(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]
     return tuple(config["mean"]), tuple(config["std"])
 
 
+def resize(images: Tensor, size: Sequence[int]) -> Tensor:
+    """Return images (B, C, H, W) at ``size`` (H, W), bilinear and antialiased; as they are where they have it."""
+    if tuple(images.shape[2:]) == tuple(size):
+        return images
+    # Antialiasing has no half precision on the CPU.
+    wide = images.to(torch.promote_types(images.dtype, torch.float32))
+    return F.interpolate(wide, list(size), mode="bilinear", align_corners=False, antialias=True).to(images.dtype)
+
+
 def to_multiple(images: Tensor, multiple: tuple[int, int]) -> Tensor:
     """Return images resized, where they must be, so that their sides are multiples (at least one) of ``multiple``."""
-    height, width = (max(1, round(side / step)) * step for side, step in zip(images.shape[2:], multiple, strict=True))
-    if (height, width) == tuple(images.shape[2:]):
-        return images
-    return F.interpolate(images, (height, width), mode="bilinear", align_corners=False, antialias=True)
+    sides = zip(images.shape[2:], multiple, strict=True)
+    return resize(images, [max(1, round(side / step)) * step for side, step in sides])

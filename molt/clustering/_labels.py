@@ -8,13 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from molt.backbones.preprocess import check_images
+from molt.backbones.preprocess import check_images, resize
 from molt.ops._checks import check_size
 from molt.structures import Features
 
 # Photos a pass on a GPU. Kernels may add in another order for another batch size, so there are only two of them, and
 # a lone photo pays for two. On the CPU the unit is one photo.
 SMALL_CHUNK, LARGE_CHUNK = 2, 8
+NEVER = -1e30  # below every affinity; infinity would turn NaN in an interpolation
 
 
 def prepare(x: Tensor | Features, size: Sequence[int] | None) -> tuple[Tensor, tuple[int, int]]:
@@ -43,7 +44,7 @@ def shrink(images: Tensor, working_size: int | None) -> Tensor:
     if working_size is None or longest <= working_size:
         return images
     small = [max(1, round(side * working_size / longest)) for side in images.shape[2:]]
-    return F.interpolate(images, small, mode="bilinear", align_corners=False, antialias=True)
+    return resize(images, small)
 
 
 def in_chunks(
@@ -90,9 +91,12 @@ def nearest(affinity: Tensor, size: tuple[int, int], present: Tensor | None = No
     Args:
         affinity: (B, K, h, w).
         size: (H, W).
-        present: (K,) bool, channels to look at; None looks at all.
+        present: (B, K) bool, the channels that may win in each image; None lets all.
     """
-    channels = range(affinity.shape[1]) if present is None else present.nonzero().flatten().tolist()
+    channels = range(affinity.shape[1])
+    if present is not None:
+        channels = present.any(0).nonzero().flatten().tolist()
+        affinity = affinity.masked_fill(~present[..., None, None], NEVER)
     best: Tensor | None = None
     labels = torch.zeros(len(affinity), *size, dtype=torch.int64, device=affinity.device)
     for channel in channels:

@@ -104,8 +104,8 @@ class DeepClustering:
         def run(chunk: Tensor) -> tuple[Tensor, Tensor]:
             small = chunk if isinstance(x, Features) else shrink(chunk, self.working_size)
             responses = self._train(small, lab=not isinstance(x, Features))
-            present = torch.zeros(self.channels, dtype=torch.bool, device=chunk.device)
-            present[responses.argmax(1).flatten()] = True
+            present = torch.zeros(len(chunk), self.channels, dtype=torch.bool, device=chunk.device)
+            present.scatter_(1, responses.argmax(1).flatten(1), True)
             return compact(nearest(responses, target, present), self.channels)
 
         return in_chunks(run, values, target)

@@ -72,7 +72,7 @@ def segment(images: Tensor, num_segments: int, compactness: float, *, lab: bool 
     from skimage.segmentation import slic
 
     found = []
-    for image in images.permute(0, 2, 3, 1).double().cpu().numpy():
+    for image in images.permute(0, 2, 3, 1).cpu().numpy():
         # scikit-image cannot place more centres than pixels.
         wanted = min(num_segments, image.shape[0] * image.shape[1])
         labels = slic(image, wanted, compactness, convert2lab=lab, start_label=0, channel_axis=-1)

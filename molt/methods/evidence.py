@@ -42,7 +42,15 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Captions:
-    """(title, sentence) of the stages that differ from method to method; ``{size}`` stands for a scale's size."""
+    """What to say of the stages that differ from method to method.
+
+    Attributes:
+        cam: title and sentence of the map the rest grew from.
+        scale: title, where ``{side}`` stands for the scale's size, and sentence, where ``{size}`` does.
+        fused: sentence of the fused map.
+        clusters: sentence of the clusters, where ``{groups}`` stands for their number.
+        lead: how the method works, in half a sentence.
+    """
 
     cam: tuple[str, str]
     scale: tuple[str, str]

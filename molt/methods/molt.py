@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from molt import ops
 from molt._files import whole_file
 from molt.backbones import ViTBackbone
-from molt.backbones.preprocess import mean_and_std
+from molt.backbones.preprocess import mean_and_std, resize
 from molt.classes import OBJECT, imagenet_names
 from molt.methods.config import MOLTConfig, check_int
 from molt.methods.transformer import ObjectLocalizationTransformer
@@ -109,10 +108,7 @@ class MOLT(nn.Module):
     def pyramid(self, x: Tensor) -> list[Tensor]:
         """Return x (B, 3, H, W) resized to each scale, antialiased."""
         _check_input(x)
-        return [
-            x if x.shape[2:] == size else F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
-            for size in self.config.sizes
-        ]
+        return [resize(x, size) for size in self.config.sizes]
 
     def see(self, x: Tensor) -> list[Features]:
         """Return what each scale's transformer sees: Features with logits and attention."""

@@ -39,7 +39,7 @@ class Multiscale(Method):
     captions = Captions(
         cam=("Class map", "What the class head answers at each patch of the finest scale."),
         scale=(
-            "Class activation map, {size}",
+            "Class activation map, {side}",
             "Photo at {size}: the class map of this scale times what its class token attends to.",
         ),
         fused="The mean of the class activation maps, each scaled to the same range.",

