@@ -27,7 +27,7 @@ def loc(request: pytest.FixtureRequest) -> Iterator[molt.Localizer]:
 
 
 def pixels(loc: molt.Localizer) -> torch.Tensor:
-    return torch.rand(1, 3, loc.method.size, loc.method.size, generator=torch.Generator().manual_seed(0))
+    return torch.rand(1, 3, *loc.method.size, generator=torch.Generator().manual_seed(0))
 
 
 def test_localizer(benchmark: Any, loc: molt.Localizer) -> None:
@@ -40,7 +40,7 @@ def test_bare_forwards(benchmark: Any, loc: molt.Localizer) -> None:
     """Only the networks, at the same sizes."""
     photo = pixels(loc).to(loc.device)
     method = loc.method
-    sides = {224, method.size} if method.vit is not None else {*method.scales}
+    sides = {224, max(method.size)} if method.vit is not None else {*method.scales}
     pyramid = {side: torch.nn.functional.interpolate(photo, (side, side)) for side in {*sides, *method.scales}}
 
     @torch.inference_mode()

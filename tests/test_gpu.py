@@ -7,7 +7,7 @@ import torch
 
 import molt
 from molt import Features, ops
-from molt.clustering import TokenKMeans
+from molt.clustering import Clusterer, DeepClustering, Slic, TokenKMeans
 from molt.methods.seeded import contrast_maps
 
 pytestmark = pytest.mark.gpu
@@ -77,3 +77,45 @@ def test_profile_counts_device_memory() -> None:
         block = torch.empty(64 * 2**20, dtype=torch.uint8, device="cuda")
     (row,) = profile.rows()
     assert row["peak_mib"] >= 64 and block.numel() > 0
+
+
+def test_vote_agrees_with_the_cpu() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 9, (3, 50, 61), generator=generator)
+    segments = torch.randint(0, 200, (3, 50, 61), generator=generator)
+    assert torch.equal(ops.cluster_vote(labels.cuda(), segments.cuda()).cpu(), ops.cluster_vote(labels, segments))
+
+
+@pytest.mark.parametrize(
+    "clusterer", [TokenKMeans(), Slic(40), DeepClustering(steps=10)], ids=lambda c: type(c).__name__
+)
+def test_labels_do_not_depend_on_the_batch(clusterer: Clusterer, photo: torch.Tensor) -> None:
+    """Bit for bit within one size of pass; across the two, where kernels may add in another order, but for a few."""
+    generator = torch.Generator().manual_seed(0)
+    others = torch.rand(9, 3, 120, 160, generator=generator)
+    batch = torch.cat([photo[None], others])[:9].cuda()
+    whole, counts = clusterer(batch)
+    assert whole.is_cuda and counts.is_cuda
+    turned, _ = clusterer(batch[[3, 1, 2, 0, 4, 5, 6, 7]])
+    assert torch.equal(turned[3], whole[0]), "another place in a pass of the same size"
+    alone, _ = clusterer(batch[:1])
+    pair, _ = clusterer(batch[[5, 0]])
+    assert torch.equal(alone[0], pair[1]), "both are passes of 2"
+    again, _ = clusterer(batch)
+    assert torch.equal(again, whole)
+    renumbered = (alone[0] != whole[0]).float().mean()
+    assert renumbered < 0.02, f"{renumbered:.4f} of the pixels differ between passes of 2 and of 8"
+
+
+def test_molt_agrees_with_the_cpu() -> None:
+    torch.manual_seed(0)
+    model = molt.create_model("molt_deit_tiny", 5, (64, (96, 128)), pretrained=False)
+    x = torch.randn(2, 3, 100, 130)
+    logits, maps = model(x), model.localize(x, [3, -1])
+    model.cuda()
+    assert torch.allclose(model(x.cuda()).cpu(), logits, atol=1e-3)
+    assert (model.localize(x.cuda(), [3, -1]).cpu() - maps).abs().mean() < 0.01
+    model.mark_trained(True)
+    loc = molt.Localizer(model, device="cuda")
+    (found,) = loc(x[:1].sigmoid().cuda())
+    assert found.heat.shape == (1, 96, 128)

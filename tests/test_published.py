@@ -53,11 +53,11 @@ FORMS = [
 def test_first_steps_have_equal_labels(published: ModuleType, cat: torch.Tensor, form: dict, seed: int) -> None:
     """From one initial state, at most one pixel in a thousand differs in each of the first five steps."""
     clusterer = DeepClustering(**form, seed=seed, steps=5, min_labels=1)
-    segments = None
+    segments = superpixels = None
     if clusterer.num_segments:
         segments = published.superpixels(as_array(cat), clusterer.num_segments, clusterer.compactness)
-        ours = segment(cat[None], clusterer.num_segments, clusterer.compactness)
-        assert np.array_equal(segments, ours[0].numpy())
+        superpixels = segment(cat[None], clusterer.num_segments, clusterer.compactness)
+        assert np.array_equal(segments, superpixels[0].numpy())
     seen: list[np.ndarray] = []
     last = published.deep_cluster(
         as_array(cat),
@@ -74,7 +74,7 @@ def test_first_steps_have_equal_labels(published: ModuleType, cat: torch.Tensor,
     assert len(seen) == 6 and len({labels.tobytes() for labels in seen}) == 6, "every step changes something"
     for steps, labels in enumerate(seen[1:], 1):
         clusterer.steps = steps
-        ours = clusterer._train(cat[None], lab=True)[0].argmax(0).numpy()
+        ours = clusterer.train(cat[None], superpixels)[0].argmax(0).numpy()
         assert (ours != labels).mean() <= 0.001, f"after {steps} steps"
 
 
@@ -82,9 +82,9 @@ def test_both_stop_at_the_same_step(published: ModuleType, cat: torch.Tensor) ->
     clusterer = DeepClustering(channels=8, steps=60, min_labels=5, num_segments=0, continuity=2)
     last = published.deep_cluster(as_array(cat), clusterer.initial_state(), 8, 2, 60, 5, None, 2.0)
     assert 1 < last.steps < 60, "it stops by its rule"
-    ours = clusterer._train(cat[None], lab=True)[0]
+    ours = clusterer.train(cat[None])[0]
     clusterer.steps, clusterer.min_labels = last.steps, 0
-    assert torch.equal(ours, clusterer._train(cat[None], lab=True)[0])
+    assert torch.equal(ours, clusterer.train(cat[None])[0])
 
 
 def test_labels_at_full_size_agree(published: ModuleType, cat: torch.Tensor) -> None:

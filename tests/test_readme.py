@@ -16,8 +16,10 @@ RESULTS = ROOT / "benchmarks" / "results" / "cpu-2-cores"
 
 
 def test_python_examples_run_as_printed(tmp_path: Path) -> None:
-    first, second = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    for script in (first, second + "\nassert refined.shape == (300, 451), refined.shape\n"):
+    first, second, third = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    second += "\nassert refined.shape == (300, 451), refined.shape\n"
+    third += "\nassert maps.shape == (2, 2, 300, 451) and model.trained and loc.alpha == 0.5\n"
+    for script in (first, second, third):
         result = subprocess.run(
             [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=240, check=False
         )
@@ -48,6 +50,19 @@ def test_changes_by_refinement_are_those_of_the_committed_run() -> None:
     for base, *changes in lines:
         for kind, change in zip(("colour", "CNN features", "ViT features"), changes, strict=True):
             assert float(change) == pytest.approx(pairs[f"{base} + refine, {kind}"]["mean_iou_change"], abs=0.0051)
+
+
+def test_change_by_deep_clustering_is_that_of_the_committed_run() -> None:
+    rows = {row["name"]: row for row in json.loads((RESULTS / "clusterers.json").read_text())["rows"]}
+    text = " ".join(README.split())
+    said = re.findall(r"by ([+-][.\d]+) \((-?[.\d]+) to (-?[.\d]+)\)", text)
+    assert len(said) == 2
+    for base, (change, low, high) in zip(("CAM, 448 px", "seed map, ViT patches"), said, strict=True):
+        row = rows[f"{base} + deep, superpixel vote"]
+        assert float(change) == pytest.approx(row["change"], abs=0.0051)
+        assert [float(low), float(high)] == pytest.approx(row["change_interval"], abs=0.0051)
+    deep, tokens = (rows[f"CAM, 448 px + {name}"] for name in ("deep, superpixel vote", "k-means 5, ViT features"))
+    assert deep["seconds"] / tokens["seconds"] == pytest.approx(50, rel=0.4), "fifty times, the README says"
 
 
 def test_links_in_the_repository_exist() -> None:
@@ -87,5 +102,8 @@ def test_committed_runs_hold_what_the_project_promises() -> None:
     for pair in photos["refinement"]:
         if pair["name"].endswith("refine, ViT features"):
             assert pair["mean_iou_change"] >= -0.01, pair
+    for row in json.loads((RESULTS / "clusterers.json").read_text())["rows"]:
+        if row["name"] == "CAM, 448 px + deep, superpixel vote":
+            assert row["change"] > 0 and row["seeds"] == 3, "the paper's refinement raises a plain CAM"
     for run in json.loads((RESULTS / "speed.json").read_text())["runs"]:
         assert run["total_over_forwards"] <= 1.6 and run["seconds_per_photo"] <= 2

@@ -93,7 +93,7 @@ def nearest(affinity: Tensor, size: tuple[int, int], present: Tensor | None = No
         size: (H, W).
         present: (B, K) bool, the channels that may win in each image; None lets all.
     """
-    channels = range(affinity.shape[1])
+    channels: Sequence[int] = range(affinity.shape[1])
     if present is not None:
         channels = present.any(0).nonzero().flatten().tolist()
         affinity = affinity.masked_fill(~present[..., None, None], NEVER)

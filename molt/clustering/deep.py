@@ -14,7 +14,7 @@ from molt.clustering._labels import check_finite, compact, in_chunks, nearest, p
 from molt.clustering.slic import segment
 from molt.structures import Features
 
-SIMPLE_PIXELS = 2  # batch normalization over one pixel is undefined
+LEAST_PIXELS = 2  # batch normalization over one pixel is undefined
 
 
 class DeepClustering:
@@ -126,11 +126,15 @@ class DeepClustering:
             state += [torch.ones(out), torch.zeros(out)]
         return state
 
-    def _train(self, images: Tensor, *, lab: bool) -> Tensor:
-        """Return the responses (G, channels, h, w) of G images' networks after training."""
-        if images.shape[2] * images.shape[3] < SIMPLE_PIXELS:
+    def train(self, images: Tensor, segments: Tensor | None = None) -> Tensor:
+        """Return the responses (B, channels, H, W) of each image's network after training, at the images' own size.
+
+        Args:
+            images: (B, D, H, W) float, finite, worked on together.
+            segments: (B, H, W) integers from 0, superpixels that vote, or None.
+        """
+        if images.shape[2] * images.shape[3] < LEAST_PIXELS:
             return images.new_zeros(len(images), self.channels, *images.shape[2:])
-        segments = segment(images, self.num_segments, self.compactness, lab=lab) if self.num_segments else None
         group = len(images)
         # inference_mode's tensors take no gradient, so those that enter the graph are made anew outside it.
         with torch.inference_mode(False), torch.enable_grad():
@@ -156,6 +160,12 @@ class DeepClustering:
                     break
             with torch.no_grad():
                 return self._respond(pixels, parameters, group)
+
+    def _train(self, images: Tensor, *, lab: bool) -> Tensor:
+        """:meth:`train` with the images' own superpixels."""
+        if self.num_segments == 0:
+            return self.train(images)
+        return self.train(images, segment(images, self.num_segments, self.compactness, lab=lab))
 
     def _respond(self, pixels: Tensor, parameters: list[Tensor], group: int) -> Tensor:
         """Return responses (G, channels, h, w) of images (1, G * D, h, w) by a network each."""
