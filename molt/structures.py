@@ -55,7 +55,7 @@ class Features:
         attention: (B, layers, heads, h*w) float, what the class token attends to: of each block's softmax its row,
             without the columns of class, distillation and register tokens. None where there is no class token or
             where it was not asked for.
-        keys: (B, h*w, D) of the last block's attention, all heads side by side, after the key norm where there is
+        keys: (B, h*w, D'') of the last block's attention, all heads side by side, after the key norm where there is
             one, before rotary position embedding; None as for ``attention``.
     """
 

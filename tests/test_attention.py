@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -36,6 +36,15 @@ NETWORKS = {
 PREFIX = {"deit_tiny_patch16_224": 1, "deit_tiny_distilled_patch16_224": 2, "vit_small_patch14_reg4_dinov2": 5}
 ROTARY = [name for name in NETWORKS if any(word in name for word in ("dinov3", "rope", "pe_core", "eva02", "sapiens2"))]
 NORMED = [name for name in NETWORKS if "sapiens2" in name]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """On such small images threads that wait for one another take most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def build(name: str, **options: Any) -> ViTBackbone:

@@ -51,7 +51,8 @@ class ClassRows:
         attentions: list[Any] = [getattr(block, "attn", None) for block in model.blocks]  # type: ignore[union-attr]
         for attention in attentions:
             if type(attention) not in (Attention, AttentionRope, EvaAttention):
-                raise ValueError(f"its blocks attend by {type(attention).__name__}, which molt does not know")
+                kind = "several modules" if attention is None else type(attention).__name__
+                raise ValueError(f"its blocks attend by {kind}, which molt does not know")
         for attention in attentions:
             attention.register_forward_pre_hook(self._on_attention, with_kwargs=True)
             attention.q_norm.register_forward_hook(self._on_query)

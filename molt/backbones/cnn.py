@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from molt.backbones.preprocess import check_images, normalize, to_multiple
+from molt.backbones.preprocess import check_images, normalize, resize, to_multiple
 from molt.backbones.weights import CNN, create_timm
 from molt.structures import Features, WeightsInfo
 
@@ -24,7 +24,8 @@ class CNNBackbone(nn.Module):
     deviation it divides by is known: every position is then normalised by the deviation of the image's mean (our
     choice of maps: the only ones linear in the last maps that keep their mean).
 
-    Images whose sides a Swin transformer cannot divide into patches are resized to the nearest multiple.
+    Images whose sides a Swin transformer cannot divide into patches are resized to the nearest multiple; for the other
+    networks a side below the last stride is enlarged to it.
 
     Args:
         name: timm model name, default EfficientNet-Lite0 trained with ImageNet-1k labels.
@@ -60,6 +61,7 @@ class CNNBackbone(nn.Module):
         if stride not in reductions:
             raise ValueError(f"stride must be one of {reductions} for {name}, got {stride}")
         self.stage = len(reductions) - 1 - reductions[::-1].index(stride)
+        self.least = 1 if options else max(reductions)
         self._check_linear(name)
 
     @property
@@ -75,6 +77,7 @@ class CNNBackbone(nn.Module):
         """
         check_images(images)
         images = to_multiple(images, self.multiple)
+        images = resize(images, [max(side, self.least) for side in images.shape[2:]])
         last, (patches,) = self.model.forward_intermediates(normalize(images, self.model), indices=[self.stage])
         return Features(
             patches=patches.flatten(2).transpose(1, 2),

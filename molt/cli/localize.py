@@ -219,7 +219,7 @@ def _run(
             failures += 1
             _say(f"{out / PAGE_NAME}: the page was not written ({error})", errors)
     if not as_json and rows:
-        _show_table(rows, loc, out, page, len(explained))
+        _show_table(rows, loc, out, page, len(explained) if len(items) > PAGE_PHOTOS else None)
     return failures
 
 
@@ -235,7 +235,7 @@ def _rows(path: Path, result: Localization) -> list[tuple[str, str, str, str]]:
 
 
 def _show_table(
-    rows: list[tuple[str, str, str, str]], loc: Localizer, out: Path | None, page: Path | None, shown: int
+    rows: list[tuple[str, str, str, str]], loc: Localizer, out: Path | None, page: Path | None, shown: int | None
 ) -> None:
     from rich.console import Console
     from rich.markup import escape
@@ -256,7 +256,7 @@ def _show_table(
     if out is not None:
         console.print(f"overlays in {out}", soft_wrap=True, markup=False)
     if page is not None:
-        which = f" (the first {shown} photos)" if shown == PAGE_PHOTOS else ""
+        which = f" (the first {shown} photos)" if shown is not None else ""
         console.print(f"every stage in {page}{which}", soft_wrap=True, markup=False)
 
 

@@ -22,20 +22,18 @@ def prepare(x: Tensor | Features, size: Sequence[int] | None) -> tuple[Tensor, t
     """Return images as they are, or Features as unit vectors (B, D, h, w), with the size of the labels.
 
     Raises:
-        TypeError, ValueError: images or a size of another type or shape.
+        TypeError, ValueError: images or a size of another type or shape; on the CPU NaN or infinite values, which on
+            a GPU are not looked for, as reading would stall it.
     """
     if isinstance(x, Features):
-        values, default = F.normalize(x.as_map().float(), dim=1), x.image_size
+        values, default = F.normalize(x.as_map().detach().float(), dim=1), x.image_size
     else:
         check_images(x)
         values, default = x.detach().float(), (x.shape[2], x.shape[3])
+    if values.device.type == "cpu" and not bool(values.isfinite().all()):
+        what = "features" if isinstance(x, Features) else "images"
+        raise ValueError(f"{what} hold NaN or infinite values, which cannot be clustered")
     return values, default if size is None else check_size(size)
-
-
-def check_finite(values: Tensor) -> None:
-    """Raise ValueError where values hold NaN or infinity."""
-    if not bool(values.isfinite().all()):
-        raise ValueError("images hold NaN or infinite values, which cannot be clustered")
 
 
 def shrink(images: Tensor, working_size: int | None) -> Tensor:

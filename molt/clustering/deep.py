@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from molt import ops
-from molt.clustering._labels import check_finite, compact, in_chunks, nearest, prepare, shrink
+from molt._arguments import check_int, check_number
+from molt.clustering._labels import compact, in_chunks, nearest, prepare, shrink
 from molt.clustering.slic import segment
 from molt.structures import Features
 
@@ -44,7 +45,7 @@ class DeepClustering:
         working_size: longest side in pixels at which images are clustered; None takes their own size.
 
     Raises:
-        ValueError: an argument out of range.
+        TypeError, ValueError: an argument of another type or out of range.
     """
 
     takes_features = False  # it takes them, but was made for pixels
@@ -64,19 +65,16 @@ class DeepClustering:
         compactness: float = 100.0,
         working_size: int | None = 112,
     ) -> None:
-        if not 2 <= channels <= 1024:
-            raise ValueError(f"channels must be in 2..1024, got {channels}")
-        for name, value, least in (("layers", layers, 1), ("steps", steps, 0), ("min_labels", min_labels, 1)):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
-        if num_segments < 0:
-            raise ValueError(f"num_segments must be at least 0, got {num_segments}")
-        if not (continuity >= 0 and math.isfinite(continuity)):
-            raise ValueError(f"continuity must be a finite number of at least 0, got {continuity}")
-        if not compactness > 0:
-            raise ValueError(f"compactness must be above 0, got {compactness}")
-        if working_size is not None and working_size < 1:
-            raise ValueError(f"working_size must be at least 1 or None, got {working_size}")
+        check_int("channels", channels, 2, 1024)
+        check_int("layers", layers, 1)
+        check_int("steps", steps, 0)
+        check_int("min_labels", min_labels, 1)
+        check_int("num_segments", num_segments, 0)
+        check_number("continuity", continuity)
+        check_int("seed", seed, 0)
+        check_number("compactness", compactness, above=0)
+        if working_size is not None:
+            check_int("working_size", working_size, 1)
         self.channels = channels
         self.layers = layers
         self.steps = steps
@@ -99,7 +97,6 @@ class DeepClustering:
             TypeError, ValueError: images of another type or shape, or with NaN or infinite values.
         """
         values, target = prepare(x, size)
-        check_finite(values)
 
         def run(chunk: Tensor) -> tuple[Tensor, Tensor]:
             small = chunk if isinstance(x, Features) else shrink(chunk, self.working_size)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from molt._arguments import check_int, check_number
 from molt.clustering._labels import compact, in_chunks, nearest, prepare, shrink
 from molt.structures import Features
 
@@ -33,7 +34,7 @@ class TokenKMeans:
         seed: integer seed of the draw.
 
     Raises:
-        ValueError: an argument out of range.
+        TypeError, ValueError: an argument of another type or out of range.
     """
 
     def __init__(
@@ -46,16 +47,12 @@ class TokenKMeans:
         working_size: int = 112,
         seed: int = 0,
     ) -> None:
-        if not 1 <= num_clusters <= 256:
-            raise ValueError(f"num_clusters must be in 1..256, got {num_clusters}")
-        if restarts < 1:
-            raise ValueError(f"restarts must be at least 1, got {restarts}")
-        if iterations < 1:
-            raise ValueError(f"iterations must be at least 1, got {iterations}")
-        if position < 0:
-            raise ValueError(f"position must not be negative, got {position}")
-        if working_size < 1:
-            raise ValueError(f"working_size must be at least 1, got {working_size}")
+        check_int("num_clusters", num_clusters, 1, 256)
+        check_int("restarts", restarts, 1)
+        check_int("iterations", iterations, 1)
+        check_number("position", position)
+        check_int("working_size", working_size, 1)
+        check_int("seed", seed, 0)
         self.num_clusters = num_clusters
         self.restarts = restarts
         self.iterations = iterations

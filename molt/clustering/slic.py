@@ -7,33 +7,36 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from molt.clustering._labels import check_finite, compact, in_chunks, prepare, repeat, shrink
+from molt._arguments import check_int, check_number
+from molt.clustering._labels import compact, in_chunks, prepare, repeat, shrink
 from molt.structures import Features
+
+CIELAB_UNITS = 2 / 100  # a unit of CIELAB, in distances between unit vectors
 
 
 class Slic:
     """Superpixels: k-means in colour and position, with connected clusters (Achanta et al., PAMI 2012; scikit-image).
 
-    Runs on the CPU, one photo at a time, whatever the device of the images. There is nothing random in it.
+    Runs on the CPU, one photo at a time, whatever the device of the images. There is nothing random in it. A photo's
+    contrast does not matter: scikit-image stretches its values to [0, 1] first.
 
     Args:
         num_segments: superpixels wanted, at least 1; SLIC comes near, with fewer where they do not fit.
-        compactness: weight of position against colour, above 0: higher makes squarer superpixels.
+        compactness: weight of position against colour, above 0: higher makes squarer superpixels. For Features a
+            distance of 2, opposite directions, counts as much as 100 in CIELAB, black to white.
         working_size: longest side in pixels at which images are clustered, at least 1; None takes their own size.
 
     Raises:
-        ValueError: an argument out of range.
+        TypeError, ValueError: an argument of another type or out of range.
     """
 
     takes_features = False  # it takes them, but was made for pixels
 
     def __init__(self, num_segments: int = 100, *, compactness: float = 10.0, working_size: int | None = 448) -> None:
-        if num_segments < 1:
-            raise ValueError(f"num_segments must be at least 1, got {num_segments}")
-        if not compactness > 0:
-            raise ValueError(f"compactness must be above 0, got {compactness}")
-        if working_size is not None and working_size < 1:
-            raise ValueError(f"working_size must be at least 1 or None, got {working_size}")
+        check_int("num_segments", num_segments, 1)
+        check_number("compactness", compactness, above=0)
+        if working_size is not None:
+            check_int("working_size", working_size, 1)
         self.num_segments = num_segments
         self.compactness = compactness
         self.working_size = working_size
@@ -50,7 +53,6 @@ class Slic:
             TypeError, ValueError: images of another type or shape, or with NaN or infinite values.
         """
         values, target = prepare(x, size)
-        check_finite(values)
 
         def run(chunk: Tensor) -> tuple[Tensor, Tensor]:
             small = chunk if isinstance(x, Features) else shrink(chunk, self.working_size)
@@ -75,6 +77,10 @@ def segment(images: Tensor, num_segments: int, compactness: float, *, lab: bool 
     for image in images.permute(0, 2, 3, 1).cpu().numpy():
         # scikit-image cannot place more centres than pixels.
         wanted = min(num_segments, image.shape[0] * image.shape[1])
-        labels = slic(image, wanted, compactness, convert2lab=lab, start_label=0, channel_axis=-1)
+        weight = compactness
+        if not lab:
+            # It stretches values to [0, 1], which is undone here.
+            weight *= CIELAB_UNITS / max(float(image.max() - image.min()), 1e-12)
+        labels = slic(image, wanted, weight, convert2lab=lab, start_label=0, channel_axis=-1)
         found.append(torch.from_numpy(labels))
     return torch.stack(found).long().to(images.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from molt._arguments import check_int
 from molt.methods.transformer import HEADS, OVER_HEADS, OVER_LAYERS
 from molt.ops._checks import ORDERS
 
@@ -53,11 +54,3 @@ class MOLTConfig:
                 raise ValueError(f"scale_weights must be finite, not negative and not all 0, got {self.scale_weights}")
         if self.class_names is not None and len(self.class_names) != self.num_classes:
             raise ValueError(f"class_names must hold {self.num_classes} names, got {len(self.class_names)}")
-
-
-def check_int(name: str, value: object, least: int, most: int) -> None:
-    """Raise unless value is an integer from ``least`` to ``most``."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if not least <= value <= most:
-        raise ValueError(f"{name} must be in {least}..{most}, got {value}")

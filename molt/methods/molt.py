@@ -13,11 +13,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from molt import ops
+from molt._arguments import check_int
 from molt._files import whole_file
 from molt.backbones import ViTBackbone
 from molt.backbones.preprocess import mean_and_std, resize
 from molt.classes import OBJECT, imagenet_names
-from molt.methods.config import MOLTConfig, check_int
+from molt.methods.config import MOLTConfig
 from molt.methods.transformer import ObjectLocalizationTransformer
 from molt.structures import Features, WeightsInfo
 
