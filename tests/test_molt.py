@@ -240,6 +240,18 @@ def test_float64_bfloat16_and_inference_mode() -> None:
         assert torch.allclose(model.localize(x, [1]), maps, atol=1e-6)
 
 
+@pytest.mark.parametrize("call", ["forward", "localize"])
+def test_compiles_without_a_break(call: str) -> None:
+    model, x = build(), pixels()
+    classes = torch.tensor([[1, 2], [0, 3]])
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        return model(x) if call == "forward" else model.localize(x, classes)
+
+    with torch.no_grad():
+        assert torch.allclose(torch.compile(run, fullgraph=True, backend="eager")(x), run(x), atol=1e-5)
+
+
 def test_list_models_and_names() -> None:
     assert molt.list_models() == ["molt_deit_base", "molt_deit_small", "molt_deit_tiny", "molt_dinov2_small"]
     assert build().class_names == tuple(f"class {i}" for i in range(5))

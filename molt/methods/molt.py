@@ -204,8 +204,8 @@ class MOLT(nn.Module):
             wanted = wanted.reshape(1, -1).expand(len(x), -1)
         if wanted.ndim != 2 or len(wanted) != len(x) or wanted.shape[1] == 0:
             raise ValueError(f"classes must have shape ({len(x)}, C) or (C,), got {tuple(wanted.shape)}")
-        on_cpu = wanted.device.type == "cpu" and wanted.numel() > 0
-        if on_cpu and not OBJECT <= int(wanted.min()) <= int(wanted.max()) < self.config.num_classes:
+        read = wanted.device.type == "cpu" and wanted.numel() > 0 and not torch.compiler.is_compiling()
+        if read and not OBJECT <= int(wanted.min()) <= int(wanted.max()) < self.config.num_classes:
             raise ValueError(f"classes must be in 0..{self.config.num_classes - 1}, or -1, got {wanted.tolist()}")
         return wanted.long().to(x.device)
 
