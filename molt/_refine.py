@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from molt import ops
+from molt._arguments import check_clusterer
 from molt._backend import Backend
 from molt._backend import backend as use_backend
 from molt.clustering import TokenKMeans
@@ -47,8 +48,8 @@ def refine(
             Features are given.
         features: a backbone, ``molt.backbones.ViTBackbone()`` say, which is shown the photos at 448 px; or Features of
             the same photos.
-        clusterer: callable ``labels, counts = clusterer(images_or_features, size)``; default
-            ``TokenKMeans()``.
+        clusterer: callable ``labels, counts = clusterer(x, size)``, see :mod:`molt.clustering`; x is the Features
+            where ``features`` is given, else the images. Default ``TokenKMeans()``.
         alpha: weight of the cluster mean, 0 to 1.
         size: (H, W) of the result in pixels; default the photos' own, else the features' image size.
         normalize: min-max each map to [0, 1], both as it comes in and as it goes out. False does neither, so that the
@@ -74,6 +75,7 @@ def refine(
     seen = _features(features, photos)
     if seen is not None and len(seen.patches) != len(stacked):
         raise ValueError(f"features must hold {len(stacked)} photos as maps do, got {len(seen.patches)}")
+    check_clusterer(clusterer)
     target = _target(photos, seen, size)
     cluster = TokenKMeans() if clusterer is None else clusterer
     with torch.no_grad():

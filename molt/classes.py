@@ -21,24 +21,24 @@ def imagenet_names() -> tuple[str, ...]:
 def find_class(name: str | int, names: tuple[str, ...] | None = None) -> int:
     """Return the index of a class given by index, full description, or one of its comma-separated names.
 
-    Case does not matter; ``"object"`` gives -1, the class-agnostic mode.
+    Case does not matter; ``"object"`` gives -1, the class-agnostic mode, where no class has that name.
 
     Raises:
         ValueError: no such class or index, or a name that several classes share; close matches are listed.
     """
     names = imagenet_names() if names is None else names
     text = str(name).strip()
+    wanted = text.casefold()
+    whole = [i for i, description in enumerate(names) if description.casefold() == wanted]
+    if isinstance(name, str) and len(whole) == 1:
+        return whole[0]
     if text.removeprefix("-").isdecimal():
         index = int(text)
         if index == OBJECT or 0 <= index < len(names):
             return index
         raise ValueError(f"class {text} is out of range: expected 0..{len(names) - 1}")
-    wanted = text.casefold()
     if wanted == OBJECT_NAME:
         return OBJECT
-    whole = [i for i, description in enumerate(names) if description.casefold() == wanted]
-    if len(whole) == 1:
-        return whole[0]
     parts: dict[str, list[int]] = {}
     for i, description in enumerate(names):
         for part in dict.fromkeys(description.casefold().split(", ")):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from molt import ops
+from molt._arguments import check_clusterer, check_int, check_number
 from molt._backend import Backend, use_native
 from molt._backend import backend as use_backend
 from molt.classes import OBJECT, class_name, find_class
@@ -79,7 +80,8 @@ class Localizer:
 
     Args:
         method: ``"seeded"``, which needs no training; a name of :func:`molt.list_models`, the MOLT paper's method, with
-            ``checkpoint``; or a trained :class:`molt.MOLT` itself.
+            ``checkpoint``; or a trained :class:`molt.MOLT` itself, which is then put into evaluation mode and moved to
+            the device.
         weights: of ``seeded``: ``"default"`` (CNN + ViT) or ``"weak"`` (the CNN alone: image labels only).
         k: how many of the likeliest classes to localize, 1 to the network's number of classes.
         threshold: in (0, 1): a box encloses map values of at least this share of the maximum; None takes the
@@ -98,7 +100,7 @@ class Localizer:
         profile: True books time and memory of each stage in :attr:`profile`.
 
     Raises:
-        ValueError: an argument that is unknown or out of range.
+        TypeError, ValueError: an argument of another type, unknown or out of range.
         FileNotFoundError: weights that are nowhere to be had; the message says how to get them.
         RuntimeError: backend ``"native"`` where it is not compiled in, or weights that do not fit.
     """
@@ -120,14 +122,17 @@ class Localizer:
         alpha: float | None = None,
         profile: bool = False,
     ) -> None:
-        if not isinstance(method, MOLT) and method not in METHODS:
+        if not isinstance(method, MOLT) and (not isinstance(method, str) or method not in METHODS):
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+        k = check_int("k", k, 1)
+        for name, number in (("threshold", threshold), ("alpha", alpha)):
+            if number is not None:
+                check_number(name, number)
         if threshold is not None and not 0 < threshold < 1:
             raise ValueError(f"threshold must be in (0, 1), got {threshold}")
         if alpha is not None and not 0 <= alpha <= 1:
             raise ValueError(f"alpha must be in [0, 1], got {alpha}")
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}")
+        check_clusterer(clusterer)
         self.device = _pick_device(device)
         use_native("cluster_refine", self.device, backend)  # a backend that is missing is told now
         self.backend = backend

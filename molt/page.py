@@ -38,6 +38,8 @@ _MASKS: dict[SawMasks, str] = {
     "unknown": "unknown",
 }
 
+TITLE = "<title>molt: from photo to box</title>"
+
 _STYLE = """
 :root { color-scheme: light dark; --ground: #fbfbfa; --card: #ffffff; --text: #1d2226; --soft: #5b646c;
   --line: #dfe3e6; --accent: #0b6b6b; --code: #f1f3f4; }
@@ -130,6 +132,14 @@ def write_page(
     return path
 
 
+def is_page(path: Path) -> bool:
+    """Return whether a file may be replaced by a page: there is none, or it is a page of molt."""
+    if not path.exists():
+        return True
+    with path.open("rb") as file:
+        return TITLE.encode() in file.read(2000)
+
+
 def shown_names(explanation: Explanation, min_probability: float) -> list[str]:
     """Return a name for every box: the class where its probability is above ``min_probability``, else 'object'."""
     result = explanation.result
@@ -168,7 +178,7 @@ otherwise it says &lsquo;object&rsquo;.</p>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <link rel="icon" href="data:,">
-<title>molt: from photo to box</title>
+{TITLE}
 <style>{_STYLE}</style>
 </head>
 <body>

@@ -143,7 +143,7 @@ def test_real_run_end_to_end(tmp_path: Path) -> None:
         assert sum(record["path"] in line for line in result.stderr.splitlines()) == 1
     assert "Traceback" not in result.stderr
     assert "forward" in result.stderr and "x the bare forward passes" in result.stderr
-    assert sorted(p.name for p in out.iterdir()) == ["chelsea-boxes-2.jpg", "chelsea-boxes.jpg", "molt.html"]
+    assert sorted(p.name for p in out.iterdir()) == ["chelsea-boxes-2.jpg", "chelsea-boxes.jpg"]
     with PIL.Image.open(out / "chelsea-boxes.jpg") as overlay:
         assert overlay.size == (451, 300)
 

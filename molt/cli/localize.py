@@ -55,8 +55,9 @@ def localize(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for overlays; molt-out unless --json.")] = None,
     page: Annotated[
-        bool, typer.Option("--page/--no-page", help="Every stage of the first photos in molt.html beside the overlays.")
-    ] = True,
+        bool | None,
+        typer.Option("--page/--no-page", help="Every stage of the first photos in molt.html; on unless --json."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line an input on stdout.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Print time and peak memory of each stage.")] = False,
 ) -> None:
@@ -95,7 +96,7 @@ def localize(
             profile=profile,
         )
         photos = [item.path for item in items if item.error is None]
-        shown = PAGE_PHOTOS if page and folder is not None else 0
+        shown = PAGE_PHOTOS if folder is not None and (not as_json if page is None else page) else 0
         results = chain(
             loc.stream(photos[:shown], wanted or None, explain=True), loc.stream(photos[shown:], wanted or None)
         )
@@ -179,7 +180,7 @@ def _run(
     from molt.data.images import PhotoError
     from molt.data.samples import SamplePhoto
     from molt.localizer import Explanation
-    from molt.page import write_page
+    from molt.page import is_page, write_page
 
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     rows: list[tuple[str, str, str, str]] = []
@@ -214,6 +215,8 @@ def _run(
     page = None
     if explained and out is not None:
         try:
+            if not is_page(out / PAGE_NAME):
+                raise OSError("a file of that name is there, which molt did not write")
             page = write_page(out / PAGE_NAME, explained, loc.weights, min_probability=0, guide=False)
         except OSError as error:
             failures += 1

@@ -46,12 +46,12 @@ def shrink(images: Tensor, working_size: int | None) -> Tensor:
 
 
 def in_chunks(
-    run: Callable[[Tensor], tuple[Tensor, Tensor]], values: Tensor, size: tuple[int, int]
+    run: Callable[[Tensor], tuple[Tensor, Tensor]], values: Tensor, size: tuple[int, int], *, one_by_one: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Return labels (B, *size) and counts of a batch in units of fixed size, so that they do not depend on the batch.
 
-    One photo at a time on the CPU; on other devices 8 at a time, and the rest as 2 or 8, filled up with copies of the
-    last photo.
+    One photo at a time on the CPU, or where ``one_by_one`` is True; on other devices 8 at a time, and the rest as 2 or
+    8, filled up with copies of the last photo.
     """
     results = [
         (
@@ -59,7 +59,7 @@ def in_chunks(
             torch.zeros(0, dtype=torch.int64, device=values.device),
         )
     ]
-    for start, stop, padded in chunks(len(values), values.device.type):
+    for start, stop, padded in chunks(len(values), "cpu" if one_by_one else values.device.type):
         chunk = values[start:stop]
         if padded > len(chunk):
             chunk = torch.cat([chunk, chunk[-1:].expand(padded - len(chunk), -1, -1, -1)])
@@ -72,10 +72,12 @@ def chunks(number: int, device_type: str) -> list[tuple[int, int, int]]:
     """Return (start, stop, size of the pass) of each unit."""
     if device_type == "cpu":
         return [(i, i + 1, 1) for i in range(number)]
-    found = []
-    for start in range(0, number, LARGE_CHUNK):
-        stop = min(start + LARGE_CHUNK, number)
-        found.append((start, stop, SMALL_CHUNK if stop - start <= SMALL_CHUNK else LARGE_CHUNK))
+    found, start = [], 0
+    while start < number:
+        # Up to half a large pass is cheaper as small ones, so that no photo pays for more than two.
+        unit = LARGE_CHUNK if number - start > LARGE_CHUNK // 2 else SMALL_CHUNK
+        found.append((start, min(start + unit, number), unit))
+        start += unit
     return found
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from molt._arguments import check_int, check_number
+from molt._arguments import LARGEST_SEED, check_int, check_number
 from molt.clustering._labels import compact, in_chunks, nearest, prepare, shrink
 from molt.structures import Features
 
@@ -18,10 +18,9 @@ class TokenKMeans:
 
     Features are clustered by the cosine between patch vectors; images by squared distance in colour and position, on
     a copy at most ``working_size`` pixels a side. Centres are chosen by k-means++ from a seeded draw that is the same
-    for every image, and images are worked on one at a time (on a GPU 2 or 8), so a result does not depend on the
-    batch around it. Labels are decided at the output's own
-    pixels: the similarity to each centre is upsampled bilinearly and the nearest centre taken (our choice: smoother
-    outlines than repeating each patch's label).
+    for every image, and images are worked on one at a time (on a GPU 2 or 8), so a result does not depend on the batch
+    around it. Labels are decided at the output's own pixels: the similarity to each centre is upsampled bilinearly and
+    the nearest centre taken (our choice: smoother outlines than repeating each patch's label).
 
     Args:
         num_clusters: clusters an image, 1 to 256; fewer remain where an image has fewer distinct vectors.
@@ -47,18 +46,12 @@ class TokenKMeans:
         working_size: int = 112,
         seed: int = 0,
     ) -> None:
-        check_int("num_clusters", num_clusters, 1, 256)
-        check_int("restarts", restarts, 1)
-        check_int("iterations", iterations, 1)
-        check_number("position", position)
-        check_int("working_size", working_size, 1)
-        check_int("seed", seed, 0)
-        self.num_clusters = num_clusters
-        self.restarts = restarts
-        self.iterations = iterations
-        self.position = position
-        self.working_size = working_size
-        self.seed = seed
+        self.num_clusters = check_int("num_clusters", num_clusters, 1, 256)
+        self.restarts = check_int("restarts", restarts, 1)
+        self.iterations = check_int("iterations", iterations, 1)
+        self.position = check_number("position", position)
+        self.working_size = check_int("working_size", working_size, 1)
+        self.seed = check_int("seed", seed, 0, LARGEST_SEED)
 
     def __call__(self, x: Tensor | Features, size: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
         """Return labels (B, H, W) int32 in 0..count-1 and counts (B,) int64 of the clusters that occur.
@@ -68,7 +61,7 @@ class TokenKMeans:
             size: (H, W) of the labels; by default the images' own.
 
         Raises:
-            TypeError, ValueError: images of another type or shape.
+            TypeError, ValueError: images of another type or shape, or on the CPU with NaN or infinite values.
         """
         values, target = prepare(x, size)
 

@@ -33,13 +33,9 @@ class Slic:
     takes_features = False  # it takes them, but was made for pixels
 
     def __init__(self, num_segments: int = 100, *, compactness: float = 10.0, working_size: int | None = 448) -> None:
-        check_int("num_segments", num_segments, 1)
-        check_number("compactness", compactness, above=0)
-        if working_size is not None:
-            check_int("working_size", working_size, 1)
-        self.num_segments = num_segments
-        self.compactness = compactness
-        self.working_size = working_size
+        self.num_segments = check_int("num_segments", num_segments, 1)
+        self.compactness = check_number("compactness", compactness, above=0)
+        self.working_size = None if working_size is None else check_int("working_size", working_size, 1)
 
     def __call__(self, x: Tensor | Features, size: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
         """Return labels (B, H, W) int32 in 0..count-1 and counts (B,) int64.
@@ -50,7 +46,7 @@ class Slic:
             size: (H, W) of the labels; by default the images' own.
 
         Raises:
-            TypeError, ValueError: images of another type or shape, or with NaN or infinite values.
+            TypeError, ValueError: images of another type or shape, or on the CPU with NaN or infinite values.
         """
         values, target = prepare(x, size)
 
@@ -59,7 +55,7 @@ class Slic:
             labels = segment(small, self.num_segments, self.compactness, lab=not isinstance(x, Features))
             return compact(repeat(labels, target), int(labels.max()) + 1)
 
-        return in_chunks(run, values, target)
+        return in_chunks(run, values, target, one_by_one=True)
 
 
 def segment(images: Tensor, num_segments: int, compactness: float, *, lab: bool = True) -> Tensor:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from molt._arguments import check_int
+from molt._arguments import check_int, check_number
 from molt.methods.transformer import HEADS, OVER_HEADS, OVER_LAYERS
 from molt.ops._checks import ORDERS
 
-MOST_CLASSES, LARGEST_SIDE, MOST_SCALES = 100_000, 4096, 16  # a file from elsewhere must not ask for all the memory
+# A file from elsewhere must not ask for all the memory.
+MOST_CLASSES, LARGEST_SIDE, MOST_SCALES, MOST_LAYERS = 100_000, 4096, 16, 1000
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,13 @@ class MOLTConfig:
     class_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        """Check every field, as a file from elsewhere may hold anything."""
+        for name in ("name", "backbone"):
+            _check_text(name, getattr(self, name))
         check_int("num_classes", self.num_classes, 1, MOST_CLASSES)
-        if not 1 <= len(self.sizes) <= MOST_SCALES:
-            raise ValueError(f"sizes must hold 1 to {MOST_SCALES} sizes, got {len(self.sizes)}")
-        for size in self.sizes:
-            for side in size:
-                check_int("sizes", side, 1, LARGEST_SIDE)
+        if not isinstance(self.shared, bool):
+            raise TypeError(f"shared must be True or False, got {self.shared!r}")
+        self._check_sizes()
         for name, options in (
             ("head", HEADS),
             ("over_layers", OVER_LAYERS),
@@ -43,14 +45,57 @@ class MOLTConfig:
         ):
             if getattr(self, name) not in options:
                 raise ValueError(f"{name} must be one of {', '.join(options)}, got {getattr(self, name)!r}")
-        if self.layers is not None and len(self.layers) == 0:
-            raise ValueError("layers must name at least one block, or be None for all")
+        if self.layers is not None:
+            _check_tuple("layers", self.layers, 1, MOST_LAYERS)
+            for layer in self.layers:
+                check_int("layers", layer, -MOST_LAYERS, MOST_LAYERS)
         if self.scale_weights is not None:
-            if len(self.scale_weights) != len(self.sizes):
+            _check_tuple("scale_weights", self.scale_weights, len(self.sizes), len(self.sizes))
+            total = sum(check_number("scale_weights", weight) for weight in self.scale_weights)
+            if not 0 < total < float("inf"):
+                raise ValueError(f"scale_weights must add up to a finite number above 0, got {self.scale_weights}")
+        if self.class_names is not None:
+            _check_tuple("class_names", self.class_names, self.num_classes, self.num_classes)
+            for name in self.class_names:
+                _check_text("class_names", name)
+
+    def check_fit(self, patch_size: tuple[int, int], depth: int) -> None:
+        """Check sizes and layers against the backbone they are for.
+
+        Raises:
+            ValueError: sides that are no multiples of the patch size, a layer the backbone does not have, or one twice.
+        """
+        ph, pw = patch_size
+        for height, width in self.sizes:
+            if height % ph or width % pw:
+                near = f"{max(1, round(height / ph)) * ph}x{max(1, round(width / pw)) * pw}"
                 raise ValueError(
-                    f"scale_weights must hold one number a scale, {len(self.sizes)}, got {len(self.scale_weights)}"
+                    f"sizes must be multiples of the patch size {ph}x{pw} of {self.backbone}, got {height}x{width}; "
+                    f"near: {near}"
                 )
-            if not all(0 <= w < float("inf") for w in self.scale_weights) or not any(self.scale_weights):
-                raise ValueError(f"scale_weights must be finite, not negative and not all 0, got {self.scale_weights}")
-        if self.class_names is not None and len(self.class_names) != self.num_classes:
-            raise ValueError(f"class_names must hold {self.num_classes} names, got {len(self.class_names)}")
+        places = [check_int("layers", layer, -depth, depth - 1) % depth for layer in self.layers or ()]
+        if len(set(places)) < len(places):
+            raise ValueError(f"layers must name each block once, got {self.layers}")
+
+    def _check_sizes(self) -> None:
+        _check_tuple("sizes", self.sizes, 1, MOST_SCALES)
+        for size in self.sizes:
+            if not isinstance(size, tuple) or len(size) != 2:
+                raise TypeError(f"sizes must hold (H, W) pairs, got {size!r}")
+            for side in size:
+                check_int("sizes", side, 1, LARGEST_SIDE)
+
+
+def _check_text(name: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be text, got {value!r}")
+    if not value.strip() or not value.isprintable() or len(value) > 1000:
+        raise ValueError(f"{name} must be printable text of at most 1000 characters, got {value!r:.60}")
+
+
+def _check_tuple(name: str, value: object, least: int, most: int) -> None:
+    if not isinstance(value, tuple):
+        raise TypeError(f"{name} must be a sequence, got {value!r}")
+    if not least <= len(value) <= most:
+        expected = f"{least}" if least == most else f"{least} to {most}"
+        raise ValueError(f"{name} must hold {expected} entries, got {len(value)}")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from molt import ops
-from molt._arguments import check_int
 from molt._files import whole_file
 from molt.backbones import ViTBackbone
-from molt.backbones.preprocess import mean_and_std, resize
+from molt.backbones.preprocess import check_images, mean_and_std, normalize, resize
 from molt.classes import OBJECT, imagenet_names
 from molt.methods.config import MOLTConfig
 from molt.methods.transformer import ObjectLocalizationTransformer
 from molt.structures import Features, WeightsInfo
 
 FORMAT = 1
+SAMPLES = 64
+WITHOUT_TRAINING = ("layers", "over_layers", "over_heads", "order", "scale_weights", "class_names")
 
 
 class MOLT(nn.Module):
@@ -45,19 +47,10 @@ class MOLT(nn.Module):
         self.transformers = nn.ModuleList()
         for _ in range(1 if config.shared else len(config.sizes)):
             backbone = ViTBackbone(config.backbone, pretrained=pretrained, source=source)
+            config.check_fit(backbone.patch_size, len(backbone.model.blocks))
             transformer = ObjectLocalizationTransformer(backbone, config.num_classes, config.head)  # type: ignore[arg-type]
             self.transformers.append(transformer.requires_grad_())
-        ph, pw = self.patch_size = backbone.patch_size
-        for height, width in config.sizes:
-            if height % ph or width % pw:
-                near = f"{max(1, round(height / ph)) * ph}x{max(1, round(width / pw)) * pw}"
-                raise ValueError(
-                    f"sizes must be multiples of the patch size {ph}x{pw} of {config.backbone}, got {height}x{width}; "
-                    f"near: {near}"
-                )
-        depth = len(backbone.model.blocks)
-        for layer in config.layers or ():
-            check_int("layers", layer, -depth, depth - 1)
+        self.patch_size = backbone.patch_size
         self.weights: tuple[WeightsInfo, ...] = tuple(transformer.backbone.info for transformer in self._all())
         self.mean, self.std = mean_and_std(backbone.model)
         self._fresh: list[Tensor] | None = None
@@ -69,12 +62,13 @@ class MOLT(nn.Module):
         """Whether the heads are other than the random ones the model was created with."""
         if self._fresh is None:
             return True
-        now = [_fingerprint(transformer) for transformer in self._all()]
-        return not all(torch.equal(a, b) for a, b in zip(now, self._fresh, strict=True))
+        now = [_some(transformer.head) for transformer in self._all()]
+        # In the dtype it has now, as rounding is no training.
+        return not all(torch.equal(a, b.to(a.dtype)) for a, b in zip(now, self._fresh, strict=True))
 
     def mark_trained(self, trained: bool) -> None:
         """Say whether the heads as they are now count as trained; training from here on counts by itself."""
-        self._fresh = None if trained else [_fingerprint(transformer) for transformer in self._all()]
+        self._fresh = None if trained else [_some(transformer.head) for transformer in self._all()]
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -84,6 +78,29 @@ class MOLT(nn.Module):
         names = imagenet_names()
         count = self.config.num_classes
         return names if count == len(names) else tuple(f"class {i}" for i in range(count))
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Return RGB images (B, 3, H, W) in [0, 1] less the model's mean, divided by its deviation."""
+        check_images(images)
+        return normalize(images, self.transformer(0).backbone.model)
+
+    def reconfigure(self, **changes: Any) -> MOLT:
+        """Change how maps are made, which needs no training; returns the model.
+
+        Args:
+            changes: any of layers, over_layers, over_heads, order, scale_weights and class_names, as for
+                :func:`molt.create_model`.
+
+        Raises:
+            TypeError, ValueError: another name, or a value of another type or out of range.
+        """
+        if unknown := set(changes) - set(WITHOUT_TRAINING):
+            raise TypeError(f"reconfigure changes {', '.join(WITHOUT_TRAINING)}, got {', '.join(sorted(unknown))}")
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
+        config = replace(self.config, **values)
+        config.check_fit(self.patch_size, len(self.transformer(0).backbone.model.blocks))
+        self.config = config
+        return self
 
     def freeze_backbones(self) -> MOLT:
         """Leave only the heads to be trained; returns the model."""
@@ -95,10 +112,11 @@ class MOLT(nn.Module):
         """Return logits (B, num_classes), the mean over scales, in training and in evaluation alike.
 
         Args:
-            x: (B, 3, H, W) float of any size, normalised by the model's ``mean`` and ``std``.
+            x: (B, 3, H, W) of any size, at least one image, of the model's dtype and on its device, normalised by
+                :meth:`normalize`.
 
         Raises:
-            TypeError, ValueError: another type or shape.
+            TypeError, ValueError: another type, dtype, device or shape.
         """
         return torch.stack(self.scale_logits(x)).mean(0)
 
@@ -108,7 +126,7 @@ class MOLT(nn.Module):
 
     def pyramid(self, x: Tensor) -> list[Tensor]:
         """Return x (B, 3, H, W) resized to each scale, antialiased."""
-        _check_input(x)
+        _check_input(x, next(self.parameters()))
         return [resize(x, size) for size in self.config.sizes]
 
     def see(self, x: Tensor) -> list[Features]:
@@ -135,7 +153,7 @@ class MOLT(nn.Module):
         ]
 
     def localize(self, x: Tensor, classes: Any = None, size: Sequence[int] | None = None) -> Tensor:
-        """Return fused maps (B, C, H, W) in [0, 1] of the wanted classes; only these are upsampled.
+        """Return fused maps (B, C, H, W) in [0, 1] of the wanted classes, in x's dtype; only these are upsampled.
 
         Args:
             x: as for :meth:`forward`.
@@ -146,7 +164,7 @@ class MOLT(nn.Module):
         Raises:
             TypeError, ValueError: an argument of another type, shape or range.
         """
-        _check_input(x)
+        _check_input(x, next(self.parameters()))
         wanted = None if classes is None else self._classes(classes, x)
         features = self.see(x)
         if wanted is None:
@@ -161,12 +179,19 @@ class MOLT(nn.Module):
 
         Args:
             path: the file; its folder is made where there is none.
-            backbones: False leaves the backbones out, which makes a small file where they were frozen; loading then
-                takes them from their usual source.
+            backbones: False leaves the backbones out, which makes a small file where they are frozen; loading then
+                takes them from their usual source, and makes sure that they are the same.
 
         Raises:
+            ValueError: backbones that are random or not frozen are to be left out: they could not be had again.
             OSError: the file cannot be written.
         """
+        if not backbones:
+            lost = "random" if any(info.source == "random" for info in self.weights) else ""
+            if any(p.requires_grad for t in self._all() for p in t.backbone.parameters()):
+                lost = lost or "not frozen (model.freeze_backbones())"
+            if lost:
+                raise ValueError(f"backbones must be saved too: they are {lost}, and could not be had again")
         state = {
             key: value.detach().cpu().contiguous()
             for key, value in self.state_dict().items()
@@ -177,9 +202,11 @@ class MOLT(nn.Module):
             "trained": self.trained,
             "backbones": backbones,
             "saw_masks": self.weights[0].saw_masks,
+            "source": self.weights[0].source,
+            "digests": [backbone_digest(transformer) for transformer in self._all()],
             "config": asdict(self.config),
         }
-        with whole_file(Path(path)) as part:
+        with whole_file(Path(path).expanduser()) as part:
             save_file(state, part, metadata={"molt": json.dumps(header)})
 
     def transformer(self, scale: int) -> ObjectLocalizationTransformer:
@@ -210,10 +237,19 @@ class MOLT(nn.Module):
         return wanted.long().to(x.device)
 
 
-def _fingerprint(transformer: ObjectLocalizationTransformer) -> Tensor:
-    """Return enough of a head's weights to tell whether they changed."""
-    some = transformer.head.weight.detach().flatten()[:64].float()
-    return some if some.is_meta else some.cpu().clone()
+def _some(module: nn.Module) -> Tensor:
+    """Return some values of each of a module's parameters, enough to tell whether they changed."""
+    picked = []
+    for value in module.parameters():
+        flat = value.detach().flatten()
+        picked.append(flat[:: max(1, len(flat) // SAMPLES)])
+    values = torch.cat(picked)
+    return values if values.is_meta else values.cpu().clone()
+
+
+def backbone_digest(transformer: ObjectLocalizationTransformer) -> str:
+    """Return a short hash of a backbone's weights, to know it again."""
+    return hashlib.sha256(_some(transformer.backbone).float().numpy().tobytes()).hexdigest()[:16]
 
 
 def fused_logits(features: Sequence[Features]) -> Tensor:
@@ -221,11 +257,17 @@ def fused_logits(features: Sequence[Features]) -> Tensor:
     return torch.stack([seen.logits for seen in features if seen.logits is not None]).mean(0)
 
 
-def _check_input(x: object) -> None:
+def _check_input(x: object, weight: Tensor) -> None:
     if not isinstance(x, Tensor):
         hint = ": stack photos of one size, or give photos of any size to molt.Localizer" if isinstance(x, list) else ""
         raise TypeError(f"x must be a normalised torch tensor (B, 3, H, W), got {type(x).__name__}{hint}")
     if x.ndim != 4 or x.shape[1] != 3 or 0 in x.shape[2:]:
         raise ValueError(f"x must have shape (B, 3, H, W), got {tuple(x.shape)}")
     if not x.is_floating_point():
-        raise TypeError(f"x must be floating point, normalised by the model's mean and std, got {x.dtype}")
+        raise TypeError(f"x must be floating point, normalised by model.normalize, got {x.dtype}")
+    if len(x) == 0:
+        raise ValueError("x must hold at least one image, got none")
+    if x.device != weight.device:
+        raise ValueError(f"x must be on {weight.device}, where the model is, got {x.device}")
+    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(f"x must be {weight.dtype} as the model is, got {x.dtype}")

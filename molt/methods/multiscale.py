@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from molt.classes import OBJECT
 from molt.clustering import Clusterer, DeepClustering
 from molt.methods.evidence import Captions, Evidence, Method, Stage, choose
 from molt.methods.molt import MOLT, fused_logits
@@ -22,7 +23,8 @@ class Multiscale(Method):
     """Multiscale object localization transformers with deep-clustering-guided refinement (the MOLT paper).
 
     Args:
-        model: a trained MOLT, or the name of one, whose weights are then in ``checkpoint``.
+        model: a trained MOLT, which is put into evaluation mode, or the name of one, whose weights are then in
+            ``checkpoint``.
         weights: ``"default"``, the only ones.
         backbone: must be None: the checkpoint says which.
         checkpoint: file that :meth:`molt.MOLT.save` wrote.
@@ -37,14 +39,16 @@ class Multiscale(Method):
     threshold = 0.3
     alpha = 0.5
     captions = Captions(
-        cam=("Class map", "What the class head answers at each patch of the finest scale."),
+        cam=(
+            "Class map",
+            "What the class head answers at each patch of the finest scale; the attention where no class is asked for.",
+        ),
         scale=(
             "Class activation map, {side}",
             "Photo at {size}: the class map of this scale times what its class token attends to.",
         ),
         fused="The mean of the class activation maps, each scaled to the same range.",
-        clusters="Pixels a small network, trained on this photo alone, could not tell apart, in {groups}; no class is "
-        "involved.",
+        clusters="Pixels that belong together, found without labels, in {groups}; no class is involved.",
         lead="transformers trained on image labels look at the photo at several scales, and clusters of its pixels, "
         "found without labels, carry their maps to the outlines",
     )
@@ -78,7 +82,7 @@ class Multiscale(Method):
             raise ValueError("checkpoint does not apply where the model itself is given")
         if not model.trained:
             held = f"checkpoint {checkpoint} holds" if checkpoint is not None else "the model has"
-            logger.warning("%s a head that was never trained: its classes and maps mean nothing", held)
+            logger.warning("%s a head that was never trained: its classes and maps mean nothing until it is", held)
         self.model = model.eval()
         self.size = max(model.config.sizes, key=lambda size: size[0] * size[1])
         self.class_names = model.class_names
@@ -90,25 +94,25 @@ class Multiscale(Method):
         """Return Evidence of images (B, 3, H, W) RGB in [0, 1] at ``size``; see :class:`molt.methods.Method`."""
         config = self.model.config
         with stage("pyramid"):
-            mean, std = (
-                torch.tensor(values, dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
-                for values in (self.model.mean, self.model.std)
-            )
-            pyramid = self.model.pyramid((images - mean) / std)
+            weight = next(self.model.parameters())
+            pyramid = self.model.pyramid(self.model.normalize(images.to(weight.dtype)))
         with stage("forward"):
             features = self.model.see_pyramid(pyramid)
         with stage("cam"):
             scores, chosen = choose(fused_logits(features).float().softmax(-1), classes, k)
             maps = self.model.cams(features, chosen)
             finest = config.sizes.index(self.size)
+            seen = features[finest]
+            attention = class_attention(seen, config.layers, config.over_layers, config.over_heads)
+            answers = self.model.transformer(finest).class_maps(seen, chosen.clamp_min(0))
             return Evidence(
                 classes=chosen,
                 probabilities=scores,
-                cam=self.model.transformer(finest).class_maps(features[finest], chosen.clamp_min(0)),
+                cam=torch.where((chosen == OBJECT)[..., None, None], attention.to(answers.dtype), answers),
                 maps=maps,
                 scales=config.sizes,
-                features=features[finest],
-                attention=class_attention(features[finest], config.layers, config.over_layers, config.over_heads),
+                features=seen,
+                attention=attention,
             )
 
     def clusterer(self) -> Clusterer:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 
+from molt._arguments import check_int
 from molt.backbones.weights import VIT
-from molt.methods.config import MOLTConfig
-from molt.methods.molt import FORMAT, MOLT
+from molt.methods.config import MOST_LAYERS, MOLTConfig
+from molt.methods.molt import FORMAT, MOLT, backbone_digest
 from molt.structures import SawMasks, WeightsInfo
 
 BACKBONES = {
@@ -24,6 +26,7 @@ BACKBONES = {
     "molt_dinov2_small": VIT,
 }
 SIZES = (224, 336, 448)
+MOST_PARAMETERS = 4_000_000_000
 
 Size = int | tuple[int, int]
 
@@ -73,28 +76,32 @@ def create_model(
         TypeError, ValueError: an unknown name, or an argument of another type or out of range.
         FileNotFoundError: the backbone's weights are nowhere to be had; the message says how to get them.
     """
-    if name not in BACKBONES:
+    if not isinstance(name, str) or name not in BACKBONES:
         near = difflib.get_close_matches(str(name), BACKBONES, n=3, cutoff=0.5) or list_models()
         raise ValueError(f"model {name!r} is unknown; did you mean: {', '.join(near)}?")
     config = MOLTConfig(
         name=name,
-        backbone=backbone or BACKBONES[name],
-        num_classes=num_classes,
+        backbone=BACKBONES[name] if backbone is None else backbone,
+        num_classes=check_int("num_classes", num_classes, 1),
         sizes=_sizes(sizes),
-        shared=bool(shared),
+        shared=shared,
         head=head,
-        layers=None if layers is None else tuple(layers),
+        layers=None
+        if layers is None
+        else tuple(check_int("layers", n, -MOST_LAYERS) for n in _listed("layers", layers)),
         over_layers=over_layers,
         over_heads=over_heads,
         order=order,
-        scale_weights=None if scale_weights is None else tuple(float(w) for w in scale_weights),
-        class_names=None if class_names is None else tuple(str(n) for n in class_names),
+        scale_weights=None if scale_weights is None else _listed("scale_weights", scale_weights),
+        class_names=None if class_names is None else _listed("class_names", class_names),
     )
     return MOLT(config, pretrained=pretrained, source=source)
 
 
 def load_model(path: str | Path, *, source: str = "auto") -> MOLT:
-    """Read a MOLT that :meth:`MOLT.save` wrote, on the CPU and in eval mode.
+    """Read a MOLT that :meth:`MOLT.save` wrote, on the CPU, in its dtype and in eval mode.
+
+    Backbones that are not in the file stay frozen.
 
     Args:
         path: the file.
@@ -111,27 +118,31 @@ def load_model(path: str | Path, *, source: str = "auto") -> MOLT:
         with safe_open(path, "pt") as file:
             header = json.loads((file.metadata() or {}).get("molt", "null"))
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - not a dict
-            if header is None:
-                raise ValueError(f"checkpoint {path} was not written by molt: save a MOLT with model.save(FILE)")
-            config = _config(header, path)
-            state = {key: file.get_tensor(key) for key in shapes}
-    except (SafetensorError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise ValueError(f"checkpoint {path} is not a safetensors file of molt: {error}") from error
+    if header is None:
+        raise ValueError(f"checkpoint {path} was not written by molt: save a MOLT with model.save(FILE)")
+    config = _config(header, path)
     whole = bool(header.get("backbones"))
-    try:
-        with torch.device("meta"):  # its shapes, before any memory is spent on them
-            shell = MOLT(config, pretrained=False)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"checkpoint {path} has a config that does not hold: {error}") from error
-    expected = {k: tuple(v.shape) for k, v in shell.state_dict().items() if whole or ".backbone." not in k}
-    _check_fit(expected, shapes, path)
+    _check_fit(config, shapes, whole, path)
     model = MOLT(config, pretrained=not whole, source=source)
-    model.load_state_dict(state, strict=False)
+    state = load_file(path)
+    model.to(next(iter(state.values())).dtype).load_state_dict(state, strict=False)
     model.mark_trained(bool(header.get("trained")))
     if whole:
         given = header.get("saw_masks")
         saw_masks: SawMasks = given if given in get_args(SawMasks) else "unknown"
         model.weights = (WeightsInfo(config.backbone, f"file {path}", saw_masks, False),) * len(model.weights)
+        return model
+    found = [backbone_digest(model.transformer(i)) for i in range(len(model.transformers))]
+    if found != header.get("digests"):
+        raise ValueError(
+            f"checkpoint {path} holds heads for other backbone weights: made with {header.get('source')!r:.200}, here "
+            f"they come from {model.weights[0].source!r}; choose with source='package' or 'hub'"
+        )
+    heads = WeightsInfo(f"{config.name}, heads", f"file {path}", "unknown", False)
+    model.freeze_backbones()
+    model.weights = (*(replace(info, measured=False) for info in model.weights), heads)
     return model
 
 
@@ -149,11 +160,20 @@ def _config(header: Any, path: Path) -> MOLTConfig:
         if unknown := set(values) - known:
             raise ValueError(f"unknown entries {', '.join(sorted(unknown))}")
         return MOLTConfig(**values)
-    except (AttributeError, TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"checkpoint {path} has a config that does not hold: {error}") from error
 
 
-def _check_fit(expected: dict[str, tuple[int, ...]], got: dict[str, tuple[int, ...]], path: Path) -> None:
+def _check_fit(config: MOLTConfig, got: dict[str, tuple[int, ...]], whole: bool, path: Path) -> None:
+    """Hold the tensors in a file to its config, before any memory is spent on either."""
+    try:
+        with torch.device("meta"):
+            shell = MOLT(config, pretrained=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"checkpoint {path} has a config that does not hold: {error}") from error
+    if sum(p.numel() for p in shell.parameters()) > MOST_PARAMETERS:
+        raise ValueError(f"checkpoint {path} asks for a network of more than {MOST_PARAMETERS:,} parameters")
+    expected = {k: tuple(v.shape) for k, v in shell.state_dict().items() if whole or ".backbone." not in k}
     wrong = [f"{k} is {got[k]}, expected {expected[k]}" for k in expected if k in got and got[k] != expected[k]]
     missing = [k for k in expected if k not in got]
     more = [k for k in got if k not in expected]
@@ -167,13 +187,18 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
 
 
+def _listed(name: str, value: Any) -> tuple[Any, ...]:
+    """Return a sequence, array or tensor as a tuple."""
+    if isinstance(value, str | bytes) or not hasattr(value, "__iter__"):
+        raise TypeError(f"{name} must be a sequence, got {value!r}")
+    return tuple(value.tolist() if hasattr(value, "tolist") else value)
+
+
 def _sizes(sizes: Sequence[Size]) -> tuple[tuple[int, int], ...]:
-    if isinstance(sizes, int | str) or not isinstance(sizes, Sequence):
-        raise TypeError(f"sizes must be a sequence with one size a scale, got {sizes!r}")
     pairs = []
-    for size in sizes:
-        pair = (size, size) if isinstance(size, int) else size
-        if not isinstance(pair, Sequence) or len(pair) != 2:
+    for size in _listed("sizes", sizes):
+        pair = _listed("sizes", size) if isinstance(size, list | tuple) else (size, size)
+        if len(pair) != 2:
             raise TypeError(f"sizes must hold sides or (H, W) pairs, got {size!r}")
-        pairs.append((pair[0], pair[1]))
+        pairs.append((check_int("sizes", pair[0], 1), check_int("sizes", pair[1], 1)))
     return tuple(pairs)

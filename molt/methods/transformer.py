@@ -94,6 +94,8 @@ class ObjectLocalizationTransformer(nn.Module):
     ) -> Tensor:
         """Return class activation maps (B, C, h, w): class-row attention times class map (TS-CAM, ICCV 2021).
 
+        Of the tokens' dtype, not normalised, of any sign.
+
         The class-agnostic 'object', -1, is the attention alone.
 
         Args:
@@ -103,8 +105,8 @@ class ObjectLocalizationTransformer(nn.Module):
             over_layers: ``"sum"``, ``"mean"`` or ``"max"``.
             over_heads: ``"mean"`` or ``"max"``.
         """
-        attention = class_attention(features, layers, over_layers, over_heads)
         maps = self.class_maps(features, classes.clamp_min(0))
+        attention = class_attention(features, layers, over_layers, over_heads).to(maps.dtype)
         agnostic = (classes == OBJECT)[..., None, None]
         return attention * torch.where(agnostic, 1, maps)
 

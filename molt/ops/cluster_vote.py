@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from molt.ops import reference
@@ -19,7 +20,7 @@ def cluster_vote(
         labels: (B, H, W) uint8, int32 or int64, at least 0.
         segments: (B, H, W) uint8, int32 or int64, at least 0, each image's own numbering.
         num_clusters: above every label; None looks for the largest.
-        num_segments: above every segment; None looks for the largest.
+        num_segments: above every segment; None looks for the largest. Compiled graphs need both.
 
     Returns:
         (B, H, W) of the labels' dtype. A label or segment out of range is not looked for on a GPU, where reading it
@@ -36,7 +37,7 @@ def cluster_vote(
     if segments.device != labels.device:
         raise ValueError(f"segments: got a tensor on {segments.device}, expected {labels.device}, where labels are")
     clusters, limit = check_limit("num_clusters", num_clusters), check_limit("num_segments", num_segments)
-    if labels.device.type == "cpu":
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
         check_labels(labels, clusters, None)
         check_labels(segments, limit, None, "segments")
     if labels.numel() == 0:
