@@ -165,7 +165,18 @@ def test_reference_twins_agree_with_the_literal_maps(published: ModuleType) -> N
 
 def test_its_command_runs(tmp_path: Path) -> None:
     path = tmp_path / "loop.json"
-    command = [sys.executable, PUBLISHED, "--steps", "2", "--size", "40", "--channels", "8", "--json", path]
+    command = [
+        sys.executable,
+        PUBLISHED.with_name("published_speed.py"),
+        "--steps",
+        "2",
+        "--size",
+        "40",
+        "--channels",
+        "8",
+        "--json",
+        path,
+    ]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     report = json.loads(path.read_text())
