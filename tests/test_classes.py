@@ -59,3 +59,9 @@ def test_empty_name_is_unknown() -> None:
 
 def test_own_names() -> None:
     assert find_class("b", ("a", "b")) == 1 and class_name(1, ("a", "b")) == "b"
+
+
+def test_a_whole_name_comes_before_an_index_and_before_object() -> None:
+    names = ("7", "object", "cat, kitten")
+    assert find_class("7", names) == 0 and find_class("object", names) == 1 and find_class(-1, names) == -1
+    assert find_class(2, names) == find_class("2", names) == find_class("kitten", names) == 2

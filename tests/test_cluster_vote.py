@@ -196,3 +196,9 @@ def test_large_segment_numbers() -> None:
     labels, segments = random_case((2, 10, 10), 256, 5, 0, torch.uint8, torch.int64)
     labels[:, :, :5] = 255
     assert torch.equal(ops.cluster_vote(labels, segments * 997), slow_vote(labels, segments))
+
+
+def test_compiles_without_a_break_where_the_limits_are_given() -> None:
+    labels, segments = torch.randint(0, 5, (2, 6, 7)), torch.randint(0, 9, (2, 6, 7))
+    compiled = torch.compile(lambda a, b: ops.cluster_vote(a, b, 5, 9), fullgraph=True, backend="eager")
+    assert torch.equal(compiled(labels, segments), ops.cluster_vote(labels, segments))

@@ -637,3 +637,37 @@ def test_a_channel_of_another_photo_in_the_unit_gives_no_label(monkeypatch: pyte
     monkeypatch.setattr(_labels, "chunks", lambda number, device_type: CHUNKS(number, "cuda"))
     together, together_counts = cluster(images)
     assert torch.equal(together, alone) and torch.equal(together_counts, counts)
+
+
+def test_numpy_numbers_are_taken_and_other_types_named() -> None:
+    assert DeepClustering(np.int64(8), continuity=np.float32(1)).channels == 8
+    assert TokenKMeans(np.int32(3), seed=np.int64(4)).seed == 4
+    for value in (8.0, "8", True, None):
+        with pytest.raises(TypeError, match=r"^channels must be an integer, got"):
+            DeepClustering(value)
+    with pytest.raises(TypeError, match=r"^compactness must be a number, got 'x'"):
+        Slic(compactness="x")
+    with pytest.raises(ValueError, match=r"^seed must be in 0\.\."):
+        DeepClustering(seed=2**64)
+
+
+def test_train_checks_its_tensors() -> None:
+    cluster = MAKERS["deep"]()
+    images = photos(2, 8, 9)
+    assert cluster.train(images[:0]).shape == (0, 8, 8, 9)
+    assert cluster.train(images.double()).dtype == torch.float32
+    with pytest.raises(TypeError, match="images: got uint8"):
+        cluster.train(images.byte())
+    with pytest.raises(ValueError, match="images: got shape"):
+        cluster.train(images[0])
+    with pytest.raises(ValueError, match=r"segments: got shape \(2, 8, 8\), expected \(2, 8, 9\)"):
+        cluster.train(images, torch.zeros(2, 8, 8, dtype=torch.int64))
+
+
+def test_slic_on_features_follows_them() -> None:
+    truth = torch.zeros(16, 16, dtype=torch.int64)
+    truth[:, 5:11] = 1
+    x = Features(torch.eye(8)[truth.flatten()][None], (16, 16), (16, 16))
+    labels, _ = Slic(12)(x)
+    for label in labels.unique():
+        assert len(truth[labels[0] == label].unique()) == 1, "no superpixel crosses the edge"
