@@ -7,6 +7,7 @@ import functools
 
 OBJECT = -1
 OBJECT_NAME = "object"
+MOST_LISTED = 20
 
 
 @functools.cache
@@ -52,6 +53,8 @@ def find_class(name: str | int, names: tuple[str, ...] | None = None) -> int:
     near = [part for part in parts if wanted and wanted in part.split()][:5]
     near = near or difflib.get_close_matches(wanted, parts, n=5, cutoff=0.6)
     hint = f"; did you mean: {', '.join(near[:5])}?" if near else ""
+    if not hint and len(names) <= MOST_LISTED:
+        hint = f"; known: {', '.join(names)}"
     raise ValueError(f"class {text!r} is unknown{hint}")
 
 

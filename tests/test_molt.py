@@ -200,6 +200,8 @@ def test_normalize_takes_photos() -> None:
     photos = torch.rand(2, 3, 9, 9)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (model.mean, model.std))
     assert torch.allclose(model.normalize(photos), (photos - mean) / std, atol=1e-6)
+    with pytest.raises(ValueError, match=r"images must be in \[0, 1\], got 0.* to 2"):
+        model.normalize(photos * 255)
     with pytest.raises(TypeError, match="images must be floating point"):
         model.normalize((photos * 255).byte())
 
@@ -219,6 +221,10 @@ def test_forms_of_classes() -> None:
     rows = model.localize(x, torch.tensor([[1, 3], [1, 3]]))
     for form in ([1, 3], (1, 3), np.array([1, 3]), torch.tensor([1, 3], dtype=torch.int32), [[1, 3], [1, 3]]):
         assert torch.equal(model.localize(x, form), rows)
+    named = build(class_names=["cat", "dog", "cup", "fish, pike", "bird"])
+    for names in (["dog", "pike"], ("Dog", 3)):
+        assert torch.equal(named.localize(x, names), rows)
+    assert torch.equal(named.localize(x, "object"), named.localize(x, -1))
     top = model(x).argmax(-1)
     assert torch.allclose(model.localize(x), model.localize(x, top[:, None]), atol=1e-6)
     assert rows.shape == (2, 2, 40, 56) and rows.amin() >= 0 and rows.amax() <= 1 + 1e-6
@@ -325,10 +331,10 @@ BAD: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: build()(torch.zeros(1, 3, 8, 8, device="meta")), ValueError, "x must be on cpu, where the model is"),
     (lambda: build().reconfigure(sizes=(32,)), TypeError, "reconfigure changes layers, .*, got sizes"),
     (lambda: build().reconfigure(layers=(3,)), ValueError, "layers must be in -3..2, got 3"),
-    (lambda: build().localize(pixels(), [5]), ValueError, "classes must be in 0..4, or -1"),
-    (lambda: build().localize(pixels(), [-2]), ValueError, "classes must be in 0..4, or -1"),
+    (lambda: build().localize(pixels(), [5]), ValueError, "classes must be in 0..4, or -1 for 'object'"),
+    (lambda: build().localize(pixels(), [-2]), ValueError, "classes must be in 0..4, or -1 for 'object'"),
     (lambda: build().localize(pixels(), [0.5]), TypeError, "classes must be integers, got float"),
-    (lambda: build().localize(pixels(), "cat"), TypeError, "classes must be integers, got 'cat'"),
+    (lambda: build().localize(pixels(), "cat"), TypeError, "class 'cat' is unknown; known: class 0, class 1"),
     (lambda: build().localize(pixels(), [[1], [2], [3]]), ValueError, r"classes must have shape \(2, C\)"),
     (lambda: build().localize(pixels(), []), (ValueError, TypeError), "classes must"),
     (lambda: build().localize(pixels(), [1], size=(0, 4)), ValueError, "size"),

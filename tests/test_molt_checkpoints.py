@@ -259,3 +259,8 @@ def test_deep_clustering_in_refine(photo: torch.Tensor) -> None:
         assert torch.allclose(molt.refine(maps, photo, clusterer=clusterer), expected, atol=1e-6)
     features = molt.Features(torch.rand(1, 64, 5), (8, 8), (64, 64))
     assert molt.refine(maps, features=features, clusterer=DeepClustering(steps=3)).shape == (64, 64)
+
+
+def test_a_trained_model_given_to_the_default_method_is_known(checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match="is a trained molt_deit_tiny: use it with method 'molt_deit_tiny'"):
+        molt.Localizer(checkpoint=checkpoint, device="cpu")

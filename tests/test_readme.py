@@ -18,7 +18,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "cpu-2-cores"
 def test_python_examples_run_as_printed(tmp_path: Path) -> None:
     first, second, third = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     second += "\nassert refined.shape == (300, 451), refined.shape\n"
-    third += "\nassert maps.shape == (2, 2, 300, 451) and model.trained and loc.alpha == 0.5\n"
+    third += "\nassert maps.shape == (2, 2, 448, 448) and model.trained and loc.alpha == 0.5\n"
     for script in (first, second, third):
         result = subprocess.run(
             [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=240, check=False

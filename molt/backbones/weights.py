@@ -6,6 +6,7 @@ import difflib
 import functools
 import importlib.metadata
 import importlib.util
+import json
 import logging
 import os
 import threading
@@ -20,6 +21,7 @@ import timm
 import torch
 from huggingface_hub import constants as hub_constants
 from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -204,6 +206,16 @@ def _fits(state: dict[str, Tensor], model: nn.Module) -> bool:
     return {k: v.shape for k, v in state.items() if not k.endswith("num_batches_tracked")} == wanted
 
 
+def _trained_model(path: Path) -> str | None:
+    """Return the model's name where a file was written by :meth:`molt.MOLT.save`, else None."""
+    try:
+        with safe_open(path, "pt") as file:
+            header = json.loads((file.metadata() or {}).get("molt", "{}"))
+        return str(header["config"]["name"])[:100]
+    except (SafetensorError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
 def create_timm(
     name: str, *, checkpoint: str | Path | None = None, source: str = "auto", pretrained: bool = True, **options: Any
 ) -> tuple[nn.Module, WeightsInfo]:
@@ -220,7 +232,7 @@ def create_timm(
         options: passed to ``timm.create_model``.
 
     Raises:
-        ValueError: unknown name or source.
+        ValueError: unknown name or source, or a checkpoint that is a trained MOLT.
         FileNotFoundError: the checkpoint does not exist, or no source has the weights; the message says how to get
             them.
         RuntimeError: a file that does not fit the network.
@@ -240,10 +252,13 @@ def create_timm(
         path = Path(checkpoint).expanduser()
         if not path.is_file():
             raise FileNotFoundError(f"checkpoint {path} does not exist or is not a file")
+        trained = _trained_model(path)
+        if trained is not None:
+            raise ValueError(f"checkpoint {path} is a trained {trained}: use it with method {trained!r} (--method)")
         try:
             model = build(pretrained=True, pretrained_cfg_overlay={"file": str(path)})
         except Exception as error:
-            raise RuntimeError(f"checkpoint {path} does not fit {name}: {error}") from error
+            raise RuntimeError(f"checkpoint {path} does not fit {name}: {error!s:.400}") from error
         return model, WeightsInfo(name, f"file {path}", "unknown", False)
     info = describe_source(name, source)
     if info is not None and info.source.startswith("package"):

@@ -34,7 +34,7 @@ class Item:
 def localize(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Photos, or folders searched recursively.")],
     method: Annotated[
-        str, typer.Option(help="seeded (no training), or a trained model: molt_deit_small...")
+        str, typer.Option(help="seeded, or a trained model: molt_deit_{tiny,small,base}, molt_dinov2_small.")
     ] = "seeded",
     weights: Annotated[str, typer.Option(help="default (CNN + ViT) or weak (image labels only).")] = "default",
     k: Annotated[int, typer.Option("--k", help="How many of the likeliest classes to localize.")] = 1,
@@ -51,7 +51,7 @@ def localize(
     source: Annotated[str, typer.Option(help="Where weights come from: auto, package or hub.")] = "auto",
     backbone: Annotated[str | None, typer.Option(help="Of seeded: timm network whose patches are compared.")] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Weights of that network, or the trained molt_* model.")
+        Path | None, typer.Option(help="File of the trained molt_* model; of seeded: weights for --backbone.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for overlays; molt-out unless --json.")] = None,
     page: Annotated[

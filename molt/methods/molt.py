@@ -17,13 +17,14 @@ from molt import ops
 from molt._files import whole_file
 from molt.backbones import ViTBackbone
 from molt.backbones.preprocess import check_images, mean_and_std, normalize, resize
-from molt.classes import OBJECT, imagenet_names
+from molt.classes import OBJECT, find_class, imagenet_names
 from molt.methods.config import MOLTConfig
 from molt.methods.transformer import ObjectLocalizationTransformer
 from molt.structures import Features, WeightsInfo
 
 FORMAT = 1
 SAMPLES = 64
+SLACK = 0.1  # bicubic resizing overshoots a little
 WITHOUT_TRAINING = ("layers", "over_layers", "over_heads", "order", "scale_weights", "class_names")
 
 
@@ -80,8 +81,16 @@ class MOLT(nn.Module):
         return names if count == len(names) else tuple(f"class {i}" for i in range(count))
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Return RGB images (B, 3, H, W) in [0, 1] less the model's mean, divided by its deviation."""
+        """Return RGB images (B, 3, H, W) in [0, 1] less the model's mean, divided by its deviation.
+
+        Raises:
+            TypeError, ValueError: images of another type or shape, or on the CPU far outside [0, 1].
+        """
         check_images(images)
+        if images.device.type == "cpu" and images.numel() > 0 and not torch.compiler.is_compiling():
+            low, high = (float(end) for end in images.detach().aminmax())
+            if low < -SLACK or high > 1 + SLACK:
+                raise ValueError(f"images must be in [0, 1], got {low:.4g} to {high:.4g}")
         return normalize(images, self.transformer(0).backbone.model)
 
     def reconfigure(self, **changes: Any) -> MOLT:
@@ -157,8 +166,8 @@ class MOLT(nn.Module):
 
         Args:
             x: as for :meth:`forward`.
-            classes: (B, C) integers, one row an image; (C,) integers or one integer for all images; -1 is the
-                class-agnostic 'object'; None takes each image's likeliest class.
+            classes: one class or a list of them for all images, by name or index; (B, C) indices, one row an image;
+                -1 or ``"object"`` is class-agnostic; None takes each image's likeliest class.
             size: (H, W) of the maps in pixels; by default the input's.
 
         Raises:
@@ -221,10 +230,14 @@ class MOLT(nn.Module):
 
     def _classes(self, classes: Any, x: Tensor) -> Tensor:
         """Return classes as (B, C) int64 on the input's device."""
+        if isinstance(classes, str):
+            classes = [classes]
+        if isinstance(classes, list | tuple) and any(isinstance(name, str) for name in classes):
+            classes = [find_class(name, self.class_names) for name in classes]
         try:
             wanted = torch.as_tensor(classes)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(f"classes must be integers, got {classes!r}") from error
+            raise TypeError(f"classes must be names or integers, got {classes!r}") from error
         if wanted.is_floating_point() or wanted.is_complex() or wanted.dtype == torch.bool:
             raise TypeError(f"classes must be integers, got {str(wanted.dtype).removeprefix('torch.')}")
         if wanted.ndim < 2:
@@ -233,7 +246,9 @@ class MOLT(nn.Module):
             raise ValueError(f"classes must have shape ({len(x)}, C) or (C,), got {tuple(wanted.shape)}")
         read = wanted.device.type == "cpu" and wanted.numel() > 0 and not torch.compiler.is_compiling()
         if read and not OBJECT <= int(wanted.min()) <= int(wanted.max()) < self.config.num_classes:
-            raise ValueError(f"classes must be in 0..{self.config.num_classes - 1}, or -1, got {wanted.tolist()}")
+            raise ValueError(
+                f"classes must be in 0..{self.config.num_classes - 1}, or -1 for 'object', got {wanted.tolist()}"
+            )
         return wanted.long().to(x.device)
 
 

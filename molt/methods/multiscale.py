@@ -39,17 +39,14 @@ class Multiscale(Method):
     threshold = 0.3
     alpha = 0.5
     captions = Captions(
-        cam=(
-            "Class map",
-            "What the class head answers at each patch of the finest scale; the attention where no class is asked for.",
-        ),
+        cam=("Class map", "What the class head answers at each patch of the finest scale."),
         scale=(
             "Class activation map, {side}",
             "Photo at {size}: the class map of this scale times what its class token attends to.",
         ),
         fused="The mean of the class activation maps, each scaled to the same range.",
         clusters="Pixels that belong together, found without labels, in {groups}; no class is involved.",
-        lead="transformers trained on image labels look at the photo at several scales, and clusters of its pixels, "
+        lead="transformers look at the photo at several scales, and clusters of its pixels, "
         "found without labels, carry their maps to the outlines",
     )
 
