@@ -158,10 +158,9 @@ def windows(model: molt.MOLT, picture: PIL.Image.Image) -> Tensor:
 
     The mean of a convolution is a linear map of this mean, so the patches themselves need not be kept.
     """
-    pixels = read_photo(picture, (SIDE, SIDE)).pixels
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (model.mean, model.std))
+    pixels = model.normalize(read_photo(picture, (SIDE, SIDE)).pixels[None])
     means = []
-    for scale, resized in enumerate(model.pyramid(((pixels - mean) / std)[None])):
+    for scale, resized in enumerate(model.pyramid(pixels)):
         seen = model.transformer(scale).see(resized, attention=False)
         means.append(F.unfold(seen.as_map(), 3, padding=1).mean(-1)[0])
     return torch.stack(means)
