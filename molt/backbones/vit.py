@@ -66,7 +66,7 @@ class ViTBackbone(nn.Module):
 
         Args:
             images: float, of any size.
-            attention: False leaves out attention and keys, which cost about a hundredth of the pass.
+            attention: False leaves out attention and keys, whose cost is within the spread of runs.
 
         Raises:
             TypeError, ValueError: images of another type, shape or channel count. NaN and infinity are not looked for:
