@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from molt.backbones import ViTBackbone
 from molt.backbones.preprocess import normalize
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # What each needs of molt: plain; a distillation token; DINOv2; registers; rotary embeddings in two layouts of the
 # projection and a learned one for each layer; EVA's own; a query and key norm; fewer keys than queries.
@@ -36,15 +38,6 @@ NETWORKS = {
 PREFIX = {"deit_tiny_patch16_224": 1, "deit_tiny_distilled_patch16_224": 2, "vit_small_patch14_reg4_dinov2": 5}
 ROTARY = [name for name in NETWORKS if any(word in name for word in ("dinov3", "rope", "pe_core", "eva02", "sapiens2"))]
 NORMED = [name for name in NETWORKS if "sapiens2" in name]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """On such small images threads that wait for one another take most of the time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def build(name: str, **options: Any) -> ViTBackbone:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from unittest import mock
 
 import pytest
@@ -13,6 +12,8 @@ from torch import nn
 
 from molt.backbones import CNNBackbone, ViTBackbone
 from molt.backbones.preprocess import normalize, to_multiple
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CNNS = ["resnet18", "tf_efficientnet_lite0.in1k", "regnetx_002"]
 # Networks whose last norm comes before the spatial mean, and those that normalise the mean; with their patches' side.
@@ -54,15 +55,6 @@ def miss(cnn: CNNBackbone, images: torch.Tensor) -> float:
     assert torch.allclose(features.logits, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
     expected = expected.gather(1, classes)
     return float((logits - expected).abs().max() / expected.abs().max())
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """On such small images threads that wait for one another take most of the time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

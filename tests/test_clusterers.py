@@ -17,6 +17,8 @@ from torch import Tensor
 from molt import Features
 from molt.clustering import DeepClustering, Slic, TokenKMeans, _labels
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # Small and quick: they work at 24 pixels a side.
 MAKERS: dict[str, Callable[..., Any]] = {
     "kmeans": lambda **more: TokenKMeans(**{"num_clusters": 4, "working_size": 24, **more}),
@@ -31,15 +33,6 @@ MAKERS: dict[str, Callable[..., Any]] = {
 DEEP = ["deep", "continuous"]
 EVERY = pytest.mark.parametrize("name", MAKERS)
 CHUNKS = _labels.chunks
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """On such small images threads that wait for one another take most of the time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def photos(batch: int, height: int, width: int, seed: int = 0) -> Tensor:

@@ -334,7 +334,7 @@ BAD: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: build().localize(pixels(), [5]), ValueError, "classes must be in 0..4, or -1 for 'object'"),
     (lambda: build().localize(pixels(), [-2]), ValueError, "classes must be in 0..4, or -1 for 'object'"),
     (lambda: build().localize(pixels(), [0.5]), TypeError, "classes must be integers, got float"),
-    (lambda: build().localize(pixels(), "cat"), TypeError, "class 'cat' is unknown; known: class 0, class 1"),
+    (lambda: build().localize(pixels(), "cat"), ValueError, "class 'cat' is unknown; known: class 0, class 1"),
     (lambda: build().localize(pixels(), [[1], [2], [3]]), ValueError, r"classes must have shape \(2, C\)"),
     (lambda: build().localize(pixels(), []), (ValueError, TypeError), "classes must"),
     (lambda: build().localize(pixels(), [1], size=(0, 4)), ValueError, "size"),
