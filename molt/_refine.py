@@ -42,7 +42,8 @@ def refine(
 
     Args:
         maps: heat maps of any library and resolution, NumPy or torch, floating point: (H, W) for one photo,
-            (B, H, W) or (B, C, H, W) for B photos. Left untouched.
+            (B, H, W) or (B, C, H, W) for B photos; or a list of these, one a layer of the network, as torch-cam
+            returns them, sizes may differ. Left untouched.
         images: the photos: one path, PIL image, (H, W, 3) array or (3, H, W) tensor; for B photos a list of these, a
             (B, H, W, 3) array or a (B, 3, H, W) tensor; pixels uint8, or float in [0, 1]. May be left out where
             Features are given.
@@ -57,65 +58,78 @@ def refine(
         backend: ``"auto"``, ``"reference"`` or ``"native"``.
 
     Returns:
-        Refined maps of the type, dtype, device and number of dimensions given, at ``size``.
+        Refined maps of the type, dtype, device and number of dimensions given, at ``size``; for a list a list, each
+        entry refined by itself, all with the same clusters.
 
     Raises:
         TypeError, ValueError: an argument of another type, shape or range; maps with NaN or infinity; photos of
             different sizes without ``size``; counts of maps and photos that differ. PhotoError (a ValueError) for a
             photo that is unreadable.
     """
-    given, stacked = _stack(maps)
+    layers = maps if isinstance(maps, list) else [maps]
+    names = [f"maps[{i}]" for i in range(len(layers))] if isinstance(maps, list) else ["maps"]
+    if not layers:
+        raise ValueError("maps must hold at least one map, got an empty list")
+    stacks = [_stack(layer, name) for layer, name in zip(layers, names, strict=True)]
     if images is None and features is None:
         raise ValueError("images or features must be given: refinement needs the photos or what a network saw in them")
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be in [0, 1], got {alpha}")
     photos = None if images is None else _list(images)
-    if photos is not None and len(photos) != len(stacked):
-        raise ValueError(f"maps must hold one entry a photo: got {len(stacked)} for {len(photos)} photos")
+    for stack, name in zip(stacks, names, strict=True):
+        if photos is not None and len(photos) != len(stack):
+            why = "; a list holds a map a layer, not a map a photo" if isinstance(maps, list) else ""
+            raise ValueError(f"{name} must hold one entry a photo: got {len(stack)} for {len(photos)} photos{why}")
     seen = _features(features, photos)
-    if seen is not None and len(seen.patches) != len(stacked):
-        raise ValueError(f"features must hold {len(stacked)} photos as maps do, got {len(seen.patches)}")
+    for stack, name in zip(stacks, names, strict=True):
+        if seen is not None and len(seen.patches) != len(stack):
+            raise ValueError(f"features must hold {len(stack)} photos, as many as {name}, got {len(seen.patches)}")
     check_clusterer(clusterer)
     target = _target(photos, seen, size)
     cluster = TokenKMeans() if clusterer is None else clusterer
     with torch.no_grad():
         if seen is None:
             assert photos is not None
-            labels, counts = cluster(_pixels(photos, target).to(stacked.device), target)
+            labels, counts = cluster(_pixels(photos, target).to(stacks[0].device), target)
         else:
             labels, counts = cluster(seen, target)
-    labels, counts = labels.to(stacked.device), counts.to(stacked.device)
-    with use_backend(backend) if backend is not None else nullcontext():
-        resized = ops.upsample_normalize(stacked, target) if normalize else _resize(stacked, target)
-        refined = ops.cluster_refine(resized, labels, alpha, counts)
-        if normalize:
-            refined = ops.upsample_normalize(refined, target)
-    refined = refined.reshape(*given.shape[:-2], *target)
-    return refined.numpy() if isinstance(maps, np.ndarray) else refined
+    results: list[Any] = []
+    for layer, stack in zip(layers, stacks, strict=True):
+        labels, counts = labels.to(stack.device), counts.to(stack.device)
+        with use_backend(backend) if backend is not None else nullcontext():
+            resized = ops.upsample_normalize(stack, target) if normalize else _resize(stack, target)
+            refined = ops.cluster_refine(resized, labels, alpha, counts)
+            if normalize:
+                refined = ops.upsample_normalize(refined, target)
+        refined = refined.reshape(*layer.shape[:-2], *target)
+        results.append(refined.numpy() if isinstance(layer, np.ndarray) else refined)
+    return results if isinstance(maps, list) else results[0]
 
 
-def _stack(maps: Any) -> tuple[Tensor, Tensor]:
-    """Return maps as a tensor as given, and as (B, C, H, W)."""
+def _stack(maps: Any, name: str) -> Tensor:
+    """Return maps as a tensor (B, C, H, W)."""
     if isinstance(maps, np.ndarray):
         maps = maps.astype(maps.dtype.newbyteorder("="), copy=False)
         if maps.dtype not in (np.float16, np.float32, np.float64):
-            raise TypeError(f"maps must be float16, float32 or float64, got an array of {maps.dtype}")
+            raise TypeError(f"{name} must be float16, float32 or float64, got an array of {maps.dtype}")
         # A copy where the array is read-only: torch would warn of it.
         given = torch.from_numpy(np.array(maps, order="C", copy=None if maps.flags.writeable else True))
     elif isinstance(maps, Tensor):
         given = maps
     else:
-        raise TypeError(f"maps must be a NumPy array or torch tensor, got {type(maps).__name__}")
+        raise TypeError(f"{name} must be a NumPy array or torch tensor, got {type(maps).__name__}")
     if not given.is_floating_point():
-        raise TypeError(f"maps must be floating point, got {given.dtype}")
+        raise TypeError(f"{name} must be floating point, got {given.dtype}")
     if given.ndim not in (2, 3, 4) or 0 in given.shape:
+        shape = tuple(given.shape)
         raise ValueError(
-            f"maps must have shape (H, W), (B, H, W) or (B, C, H, W) with at least one value, got {tuple(given.shape)}"
+            f"{name} must have shape (H, W), (B, H, W) or (B, C, H, W) with at least one value, got {shape}"
         )
-    views = {2: lambda m: m[None, None], 3: lambda m: m[:, None], 4: lambda m: m}
     if not bool(given.isfinite().all()):
-        raise ValueError("maps hold NaN or infinite values: set these to the map's minimum, say, or leave the map out")
-    return given, views[given.ndim](given)
+        raise ValueError(f"{name} must be finite: set NaN and infinity to the map's minimum, say, or leave the map out")
+    if given.ndim == 4:
+        return given
+    return given[None, None] if given.ndim == 2 else given[:, None]
 
 
 def _list(images: Any) -> list[Any]:

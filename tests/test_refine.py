@@ -136,6 +136,29 @@ def test_odd_maps_and_photos(shape: tuple[int, int]) -> None:
         assert out.shape == size and out.isfinite().all()
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_list_of_layers_comes_back_as_one(photo: torch.Tensor, count: int) -> None:
+    """Each layer is refined as if it came alone, but the photos are clustered once."""
+    generator = torch.Generator().manual_seed(0)
+    layers: list[torch.Tensor | np.ndarray] = [
+        torch.rand(2, 6 + i, 9 - i, generator=generator, dtype=torch.float64 if i else torch.float32)
+        for i in range(count)
+    ]
+    layers[-1] = np.asarray(layers[-1])
+    photos, calls = [photo, photo.flip(2)], []
+
+    def counted(x: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        calls.append(size)
+        return TokenKMeans()(x, size)
+
+    out = molt.refine(layers, photos, clusterer=counted)
+    assert isinstance(out, list) and len(out) == count and calls == [(120, 160)]
+    for refined, layer in zip(out, layers, strict=True):
+        alone = molt.refine(layer, photos)
+        assert type(refined) is type(layer) and refined.dtype == layer.dtype and refined.shape == (2, 120, 160)
+        assert np.array_equal(refined, alone)
+
+
 def test_gradient_reaches_the_maps(photo: torch.Tensor, blob: torch.Tensor) -> None:
     maps = blob.clone().requires_grad_()
     molt.refine(maps, photo).sum().backward()
@@ -149,12 +172,20 @@ def test_big_endian_arrays_come_back_native(photo: torch.Tensor, blob: torch.Ten
 
 BAD: list[tuple[Callable[[torch.Tensor, torch.Tensor], object], type[Exception], str]] = [
     (lambda m, p: molt.refine(m), ValueError, "images or features must be given"),
-    (lambda m, p: molt.refine([[1.0]], p), TypeError, "maps must be a NumPy array or torch tensor, got list"),
+    (lambda m, p: molt.refine({"map": m}, p), TypeError, "maps must be a NumPy array or torch tensor, got dict"),
+    (lambda m, p: molt.refine([[1.0]], p), TypeError, r"maps\[0\] must be a NumPy array or torch tensor, got list"),
+    (lambda m, p: molt.refine([], p), ValueError, "maps must hold at least one map, got an empty list"),
+    (lambda m, p: molt.refine([m, m / 0], p), ValueError, r"maps\[1\] must be finite"),
+    (
+        lambda m, p: molt.refine([m, m], [p, p]),
+        ValueError,
+        r"maps\[0\] .* got 1 for 2 photos; a list holds",
+    ),
     (lambda m, p: molt.refine(m.long(), p), TypeError, "maps must be floating point"),
     (lambda m, p: molt.refine(np.ones((3, 3), np.uint8), p), TypeError, "array of uint8"),
     (lambda m, p: molt.refine(m[0], p), ValueError, "maps must have shape"),
     (lambda m, p: molt.refine(m[:0], p), ValueError, "at least one value"),
-    (lambda m, p: molt.refine(m / 0, p), ValueError, "maps hold NaN or infinite values"),
+    (lambda m, p: molt.refine(m / 0, p), ValueError, "maps must be finite"),
     (lambda m, p: molt.refine(m.expand(2, -1, -1), p), ValueError, "got 2 for 1 photos"),
     (lambda m, p: molt.refine(m, p, alpha=1.5), ValueError, "alpha must be in"),
     (lambda m, p: molt.refine(m, p, size=(0, 3)), ValueError, "size"),
