@@ -99,11 +99,18 @@ py::array cluster_refine(const py::array& given_maps, const py::array& given_lab
   }
 
   py::array out(maps.dtype(), std::vector<py::ssize_t>(maps.shape(), maps.shape() + maps.ndim()));
-  const molt::ClusterRefine job{
-      maps.data(),    labels.data(),  out.mutable_data(), maps_are,
-      labels_are,     maps.shape(0),  maps.shape(1),      maps.shape(2) * maps.shape(3),
-      alpha,          limit,          ragged ? counts.data() : nullptr,
-  };
+  molt::Clusters job{};
+  job.maps = maps.data();
+  job.labels = labels.data();
+  job.map_type = maps_are;
+  job.label_type = labels_are;
+  job.batch = maps.shape(0);
+  job.channels = maps.shape(1);
+  job.pixels = maps.shape(2) * maps.shape(3);
+  job.num_clusters = limit;
+  job.counts = ragged ? counts.data() : nullptr;
+  job.out = out.mutable_data();
+  job.alpha = alpha;
   {
     py::gil_scoped_release release;
     molt::cluster_refine(job, molt::torch_parallel());

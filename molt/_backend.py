@@ -67,8 +67,22 @@ def _say_once(level: int, text: str) -> None:
     _logger.log(level, "%s", text)
 
 
-def use_native(op: str, device: torch.device, requested: str | None, devices: tuple[str, ...] = ("cpu",)) -> bool:
-    """Say whether `op` runs natively on `device`; `devices` are those it has a kernel for.
+# On the GPU these are Triton kernels; the others are CUDA C++.
+TRITON_OPS = ("upsample_normalize", "fuse_maps", "kmeans")
+
+
+def _missing(op: str, device: torch.device) -> str | None:
+    if device.type == "cpu":
+        return None if _extension.CPU.module else f"{_extension.CPU.reason}; {_extension.HOW_TO_GET}"
+    if device.type != "cuda":
+        return f"there is no native kernel for {device.type} tensors, only for cpu and cuda"
+    if op in TRITON_OPS:
+        return _extension.TRITON_MISSING
+    return None if _extension.CUDA.module else f"{_extension.CUDA.reason}; {_extension.HOW_TO_GET_CUDA}"
+
+
+def use_native(op: str, device: torch.device, requested: str | None, without: str | None = None) -> bool:
+    """Say whether `op` runs natively on `device`; `without` says why this call cannot, where it cannot anywhere.
 
     Raises:
         ValueError: `requested` is no backend.
@@ -77,14 +91,10 @@ def use_native(op: str, device: torch.device, requested: str | None, devices: tu
     wanted = current() if requested is None else _checked(requested, "backend")
     if wanted == "reference":
         return False
-    if device.type not in devices:
-        missing = f"there is no native kernel for {device.type} tensors yet, only for {', '.join(devices)}"
-        level = logging.INFO
-    elif _extension.CPU.module is None:
-        missing = f"{_extension.CPU.reason}; {_extension.HOW_TO_GET}"
-        level = logging.WARNING
-    else:
+    missing = without or _missing(op, device)
+    if missing is None:
         return True
+    level = logging.INFO if without or device.type not in ("cpu", "cuda") else logging.WARNING
     if wanted == "native":
         raise RuntimeError(f"{op}: backend 'native' cannot run: {missing}")
     if not torch.compiler.is_compiling():
@@ -112,6 +122,9 @@ def config() -> dict[str, Any]:
         "native_missing": None if extension.module is not None else f"{extension.reason}; {_extension.HOW_TO_GET}",
         "native_file": getattr(extension.module, "__file__", None),
         "native_build": build,
+        "cuda": _extension.CUDA.module is not None,
+        "cuda_missing": None if _extension.CUDA.module else str(_extension.CUDA.reason),
+        "cuda_file": getattr(_extension.CUDA.module, "__file__", None),
     }
 
 

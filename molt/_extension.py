@@ -1,17 +1,22 @@
-"""Loads the compiled half of molt, and remembers why it could not."""
+"""Loads the compiled halves of molt, and remembers why it could not."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-import torch  # noqa: F401  molt._C needs torch's libraries in the process
+import torch
 
 HOW_TO_GET = (
     "to compile it, install a C++ compiler and run `MOLT_REQUIRE_EXT=1 pip install --no-build-isolation .` "
     "in molt's source tree"
+)
+HOW_TO_GET_CUDA = (
+    "to compile it, install nvcc and a CUDA build of torch and run "
+    "`MOLT_CUDA=1 MOLT_REQUIRE_EXT=1 pip install --no-build-isolation .` in molt's source tree"
 )
 _NOTE = Path(__file__).with_name("_build_note.txt")
 
@@ -37,4 +42,15 @@ def _load(name: str) -> Extension:
         return Extension(name, None, f"{name} does not load: {error}")
 
 
+def _load_cuda() -> Extension:
+    name = "molt._C_cuda"
+    if CPU.module is None:
+        return Extension(name, None, str(CPU.reason))  # the schemas are in molt._C
+    if torch.version.cuda is None:
+        return Extension(name, None, "this torch is a CPU build (torch.version.cuda is None)")
+    return _load(name)
+
+
 CPU = _load("molt._C")
+CUDA = _load_cuda()
+TRITON_MISSING = None if importlib.util.find_spec("triton") else "triton is not installed"

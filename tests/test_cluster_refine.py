@@ -523,7 +523,7 @@ def test_meta_tensors_and_other_devices_use_the_reference(caplog):
         for _ in range(2):
             assert cluster_refine(maps, labels, 0.5, 3).shape == MAPS.shape
     assert [r.getMessage() for r in caplog.records if "cluster_refine" in r.getMessage()] == [
-        "cluster_refine uses the PyTorch reference: there is no native kernel for meta tensors yet, only for cpu"
+        "cluster_refine uses the PyTorch reference: there is no native kernel for meta tensors, only for cpu and cuda"
     ]
     with pytest.raises(RuntimeError, match="backend 'native' cannot run: there is no native kernel for meta tensors"):
         cluster_refine(maps, labels, 0.5, 3, backend="native")

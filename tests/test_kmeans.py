@@ -7,6 +7,7 @@ import torch
 
 from molt import Features
 from molt.clustering import TokenKMeans
+from molt.ops.kmeans import lloyd, spread_starts
 
 
 def features(batch: int = 2, grid: tuple[int, int] = (6, 8), dim: int = 16, seed: int = 0) -> Features:
@@ -67,7 +68,7 @@ def test_steps_match_a_plain_loop() -> None:
     x = features(1, (12, 12), 5)
     vectors = torch.nn.functional.normalize(x.patches[0], dim=-1).double()
     kmeans = TokenKMeans(4, iterations=50, restarts=1)
-    centres = kmeans._choose(vectors[None])[0, 0]
+    centres = spread_starts(vectors[None], 4, 1, 0)[0, 0]
     for _ in range(50):
         labels = (vectors @ centres.T).argmax(1)
         centres = torch.stack([vectors[labels == j].mean(0) for j in range(4)])
@@ -79,19 +80,14 @@ def test_restarts_keep_the_best_start() -> None:
     x = features(2, (15, 15), 8)
     vectors = torch.nn.functional.normalize(x.patches, dim=-1)
 
-    def fit(kmeans: TokenKMeans) -> torch.Tensor:
-        return (vectors @ kmeans._fit(vectors, cosine=True).transpose(1, 2)).amax(-1).sum(1)
+    def fit(centres: torch.Tensor) -> torch.Tensor:
+        return (vectors @ centres.transpose(1, 2)).amax(-1).sum(1)
 
     several = TokenKMeans(6, restarts=8)
-    starts = several._choose(vectors)
+    starts = spread_starts(vectors, 6, 8, 0)
     assert starts.shape == (2, 8, 6, 8)
-
-    class OneStart(TokenKMeans):
-        def _choose(self, vectors: torch.Tensor) -> torch.Tensor:
-            return starts[:, self.seed : self.seed + 1]
-
-    single = torch.stack([fit(OneStart(6, restarts=1, seed=start)) for start in range(8)])
-    assert torch.allclose(fit(several), single.amax(0), atol=1e-3)
+    single = torch.stack([fit(lloyd(vectors, starts[:, i : i + 1], 20, cosine=True)[1][:, 0]) for i in range(8)])
+    assert torch.allclose(fit(several._fit(vectors, cosine=True)), single.amax(0), atol=1e-3)
     assert (single.amax(0) > single.amin(0) + 0.1).all(), "the starts do differ"
 
 

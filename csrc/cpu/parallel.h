@@ -10,6 +10,7 @@ struct Parallel {
   void (*run)(int64_t count, Body body, void* context);
   int64_t threads;
 
+  // A body must not throw: what leaves another thread is not caught everywhere.
   template <class F>
   void for_each(int64_t count, const F& body) const {
     if (threads == 1 || count == 1) {
@@ -21,6 +22,8 @@ struct Parallel {
     };
     run(count, call, const_cast<void*>(static_cast<const void*>(&body)));
   }
+
+  Parallel alone() const { return {run, 1}; }
 };
 
 }  // namespace molt

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from molt._arguments import LARGEST_SEED, check_int, check_number
 from molt.clustering._labels import compact, in_chunks, nearest, prepare, shrink
+from molt.ops.kmeans import lloyd, spread_starts
 from molt.structures import Features
 
 
@@ -73,8 +73,7 @@ class TokenKMeans:
 
     def _from_features(self, directions: Tensor) -> Tensor:
         """Return the similarity (B, k, h, w) of unit vectors (B, D, h, w) to each centre."""
-        vectors = directions.flatten(2).transpose(1, 2)
-        centres = self._fit(vectors, cosine=True)
+        centres = self._fit(directions.flatten(2).transpose(1, 2), cosine=True)
         return (centres @ directions.flatten(2)).view(len(centres), -1, *directions.shape[2:])
 
     def _from_images(self, images: Tensor) -> Tensor:
@@ -90,50 +89,6 @@ class TokenKMeans:
 
     def _fit(self, vectors: Tensor, *, cosine: bool) -> Tensor:
         """Return centres (B, k, D) of vectors (B, N, D): of all restarts, those with the least squared distance."""
-        batch, number, dim = vectors.shape
-        centres = self._choose(vectors).flatten(1, 2)
-        shape = (batch, number, self.restarts, self.num_clusters)
-        before = None
-        for _ in range(self.iterations):
-            labels = _affinity(vectors, centres).view(shape).argmax(-1)
-            # A fixed point stays one, so stopping changes nothing; on a GPU asking would cost more than going on.
-            if vectors.device.type == "cpu" and before is not None and torch.equal(labels, before):
-                break
-            before = labels
-            member = vectors.new_zeros(shape).scatter_(-1, labels[..., None], 1).flatten(2)
-            count = member.sum(1)[..., None]
-            means = member.transpose(1, 2) @ vectors / count.clamp_min(1)
-            if cosine:
-                means = F.normalize(means, dim=-1)
-            centres = torch.where(count > 0, means, centres)
-        fit = _affinity(vectors, centres).view(shape).amax(-1).sum(1)
-        best = fit.argmax(-1)
-        return centres.view(batch, self.restarts, self.num_clusters, dim)[torch.arange(batch), best]
-
-    def _choose(self, vectors: Tensor) -> Tensor:
-        """k-means++, (B, restarts, k, D): a next centre's probability is proportional to its squared distance."""
-        batch, number, _ = vectors.shape
-        generator = torch.Generator().manual_seed(self.seed)
-        draws = torch.rand(self.num_clusters, self.restarts, generator=generator, dtype=torch.float64)
-        draws = draws.to(vectors.device)
-        image = torch.arange(batch, device=vectors.device)[:, None]
-        pick = (draws[0] * number).long().clamp_max(number - 1).expand(batch, -1)
-        chosen = [vectors[image, pick]]
-        distance = _distance(vectors, chosen[0])
-        for draw in draws[1:]:
-            total = distance.double().cumsum(1).transpose(1, 2).contiguous()
-            pick = torch.searchsorted(total, draw[:, None] * total[..., -1:])[..., 0].clamp_max(number - 1)
-            chosen.append(vectors[image, pick])
-            distance = torch.minimum(distance, _distance(vectors, chosen[-1]))
-        return torch.stack(chosen, 2)
-
-
-def _affinity(vectors: Tensor, centres: Tensor) -> Tensor:
-    """(B, N, k): the squared length of each vector less its squared distance to each centre."""
-    return 2 * vectors @ centres.transpose(1, 2) - centres.square().sum(-1)[:, None]
-
-
-def _distance(vectors: Tensor, centres: Tensor) -> Tensor:
-    """Squared distance (B, N, k), clipped at 0."""
-    cross = vectors @ centres.transpose(1, 2)
-    return (vectors.square().sum(-1, keepdim=True) - 2 * cross + centres.square().sum(-1)[:, None]).clamp_min(0)
+        starts = spread_starts(vectors, self.num_clusters, self.restarts, self.seed)
+        _, centres, score = lloyd(vectors, starts, self.iterations, cosine=cosine)
+        return centres[torch.arange(len(vectors), device=vectors.device), score.argmax(-1)]

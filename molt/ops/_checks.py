@@ -75,23 +75,23 @@ def check_order(order: object) -> str:
     return str(order)
 
 
-def check_maps_labels(maps: object, labels: object) -> tuple[Tensor, Tensor]:
+def check_maps_labels(maps: object, labels: object, name: str = "maps") -> tuple[Tensor, Tensor]:
     """Check maps (B, C, H, W) of floats and labels (B, H, W) of integers on one device; return them.
 
     Raises:
         TypeError: not tensors, or other dtypes.
         ValueError: shapes or devices that do not fit.
     """
-    check_tensor("maps", maps, FLOATS, "(B, C, H, W)")
+    check_tensor(name, maps, FLOATS, "(B, C, H, W)")
     check_tensor("labels", labels, LABELS, "(B, H, W)")
     assert isinstance(maps, Tensor)
     assert isinstance(labels, Tensor)
     expected = (maps.shape[0], maps.shape[2], maps.shape[3])
     if tuple(labels.shape) != expected:
         came, fits = tuple(labels.shape), tuple(maps.shape)
-        raise ValueError(f"labels: got shape {came}, expected {expected} to fit maps {fits}")
+        raise ValueError(f"labels: got shape {came}, expected {expected} to fit {name} {fits}")
     if labels.device != maps.device:
-        raise ValueError(f"labels: got a tensor on {labels.device}, expected {maps.device}, where maps are")
+        raise ValueError(f"labels: got a tensor on {labels.device}, expected {maps.device}, where {name} are")
     return maps, labels
 
 
@@ -110,27 +110,27 @@ def check_fraction(name: str, value: object) -> float:
     return number
 
 
-def check_num_clusters(value: object, batch: int) -> tuple[int, Tensor | None]:
-    """Check a number of clusters: one for all images, one an image, or None.
+def check_num_clusters(value: object, labels: Tensor) -> tuple[int, Tensor | None]:
+    """Check a number of clusters: one for all images of labels (B, H, W), one an image, or None.
 
     Returns:
-        The number, -1 where it is to be taken from the labels, and the (B,) int64 numbers on the CPU or None.
+        The number, -1 where it is to be taken from the labels, and the (B,) int64 numbers where labels are, or None.
 
     Raises:
         TypeError: neither integers nor None.
-        ValueError: negative, or not one number an image.
+        ValueError: negative (not looked for in a tensor on a GPU), or not one number an image.
     """
     if value is None:
         return -1, None
     if isinstance(value, Tensor):
+        batch = labels.shape[0]
         if value.dtype not in INTEGERS:
             raise TypeError(f"num_clusters: got {_short(value.dtype)}, expected integers")
         if tuple(value.shape) != (batch,):
             raise ValueError(f"num_clusters: got shape {tuple(value.shape)}, expected {(batch,)}, one number an image")
-        counts = value.to("cpu", torch.int64)
-        if not torch.compiler.is_compiling() and batch and int(counts.min()) < 0:
-            raise ValueError(f"num_clusters: got {int(counts.min())}, expected numbers >= 0")
-        return -1, counts
+        if value.device.type == "cpu" and not torch.compiler.is_compiling() and batch and int(value.min()) < 0:
+            raise ValueError(f"num_clusters: got {int(value.min())}, expected numbers >= 0")
+        return -1, value.to(labels.device, torch.int64)
     if isinstance(value, bool):
         raise TypeError("num_clusters: got bool, expected an integer, a (B,) integer tensor or None")
     if not isinstance(value, (int, torch.SymInt)):
@@ -142,6 +142,21 @@ def check_num_clusters(value: object, batch: int) -> tuple[int, Tensor | None]:
     if value < 0:
         raise ValueError(f"num_clusters: got {value}, expected a number >= 0")
     return value, None  # type: ignore[return-value]  # a SymInt stands for an int
+
+
+def table_size(labels: Tensor, limit: int, counts: Tensor | None) -> tuple[int, Tensor | None]:
+    """Return the number of clusters and counts as the operators take them.
+
+    The CPU core finds the size of its tables by itself; a GPU kernel must be told, which reads back from the device
+    unless one number was given or labels are uint8.
+    """
+    if limit >= 0 or labels.device.type == "cpu":
+        return limit, counts
+    if labels.dtype == torch.uint8:
+        return 256, counts
+    if labels.numel() == 0:
+        return 0, counts
+    return max(0, int(labels.max()) + 1 if counts is None else int(counts.max())), counts
 
 
 def check_limit(name: str, value: object) -> int:

@@ -12,7 +12,8 @@ from torch import Tensor
 from molt import _extension
 from molt._backend import Backend, use_native
 from molt.ops import reference
-from molt.ops._checks import check_fraction, check_maps_labels, check_num_clusters
+from molt.ops._checks import check_fraction, check_maps_labels, check_num_clusters, table_size
+from molt.ops._native import call, register
 
 FloatArray = NDArray[np.floating[Any]]
 IntArray = NDArray[np.integer[Any]]
@@ -56,7 +57,8 @@ def cluster_refine(
             image share it.
         alpha: share of the mean, in [0, 1]. 0 returns a copy of maps, 1 the mean alone.
         num_clusters: upper limit of the labels, for all images or as (B,) integers one an image; None sets none. Where
-            the reference runs in a compiled graph it must be an integer.
+            the reference runs in a compiled graph it must be an integer. On a GPU a kernel must know how many clusters
+            there are: with an integer, or with uint8 labels, nothing is read back from the device.
         backend: ``"auto"``, ``"reference"`` or ``"native"``; None for the one in force (`molt.backend`).
 
     Returns:
@@ -75,21 +77,10 @@ def cluster_refine(
         return _numpy(maps, labels, alpha, num_clusters, backend)
     maps, labels = check_maps_labels(maps, labels)
     alpha = check_fraction("alpha", alpha)
-    limit, counts = check_num_clusters(num_clusters, maps.shape[0])
+    limit, counts = check_num_clusters(num_clusters, labels)
     if not use_native("cluster_refine", maps.device, backend):
         return reference.cluster_refine(maps, labels, alpha, limit, counts)
-    if torch.compiler.is_compiling():
-        return _native(maps, labels, alpha, limit, counts)
-    try:
-        return _native(maps, labels, alpha, limit, counts)
-    except RuntimeError as error:
-        if str(error).startswith("labels: "):
-            raise ValueError(str(error)) from None
-        raise
-
-
-def _native(maps: Tensor, labels: Tensor, alpha: float, limit: int, counts: Tensor | None) -> Tensor:
-    result: Tensor = torch.ops.molt.cluster_refine(maps, labels, alpha, limit, counts)
+    result: Tensor = call("cluster_refine", maps, labels, alpha, *table_size(labels, limit, counts))
     return result
 
 
@@ -101,7 +92,7 @@ def _numpy(maps: object, labels: object, alpha: float, num_clusters: object, bac
     assert isinstance(labels, np.ndarray)
     alpha = check_fraction("alpha", alpha)
     if not isinstance(num_clusters, np.ndarray):
-        num_clusters = None if num_clusters is None else check_num_clusters(num_clusters, len(maps))[0]
+        num_clusters = None if num_clusters is None else check_num_clusters(num_clusters, torch.empty(len(maps)))[0]
     if use_native("cluster_refine", torch.device("cpu"), backend):
         assert _extension.CPU.module is not None
         refined: FloatArray = _extension.CPU.module.cluster_refine_numpy(maps, labels, alpha, num_clusters)
@@ -127,6 +118,4 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
     return torch.ops.molt.cluster_refine(grad, labels, ctx.alpha, ctx.num_clusters, counts), None, None, None, None
 
 
-if _extension.CPU.module is not None:
-    torch.library.register_fake("molt::cluster_refine", _fake)
-    torch.library.register_autograd("molt::cluster_refine", _backward, setup_context=_setup_context)
+register("cluster_refine", _fake, _backward, _setup_context)

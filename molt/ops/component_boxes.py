@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import numbers
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from molt._backend import Backend, use_native
 from molt.ops import reference
 from molt.ops._checks import check_maps
+from molt.ops._native import call, register
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,26 +34,93 @@ class Components:
 
 
 def component_boxes(
-    maps: Tensor, threshold: float = 0.5, *, connectivity: int = 8, largest: bool = False
+    maps: Tensor,
+    threshold: float = 0.5,
+    *,
+    connectivity: int = 8,
+    largest: bool = False,
+    backend: Backend | None = None,
 ) -> Components:
     """Threshold each map at a share of its maximum and box the connected components.
 
-    A pixel is kept where it is positive and at least ``threshold`` times its map's maximum. A map with no positive
-    value, or with a NaN, has no components. Of components of equal area the one met first in reading order leads.
-    SciPy on the CPU for now; the result is on the CPU.
+    A pixel is kept where it is positive and at least ``threshold`` times its map's maximum, compared in double
+    precision. A map with no positive value, or with a NaN, has no components. Of components of equal area the one met
+    first in reading order leads. How many there are depends on the values, so on a GPU the number is read back;
+    :func:`largest_box` never reads back.
 
     Args:
-        maps: (B, C, h, w) float.
+        maps: (B, C, h, w) float, any strides.
         threshold: in (0, 1].
         connectivity: 4 or 8 neighbours.
         largest: True keeps only the largest component of each map.
+        backend: ``"auto"``, ``"reference"`` (SciPy on the CPU) or ``"native"``; None for the one in force.
+
+    Returns:
+        Components on the maps' device.
 
     Raises:
         TypeError, ValueError: an argument of another type, shape or range, or maps without a pixel.
+        RuntimeError: backend ``"native"`` where there is none.
     """
+    threshold = _check(maps, threshold, connectivity)
+    if use_native("component_boxes", maps.device, backend):
+        return Components(*call("component_boxes", maps, threshold, connectivity, bool(largest)))
+    return Components(*reference.component_boxes(maps, threshold, connectivity, largest))
+
+
+def largest_box(
+    maps: Tensor, threshold: float = 0.5, *, connectivity: int = 8, backend: Backend | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Threshold each map at a share of its maximum and box its largest connected component.
+
+    The same component as ``component_boxes(..., largest=True)``, in tensors whose size does not depend on the values:
+    nothing is read back from a GPU.
+
+    Args:
+        maps: (B, C, h, w) float, any strides.
+        threshold: in (0, 1].
+        connectivity: 4 or 8 neighbours.
+        backend: ``"auto"``, ``"reference"`` (SciPy on the CPU) or ``"native"``; None for the one in force.
+
+    Returns:
+        boxes (B, C, 4) float32 xyxy in map pixels, area (B, C) int64 pixels and mean (B, C) float32 of the map inside,
+        on the maps' device; all zero where a map has no component.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as :func:`component_boxes`.
+    """
+    threshold = _check(maps, threshold, connectivity)
+    if use_native("largest_box", maps.device, backend):
+        boxes, area, mean = call("largest_box", maps, threshold, connectivity)
+        return boxes, area, mean
+    return reference.largest_box(maps, threshold, connectivity)
+
+
+def _check(maps: Tensor, threshold: object, connectivity: object) -> float:
     check_maps(maps)
-    if not 0 < threshold <= 1:
+    if isinstance(threshold, bool) or not isinstance(threshold, (float, int, numbers.Real)):
+        raise TypeError(f"threshold: got {type(threshold).__name__}, expected a number in (0, 1]")
+    if not 0 < float(threshold) <= 1:
         raise ValueError(f"threshold: got {threshold}, expected a number in (0, 1]")
     if connectivity not in (4, 8):
         raise ValueError(f"connectivity: got {connectivity}, expected 4 or 8")
-    return Components(*reference.component_boxes(maps, threshold, connectivity, largest))
+    return float(threshold)
+
+
+def _fake_all(
+    maps: Tensor, threshold: float, connectivity: int, largest: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    number = torch.library.get_ctx().new_dynamic_size()
+    integers = [maps.new_empty(number, dtype=torch.int64) for _ in range(3)]
+    boxes, mean = (maps.new_empty(shape, dtype=torch.float32) for shape in ((number, 4), (number,)))
+    return boxes, integers[0], mean, integers[1], integers[2]
+
+
+def _fake_largest(maps: Tensor, threshold: float, connectivity: int) -> tuple[Tensor, Tensor, Tensor]:
+    shape = maps.shape[:2]
+    boxes, mean = (maps.new_empty(size, dtype=torch.float32) for size in ((*shape, 4), shape))
+    return boxes, maps.new_empty(shape, dtype=torch.int64), mean
+
+
+register("component_boxes", _fake_all)
+register("largest_box", _fake_largest)

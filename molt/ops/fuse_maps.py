@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
+from molt._backend import Backend, use_native
 from molt.ops import reference
 from molt.ops._checks import check_maps, check_order, check_size
+from molt.ops._native import call, register
+from molt.ops._resize import fuse_backward, no_kernel
 
 
 def fuse_maps(
@@ -17,6 +21,7 @@ def fuse_maps(
     weights: Sequence[float] | None = None,
     *,
     order: str = "resize_first",
+    backend: Backend | None = None,
 ) -> Tensor:
     """Upsample, min-max normalise and add up the maps of several scales (MOLT, section II.A; weights: our choice).
 
@@ -25,13 +30,32 @@ def fuse_maps(
         size: (H, W) in pixels of the result.
         weights: one non-negative number a scale, scaled here to sum to 1; None weighs all alike.
         order: of resize and min-max, see :func:`upsample_normalize`.
+        backend: ``"auto"``, ``"reference"`` or ``"native"``; None for the one in force (`molt.backend`).
 
     Returns:
-        (B, C, H, W), the weighted sum of each scale's :func:`upsample_normalize`; not normalised again.
+        (B, C, H, W), the weighted sum of each scale's :func:`upsample_normalize`, added in float32 (float64 for
+        float64 maps); not normalised again. Differentiable in the maps. A map that is NaN at one scale is NaN, whatever
+        that scale's weight.
 
     Raises:
         TypeError, ValueError: no maps; maps that disagree; weights of another count, negative, not finite or all zero;
             another order.
+        RuntimeError: backend ``"native"`` where there is none.
+    """
+    shares = check_scales(maps, weights)
+    height, width = check_size(size)
+    order = check_order(order)
+    if not use_native("fuse_maps", maps[0].device, backend, no_kernel(order, maps[0])):
+        return reference.fuse_maps(list(maps), (height, width), shares, order)
+    result: Tensor = call("fuse_maps", list(maps), height, width, shares)
+    return result
+
+
+def check_scales(maps: object, weights: Sequence[float] | None) -> list[float]:
+    """Check the maps of several scales and return their weights, scaled to sum to 1.
+
+    Raises:
+        TypeError, ValueError: see :func:`fuse_maps`.
     """
     if not isinstance(maps, list | tuple) or not maps:
         got = "none" if isinstance(maps, list | tuple) else type(maps).__name__
@@ -51,4 +75,26 @@ def fuse_maps(
     total = sum(shares)
     if not all(math.isfinite(share) and share >= 0 for share in shares) or total == 0:
         raise ValueError(f"weights: got {shares}, expected finite numbers, not negative and not all zero")
-    return reference.fuse_maps(list(maps), check_size(size), [share / total for share in shares], check_order(order))
+    return [share / total for share in shares]
+
+
+def _fake(maps: list[Tensor], height: int, width: int, weights: list[float]) -> Tensor:
+    return maps[0].new_empty((maps[0].shape[0], maps[0].shape[1], height, width))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[0])
+    ctx.weights = inputs[3]
+
+
+def backward_of_scales(ctx: Any, grad: Tensor) -> list[Tensor]:
+    """Return each scale's gradient; ctx holds the maps and their weights."""
+    pairs = zip(ctx.saved_tensors, ctx.weights, strict=True)
+    return [fuse_backward(grad, scale, weight) for scale, weight in pairs]
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[list[Tensor], None, None, None]:
+    return backward_of_scales(ctx, grad), None, None, None
+
+
+register("fuse_maps", _fake, _backward, _setup_context)

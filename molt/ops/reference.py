@@ -11,6 +11,30 @@ from torch import Tensor
 from molt.ops._checks import check_labels
 
 
+def cluster_mean(values: Tensor, labels: Tensor, num_clusters: int, counts: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Per-cluster means (B, C, num_clusters) and counts (B, num_clusters); the twin of `molt.ops.cluster_mean`."""
+    batch, channels = values.shape[:2]
+    on_cpu = values.device.type == "cpu"
+    compiling = torch.compiler.is_compiling()
+    if on_cpu and not compiling and values.numel():
+        check_labels(labels, num_clusters, counts)
+    wide = _wide(values).flatten(2)
+    index = labels.flatten(1).long()
+    limits = num_clusters if counts is None else counts.to(values.device).view(batch, 1)
+    inside = (index >= 0) & (index < limits)
+    if on_cpu and compiling:
+        torch._assert_async(inside.all(), "labels: expected values in [0, num_clusters)")
+    # One more cluster takes what is out of range.
+    index = torch.where(inside, index, num_clusters)
+    spread = index[:, None].expand(batch, channels, index.shape[1])
+    sums = wide.new_zeros(batch, channels, num_clusters + 1).scatter_add(2, spread, wide)[..., :num_clusters]
+    members = torch.zeros(batch, num_clusters + 1, dtype=torch.int64, device=values.device)
+    members = members.scatter_add_(1, index, torch.ones_like(index))[:, :num_clusters]
+    if channels == 0:
+        members = torch.zeros_like(members)
+    return sums / members.clamp(min=1)[:, None], members
+
+
 def cluster_refine(maps: Tensor, labels: Tensor, alpha: float, num_clusters: int, counts: Tensor | None) -> Tensor:
     """Blend each map with its mean over the pixel's cluster; the twin of `molt.ops.cluster_refine`.
 
@@ -85,7 +109,10 @@ def upsample_normalize(maps: Tensor, size: tuple[int, int], order: str = "resize
     low, high = resized.amin((2, 3), keepdim=True), resized.amax((2, 3), keepdim=True)
     # Interpolating equal values can round them apart, so constancy is read off the input too.
     constant = (maps == maps[:, :, :1, :1]).flatten(2).all(-1)[..., None, None] | (high == low)
-    return torch.where(constant, 0, (resized - low) / torch.where(constant, 1, high - low)).to(maps.dtype)
+    stretched = torch.where(constant, 0, (resized - low) / torch.where(constant, 1, high - low))
+    # Not every value of a map is sampled when it shrinks, so NaN and infinity are read off the input too.
+    sound = maps.isfinite().flatten(2).all(-1)[..., None, None] & (high - low).isfinite()
+    return torch.where(sound, stretched, torch.nan).to(maps.dtype)
 
 
 def fuse_maps(maps: list[Tensor], size: tuple[int, int], weights: list[float], order: str = "resize_first") -> Tensor:
@@ -94,6 +121,46 @@ def fuse_maps(maps: list[Tensor], size: tuple[int, int], weights: list[float], o
     for scale, weight in zip(maps, weights, strict=True):
         total += weight * upsample_normalize(_wide(scale), size, order)
     return total.to(maps[0].dtype)
+
+
+def fuse_and_refine(
+    maps: list[Tensor],
+    labels: Tensor,
+    weights: list[float],
+    alpha: float,
+    num_clusters: int,
+    counts: Tensor | None,
+) -> Tensor:
+    """:func:`fuse_maps` at the labels' size, then :func:`cluster_refine`."""
+    fused = fuse_maps([_wide(scale) for scale in maps], (labels.shape[1], labels.shape[2]), weights)
+    return cluster_refine(fused, labels, alpha, num_clusters, counts).to(maps[0].dtype)
+
+
+def kmeans(vectors: Tensor, starts: Tensor, iterations: int, cosine: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Lloyd's algorithm from given starts; the twin of the native operator behind `molt.ops.kmeans`."""
+    vectors = _wide(vectors)
+    batch, restarts, clusters, _ = starts.shape
+    shape = (batch, vectors.shape[1], restarts, clusters)
+    centres = starts.flatten(1, 2)
+
+    def affinity() -> Tensor:
+        return (2 * vectors @ centres.transpose(1, 2) - centres.square().sum(-1)[:, None]).view(shape)
+
+    before = None
+    for _ in range(iterations):
+        labels = affinity().argmax(-1)
+        # A fixed point stays one, so stopping changes nothing; on a GPU asking would cost more than going on.
+        if vectors.device.type == "cpu" and before is not None and torch.equal(labels, before):
+            break
+        before = labels
+        member = vectors.new_zeros(shape).scatter_(-1, labels[..., None], 1).flatten(2)
+        count = member.sum(1)[..., None]
+        means = member.transpose(1, 2) @ vectors / count.clamp_min(1)
+        if cosine:
+            means = F.normalize(means, dim=-1)
+        centres = torch.where(count > 0, means, centres)
+    best, labels = affinity().max(-1)
+    return labels.transpose(1, 2).int().contiguous(), centres.view(starts.shape), best.sum(1)
 
 
 def component_boxes(
@@ -117,13 +184,25 @@ def component_boxes(
             for i in order:
                 y, x = slices[i]
                 rows.append((x.start, y.start, x.stop, y.stop, area[i], mean[i], image, channel))
-    table = torch.tensor(rows, dtype=torch.float64).view(-1, 8)
+    table = torch.tensor(rows, dtype=torch.float64).view(-1, 8).to(maps.device)
     return (
         table[:, :4].float(),
         table[:, 4].long(),
         table[:, 5].float(),
         table[:, 6].long(),
         table[:, 7].long(),
+    )
+
+
+def largest_box(maps: Tensor, threshold: float, connectivity: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The largest component of each map, zeros where there is none."""
+    boxes, area, mean, image, channel = component_boxes(maps, threshold, connectivity, True)
+    shape = maps.shape[:2]
+    found = (image, channel)
+    return (
+        boxes.new_zeros(*shape, 4).index_put_(found, boxes),
+        area.new_zeros(shape).index_put_(found, area),
+        mean.new_zeros(shape).index_put_(found, mean),
     )
 
 
