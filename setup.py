@@ -65,27 +65,37 @@ def decide_cuda(env: Mapping[str, str], torch_cuda: str | None, nvcc: str | None
     return False, f"off ({missing})"
 
 
-def default_archs(env: Mapping[str, str]) -> str:
-    """Return the architectures to build for: the user's, else torch's own, with PTX for what comes after."""
-    if given := env.get("TORCH_CUDA_ARCH_LIST"):
-        return given
-    import torch
+def find_toolkit(env: Mapping[str, str], nvcc: str) -> str | None:
+    """Return the CUDA toolkit's folder where torch would guess a wrong one, as it does for an nvcc that is a script."""
+    if env.get("CUDA_HOME") or env.get("CUDA_PATH"):
+        return None
+    folders = [Path(nvcc).parents[1], Path(nvcc).resolve().parents[1], Path("/usr/local/cuda")]
+    found = next((folder for folder in folders if (folder / "include" / "cuda_runtime.h").exists()), None)
+    return None if found is None or found == folders[0] else str(found)
 
-    flags = torch._C._cuda_getArchFlags() or ""
-    numbers = sorted({int(f[3:]) for f in flags.split() if f.startswith("sm_") and f[3:].isdigit()})
-    archs = [f"{n // 10}.{n % 10}" for n in numbers if n >= 80]
-    return ";".join(archs) + "+PTX" if archs else "8.0;9.0+PTX"
+
+def default_archs(env: Mapping[str, str]) -> str:
+    """Return the architectures to build for: the user's, else two whose code every GPU from Ampere on can run.
+
+    8.0 runs on all of 8.x, 9.0 on Hopper, and the driver compiles 9.0's PTX for what came after.
+    """
+    return env.get("TORCH_CUDA_ARCH_LIST") or "8.0;9.0+PTX"
 
 
 def extensions(env: Mapping[str, str]) -> tuple[list[Any], str]:
     """Return the extension modules and the line that sums up the decision."""
     import pybind11
     import torch
-    from torch.utils.cpp_extension import CppExtension, CUDAExtension
 
     flags = ["/O2"] if os.name == "nt" else FLAGS
     cuda_sources = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cuda/*.cu"))
-    with_cuda, why = decide_cuda(env, torch.version.cuda, find_nvcc(env), cuda_sources)
+    nvcc = find_nvcc(env)
+    with_cuda, why = decide_cuda(env, torch.version.cuda, nvcc, cuda_sources)
+    if with_cuda and nvcc and (toolkit := find_toolkit(env, nvcc)):
+        os.environ["CUDA_HOME"] = toolkit
+    # Reads CUDA_HOME when imported.
+    from torch.utils.cpp_extension import CppExtension, CUDAExtension
+
     archs = default_archs(env) if with_cuda else ""
     macros = [
         ("TORCH_TARGET_VERSION", ABI_TARGET),
@@ -93,6 +103,7 @@ def extensions(env: Mapping[str, str]) -> tuple[list[Any], str]:
         ("MOLT_BUILD_TORCH", f'"{torch.__version__}"'),
         ("MOLT_BUILD_FLAGS", f'"{shlex.join(flags)}"'),
         ("MOLT_CUDA_ARCHS", f'"{archs}"'),
+        ("MOLT_CUDA_NOTE", '"on"' if with_cuda else f'"{why}"'),
     ]
     cpu = sorted(str(p.relative_to(ROOT)) for pattern in ("*.cpp", "cpu/*.cpp") for p in (ROOT / "csrc").glob(pattern))
     headers = [str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.h")]
@@ -129,14 +140,21 @@ def builder(require: bool) -> type[build_ext]:
             for extension in self.extensions:
                 extension.define_macros.append(("MOLT_VERSION", f'"{self.distribution.get_version()}"'))
             folder = Path(self.get_ext_fullpath("molt._C")).parent
-            reason = None
+            reason = self.attempt()
+            if reason is not None and len(self.extensions) > 1:
+                # A CUDA compiler that fails must not take the CPU operators along.
+                self.extensions = [e for e in self.extensions if e.name == "molt._C"]
+                reason = self.attempt() or f"CUDA: {reason}"
+            write_note(folder, reason)
+
+        def attempt(self) -> str | None:
             try:
                 super().run()
             except Exception as error:
                 if require:
                     raise
-                reason = f"the build failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            write_note(folder, reason)
+                return f"the build failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            return None
 
     return Build
 
@@ -149,7 +167,8 @@ def write_note(folder: Path, reason: str | None) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     note.write_text(reason + "\n", encoding="utf-8")
-    print(f"molt: pure Python, without molt._C: {reason}", file=sys.stderr)
+    lost = "without molt._C_cuda" if reason.startswith("CUDA: ") else "pure Python, without molt._C"
+    print(f"molt: {lost}: {reason}", file=sys.stderr)
 
 
 def pure(reason: str) -> type[build_py]:

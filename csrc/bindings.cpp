@@ -32,6 +32,7 @@ py::dict build_config() {
   config["cpu_clones"] = MOLT_CLONES_NAME;
   config["flags"] = MOLT_BUILD_FLAGS;
   const std::string archs = MOLT_CUDA_ARCHS;
+  config["cuda"] = MOLT_CUDA_NOTE;
   config["cuda_archs"] = archs.empty() ? py::object(py::none()) : py::object(py::str(archs));
   return config;
 }

@@ -48,7 +48,10 @@ def _load_cuda() -> Extension:
         return Extension(name, None, str(CPU.reason))  # the schemas are in molt._C
     if torch.version.cuda is None:
         return Extension(name, None, "this torch is a CPU build (torch.version.cuda is None)")
-    return _load(name)
+    found = _load(name)
+    if found.reason is not None and "it was not built" in found.reason:
+        return Extension(name, None, f"{name} was not built: CUDA {CPU.module.build_config()['cuda']}")
+    return found
 
 
 CPU = _load("molt._C")

@@ -23,6 +23,7 @@ from molt.clustering import wants_features
 from molt.data.images import Photo, PhotoError, find_photos, load_photo, read_photo
 from molt.methods import METHODS, MOLT, Evidence, Multiscale
 from molt.methods.evidence import Captions
+from molt.ops._resize import no_kernel
 from molt.profiling import Profile
 from molt.structures import Localization, WeightsInfo
 
@@ -88,8 +89,7 @@ class Localizer:
             method's own.
         multi: True gives a box to every component of the map.
         device: ``"cpu"``, ``"cuda"``...; None takes a GPU where there is one.
-        backend: ``"auto"``, ``"reference"`` or ``"native"`` for cluster_refine, the operator that has a compiled form
-            in this version; None leaves what is in force.
+        backend: ``"auto"``, ``"reference"`` or ``"native"`` for the operators; None leaves what is in force.
         backbone: of ``seeded``: timm name of the network whose patches are compared, in place of the usual one.
         checkpoint: of ``seeded``: local weight file for that network; else the file that :meth:`molt.MOLT.save` wrote.
         source: ``"auto"``, ``"package"`` or ``"hub"``: where weights are taken from.
@@ -134,11 +134,13 @@ class Localizer:
             raise ValueError(f"alpha must be in [0, 1], got {alpha}")
         check_clusterer(clusterer)
         self.device = _pick_device(device)
-        use_native("cluster_refine", self.device, backend)  # a backend that is missing is told now
+        for op in ("fuse_maps", "cluster_refine", "component_boxes"):
+            use_native(op, self.device, backend)  # a backend that is missing is told now
         self.backend = backend
         build = partial(Multiscale, method) if isinstance(method, MOLT) else METHODS[method]
         self.method = build(weights, backbone=backbone, checkpoint=checkpoint, source=source)
         self.method.to(self.device)
+        use_native("fuse_maps", self.device, backend, no_kernel(self.method.order))
         if k > len(self.method.class_names):
             raise ValueError(f"k must be at most {len(self.method.class_names)}, the number of classes, got {k}")
         self.k = k

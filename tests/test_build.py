@@ -78,12 +78,21 @@ def test_nvcc_is_found_through_the_environment(script, tmp_path, monkeypatch):
     assert script.find_nvcc({"PATH": str(nvcc.parent)}) == str(nvcc)
 
 
-def test_architectures(script, monkeypatch):
-    assert script.default_archs({"TORCH_CUDA_ARCH_LIST": "9.0"}) == "9.0"
-    monkeypatch.setattr(torch._C, "_cuda_getArchFlags", lambda: "sm_75 sm_80 sm_90 sm_100 sm_120 compute_120")
-    assert script.default_archs({}) == "8.0;9.0;10.0;12.0+PTX"
-    monkeypatch.setattr(torch._C, "_cuda_getArchFlags", lambda: None)
+def test_architectures(script):
+    assert script.default_archs({"TORCH_CUDA_ARCH_LIST": "12.0"}) == "12.0"
     assert script.default_archs({}) == "8.0;9.0+PTX"
+
+
+def test_toolkit_is_named_where_torch_would_guess_wrong(script, tmp_path):
+    real, wrapper = tmp_path / "cuda-13.0", tmp_path / "local"
+    for folder in (real / "bin", real / "include", wrapper / "bin"):
+        folder.mkdir(parents=True)
+    (real / "include" / "cuda_runtime.h").write_text("")
+    (real / "bin" / "nvcc").write_text("#!/bin/sh\n")
+    assert script.find_toolkit({}, str(real / "bin" / "nvcc")) is None, "torch finds this by itself"
+    (wrapper / "bin" / "nvcc").symlink_to(real / "bin" / "nvcc")
+    assert script.find_toolkit({}, str(wrapper / "bin" / "nvcc")) == str(real)
+    assert script.find_toolkit({"CUDA_HOME": "/mine"}, str(wrapper / "bin" / "nvcc")) is None
 
 
 def test_every_cpp_file_is_compiled(script, monkeypatch):

@@ -75,8 +75,8 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = 
     line("devices", ", ".join(found["devices"]))
     line("backend", f"{config['backend']} (auto, reference or native; MOLT_BACKEND)")
     if config["native"]:
-        archs = build["cuda_archs"] or "none"
-        line("native", f"CPU operators: {build['compiler']}, for torch >= {build['torch_abi_target']}; CUDA: {archs}")
+        line("native", f"CPU operators: {build['compiler']}, for torch >= {build['torch_abi_target']}")
+        line("cuda", f"for {build['cuda_archs']}" if config["cuda"] else f"no CUDA operators: {config['cuda_missing']}")
     else:
         line("native", f"not compiled in: {config['native_missing']}")
     line("hub", found["hub"] + ("" if found["hub_needed"] else " (not needed: packages hold the weights)"))

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 
-def no_kernel(order: str, maps: Tensor) -> str | None:
-    """Say why no kernel resizes these maps, or None."""
+def no_kernel(order: str, maps: Tensor | None = None) -> str | None:
+    """Say why no kernel resizes such maps, or None."""
     if order != "resize_first":
         return f"there is no native kernel for order {order!r}, only for 'resize_first'"
-    if maps.device.type == "cuda" and maps.dtype == torch.float64:
+    if maps is not None and maps.device.type == "cuda" and maps.dtype == torch.float64:
         return "there is no native kernel for float64 maps on cuda"
     return None
 
