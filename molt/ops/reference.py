@@ -109,10 +109,11 @@ def upsample_normalize(maps: Tensor, size: tuple[int, int], order: str = "resize
     low, high = resized.amin((2, 3), keepdim=True), resized.amax((2, 3), keepdim=True)
     # Interpolating equal values can round them apart, so constancy is read off the input too.
     constant = (maps == maps[:, :, :1, :1]).flatten(2).all(-1)[..., None, None] | (high == low)
-    stretched = torch.where(constant, 0, (resized - low) / torch.where(constant, 1, high - low))
     # Not every value of a map is sampled when it shrinks, so NaN and infinity are read off the input too.
     sound = maps.isfinite().flatten(2).all(-1)[..., None, None] & (high - low).isfinite()
-    return torch.where(sound, stretched, torch.nan).to(maps.dtype)
+    # A range of infinity gives zeros and one of NaN NaN, without another pass over the large map.
+    span = torch.where(sound, torch.where(constant, torch.inf, high - low), torch.nan)
+    return ((resized - low) / span).to(maps.dtype)
 
 
 def fuse_maps(maps: list[Tensor], size: tuple[int, int], weights: list[float], order: str = "resize_first") -> Tensor:
