@@ -94,13 +94,14 @@ def refine(
         else:
             labels, counts = cluster(seen, target)
     results: list[Any] = []
+    limit = getattr(cluster, "num_clusters", counts)  # a known limit spares a GPU from reading the counts back
     for layer, stack in zip(layers, stacks, strict=True):
-        labels, counts = labels.to(stack.device), counts.to(stack.device)
+        labels = labels.to(stack.device)
         with use_backend(backend) if backend is not None else nullcontext():
-            resized = ops.upsample_normalize(stack, target) if normalize else _resize(stack, target)
-            refined = ops.cluster_refine(resized, labels, alpha, counts)
             if normalize:
-                refined = ops.upsample_normalize(refined, target)
+                refined = ops.upsample_normalize(ops.fuse_and_refine([stack], labels, alpha, limit), target)
+            else:
+                refined = ops.cluster_refine(_resize(stack, target), labels, alpha, limit)
         refined = refined.reshape(*layer.shape[:-2], *target)
         results.append(refined.numpy() if isinstance(layer, np.ndarray) else refined)
     return results if isinstance(maps, list) else results[0]

@@ -1,7 +1,8 @@
 """From images or Features to integer label maps.
 
 A clusterer is called ``labels, counts = clusterer(x, size)``: x images (B, 3, H, W) RGB float in [0, 1], or Features;
-labels (B, H, W) int32 in 0..count-1, counts (B,) int64.
+labels (B, H, W) int32 in 0..count-1, counts (B,) int64. An attribute ``num_clusters``, where it has one, is above every
+label: it spares a GPU from reading counts back.
 """
 
 from collections.abc import Callable
