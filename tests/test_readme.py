@@ -16,10 +16,11 @@ RESULTS = ROOT / "benchmarks" / "results" / "cpu-2-cores"
 
 
 def test_python_examples_run_as_printed(tmp_path: Path) -> None:
-    first, second, third = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    first, second, third, fourth = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     second += "\nassert refined.shape == (300, 451), refined.shape\n"
     third += "\nassert maps.shape == (2, 2, 448, 448) and model.trained and loc.alpha == 0.5\n"
-    for script in (first, second, third):
+    fourth += "\nassert refined.shape == fused.shape and means.shape == (8, 1, 50) and len(found.boxes)\n"
+    for script in (first, second, third, fourth):
         result = subprocess.run(
             [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=240, check=False
         )
