@@ -1,0 +1,355 @@
+"""Runs cases: the gate, the clock, the ratios; and what is said about the machine."""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import molt
+from molt.benchmark import gate, timing
+from molt.benchmark.registry import Case, Inputs, NotRun, Operation, Provider, first_line
+
+SCHEMA = 1
+SEED, GATE_SEED = 1, 2
+PIECE = 2**31  # bytes that the copy or fill beside an operation works on at once
+COPIES = 4  # of inputs that fit the GPU's cache
+PACKAGES = ("triton", "numpy", "scipy", "opencv-python-headless", "scikit-image", "scikit-learn", "torch-scatter")
+
+
+class _NoTruth(Exception):
+    """Nothing to compare with."""
+
+
+def device_name(device: torch.device | str) -> str:
+    """Return the name of a device for files: ``nvidia-h200``, ``cpu-2-cores``."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return "-".join(torch.cuda.get_device_name(device).lower().split())
+    return f"cpu-{_cores()}-cores"
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_case(
+    operation: Operation, case: Case, *, providers: Iterable[str] | None = None, seconds: float = 1.0
+) -> list[dict[str, Any]]:
+    """Check every provider on a case, then time those that are right, in turns.
+
+    Args:
+        operation: what to run.
+        case: one of its cases.
+        providers: names of those to run; all by default.
+        seconds: of timing for each provider.
+
+    Returns:
+        One row a provider and one for the limit, see `report`.
+    """
+    device = torch.device(case.device)
+    wanted = None if providers is None else set(providers)
+    chosen = [provider for provider in operation.providers if wanted is None or provider.name in wanted]
+    rows = {provider.name: _row(operation, case, provider.name, provider.kind) for provider in chosen}
+    try:
+        calls = _pass_gate(operation, case, chosen, rows)
+        _free(device)
+        _time(operation, case, calls, rows, seconds)
+    except torch.OutOfMemoryError as error:
+        _say_all(rows, f"out of memory: {first_line(error)}")
+    except NotRun as error:
+        _say_all(rows, str(error))
+    except _NoTruth as error:
+        for row in rows.values():
+            row["match"], row["note"] = False, str(error)
+    _free(device)
+    return list(rows.values())
+
+
+def _say_all(rows: dict[str, dict[str, Any]], note: str) -> None:
+    for row in rows.values():
+        if row["note"] is None and row["median_ms"] is None and row["match"] is not False:
+            row["note"] = f"not run: {note}"
+
+
+def _row(operation: Operation, case: Case, provider: str, kind: str) -> dict[str, Any]:
+    return {
+        "operation": operation.name,
+        "case": case.name,
+        "headline": case.headline,
+        "provider": provider,
+        "kind": kind,
+        "match": None,
+        "max_error": None,
+        "note": None,
+        "median_ms": None,
+        "p20_ms": None,
+        "p80_ms": None,
+        "runs": 0,
+        "bytes": None,
+        "GBps": None,
+        "share": None,
+        "speedup_reference": None,
+        "speedup_peer": None,
+        "extra_bytes": None,
+    }
+
+
+def _inputs(operation: Operation, case: Case, seed: int) -> Inputs:
+    generator = torch.Generator(case.device).manual_seed(seed)
+    return operation.make(case, generator)
+
+
+def _gradient(operation: Operation, case: Case, inputs: Inputs) -> torch.Tensor:
+    assert operation.shape is not None, f"{operation.name} has a case with backward, but no shape"
+    generator = torch.Generator(case.device).manual_seed(SEED)
+    return torch.randn(operation.shape(inputs), generator=generator, device=case.device)
+
+
+def _truth(operation: Operation, case: Case, inputs: Inputs) -> Any:
+    (reference,) = (provider for provider in operation.providers if provider.kind == "reference")
+    run = reference.load()
+    if case.backward:
+        run = gate.with_backward(run, _gradient(operation, case, inputs))
+    wide = gate.upcast(inputs)
+    with torch.no_grad():
+        return run(*wide.args, **wide.kwargs)
+
+
+def _bind(provider: Provider, run: Callable[..., Any], case: Case, gradient: torch.Tensor | None) -> Callable[..., Any]:
+    """Return the function as it is timed."""
+    if provider.kind == "compiled":
+        torch._dynamo.reset()
+        run = torch.compile(run, dynamic=False)
+    return gate.with_backward(run, gradient) if case.backward and gradient is not None else run
+
+
+def _arguments(provider: Provider, inputs: Inputs) -> Inputs:
+    return gate.changed(inputs, lambda tensor: tensor.numpy()) if provider.numpy else inputs
+
+
+def _pass_gate(
+    operation: Operation, case: Case, chosen: list[Provider], rows: dict[str, dict[str, Any]]
+) -> dict[str, tuple[Provider, Callable[..., Any]]]:
+    """Compare every provider with the truth; return those that are right, and write into the rows what is not."""
+    inputs = _inputs(operation, case, GATE_SEED)
+    try:
+        truth = _truth(operation, case, inputs)
+    except (NotRun, torch.OutOfMemoryError):
+        raise
+    except Exception as reason:
+        text = f"the reference in float64 raises {type(reason).__name__}: {first_line(reason)}"
+        raise _NoTruth(text) from reason
+    gradient = _gradient(operation, case, inputs) if case.backward else None
+    calls = {}
+    for provider in chosen:
+        row = rows[provider.name]
+        try:
+            call = _bind(provider, provider.resolve(case), case, gradient)
+            arguments = _arguments(provider, inputs)
+            with torch.no_grad():
+                result = call(*arguments.args, **arguments.kwargs)
+            error = gate.check(operation, result, truth, inputs, backward=case.backward)
+        except (NotRun, torch.OutOfMemoryError) as reason:
+            row["note"] = f"not run: {first_line(reason)}"
+        except Exception as reason:  # whatever a provider raises must not end the others' run
+            if provider.kind == "compiled":
+                row["note"] = f"not run: torch.compile: {type(reason).__name__}: {first_line(reason)}"
+            else:
+                row["match"] = False
+                row["note"] = f"raises {type(reason).__name__}: {first_line(reason)}"
+        else:
+            row["match"] = error <= operation.tolerance[case.dtype]
+            row["max_error"] = error if math.isfinite(error) else None
+            if row["match"]:
+                calls[provider.name] = provider, call
+            else:
+                row["note"] = f"does not match: {error:.3g}"
+            del result
+    return calls
+
+
+def _time(
+    operation: Operation,
+    case: Case,
+    calls: dict[str, tuple[Provider, Callable[..., Any]]],
+    rows: dict[str, dict[str, Any]],
+    seconds: float,
+) -> None:
+    """Time the calls and the limit, and fill in their rows."""
+    device = torch.device(case.device)
+    clock = timing.make_clock(device)
+    first = _inputs(operation, case, SEED)
+    moved = operation.moved(first) * (2 if case.backward else 1)
+    # A cache holds small inputs from one run to the next; users' inputs are new.
+    copies = COPIES if moved < clock.cache_bytes else 1
+    sets = [first, *(_inputs(operation, case, SEED + 10 * copy) for copy in range(1, copies))]
+
+    def bound(provider: Provider, call: Callable[..., Any]) -> timing.Run:
+        arguments = [_arguments(provider, inputs) for inputs in sets]
+
+        def run(turn: int) -> Any:
+            mine = arguments[turn % copies]
+            return call(*mine.args, **mine.kwargs)
+
+        return run
+
+    runs = {name: bound(provider, call) for name, (provider, call) in calls.items()}
+    runs[operation.limit] = _limit(operation.limit, moved, device)
+    with torch.no_grad():
+        taken = timing.measure(runs, clock, seconds)
+        for name, (provider, _) in calls.items():
+            if device.type == "cuda" or provider.kind in ("reference", "native"):
+                rows[name]["extra_bytes"] = timing.extra_bytes(lambda run=runs[name]: run(0), device)  # type: ignore[misc]
+    rows[operation.limit] = _row(operation, case, operation.limit, "limit")
+    for name, times in taken.items():
+        median = timing.quantile(times, 0.5)
+        rows[name] |= {
+            "median_ms": median,
+            "p20_ms": timing.quantile(times, 0.2),
+            "p80_ms": timing.quantile(times, 0.8),
+            "runs": len(times),
+            "bytes": moved,
+            "GBps": moved / median / 1e6,
+        }
+    add_ratios(rows, operation.limit)
+
+
+def _limit(kind: str, moved: int, device: torch.device) -> timing.Run:
+    """copy_ that reads and writes as many bytes together, or fill_ that writes as many; large numbers in pieces."""
+    pieces = max(1, math.ceil(moved / PIECE))
+    size = moved // pieces
+
+    def fill(turn: int) -> None:
+        for _ in range(pieces):
+            target.fill_(turn % 2)
+
+    def copy(_: int) -> None:
+        for _ in range(pieces):
+            target.copy_(source)
+
+    target = torch.zeros(size if kind == "fill" else size // 2, dtype=torch.uint8, device=device)
+    source = torch.zeros_like(target)
+    return fill if kind == "fill" else copy
+
+
+def add_ratios(rows: Mapping[str, dict[str, Any]], limit: str) -> None:
+    """Fill in share and speedups: how many times faster than the reference and than the fastest peer."""
+
+    def median(kind: str) -> float | None:
+        found = [row["median_ms"] for row in rows.values() if row["kind"] == kind and row["median_ms"] is not None]
+        return min(found, default=None)
+
+    reference, peer, least = median("reference"), median("peer"), rows[limit]["median_ms"]
+    for row in rows.values():
+        mine = row["median_ms"]
+        if mine is None or row["kind"] == "limit":
+            continue
+        row["share"] = least / mine
+        row["speedup_reference"] = None if reference is None else reference / mine
+        row["speedup_peer"] = None if peer is None else peer / mine
+
+
+def _free(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def run_all(
+    operations: Iterable[Operation],
+    device: str,
+    *,
+    providers: Iterable[str] | None = None,
+    quick: bool = False,
+    minutes: float | None = None,
+    seconds: float | None = None,
+    begin: Callable[[str], None] = lambda text: None,
+) -> Iterator[list[dict[str, Any]]]:
+    """Yield the rows of case after case, headline cases first.
+
+    Args:
+        operations: what to run.
+        device: ``"cpu"`` or ``"cuda"``.
+        providers: names of those to run; all by default.
+        quick: headline cases only.
+        minutes: after so many no further case is begun; the rest is rows "not run".
+        seconds: of timing a provider and case; a fifth to one by default.
+        begin: called with what is run next.
+    """
+    end = math.inf if minutes is None else time.monotonic() + 60 * minutes
+    budget = seconds if seconds is not None else 0.2 if quick or device == "cuda" else 1.0
+    work = [(operation, case) for operation in operations for case in operation.cases_on(device, quick=quick)]
+    work.sort(key=lambda item: not item[1].headline)
+    kept = None if providers is None else set(providers)
+    for number, (operation, case) in enumerate(work, 1):
+        begin(f"{number} of {len(work)}: {operation.name}, {case.name}")
+        if time.monotonic() < end:
+            yield run_case(operation, case, providers=kept, seconds=budget)
+            continue
+        rows = {
+            p.name: _row(operation, case, p.name, p.kind) for p in operation.providers if not kept or p.name in kept
+        }
+        _say_all(rows, f"the {minutes:g} minutes were over")
+        yield list(rows.values())
+
+
+def failed(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the rows whose provider raised or gave a wrong result."""
+    return [row for row in rows if row["match"] is False]
+
+
+def report(rows: list[dict[str, Any]], device: str, *, quick: bool, seconds_total: float) -> dict[str, Any]:
+    """Return what is written as JSON.
+
+    Each row has operation, case, headline, provider, kind, match (None where nothing was compared), max_error (None
+    where not finite), note, median_ms, p20_ms, p80_ms, runs, bytes (that must move at least once), GBps (bytes over
+    the median), share (the limit's time over this), speedup_reference, speedup_peer (times faster than the fastest
+    peer; below 1 slower) and extra_bytes (peak memory of a call beyond its result). Times are None where nothing ran.
+    """
+    found = {"molt": molt.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    commit, modified = _commit()
+    return {
+        "schema": SCHEMA,
+        "device": device_name(device),
+        "cuda": torch.version.cuda if device == "cuda" else None,
+        "threads": torch.get_num_threads(),
+        "versions": found,
+        "commit": commit,
+        "modified": modified,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "quick": quick,
+        "seconds_total": round(seconds_total, 1),
+        "rows": rows,
+    }
+
+
+def _commit() -> tuple[str | None, bool | None]:
+    """The commit of the checkout this package is used from, and whether tracked files differ; None in a wheel."""
+    root = Path(molt.__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None, None
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
