@@ -5,6 +5,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= gpu-results
+GPU_MINUTES ?= 4
 BIN = $(VENV)/bin
 BUILD = MOLT_REQUIRE_EXT=1 PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --no-build-isolation
 SOURCES = setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*)
@@ -14,12 +15,12 @@ SOURCES = setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*)
 help:
 	@sed -n 's/^# make/make/p' Makefile
 	@echo "make lint          ruff and mypy"
-	@echo "make bench         pytest-benchmark files on this machine's CPU"
+	@echo "make bench         operators against their peers on this machine's CPU: molt benchmark, pytest-benchmark"
 	@echo "make photos        fetch the benchmark photos and print the table of boxes (Debian or Ubuntu)"
 	@echo "make wheel         a wheel for this Python in dist/, repaired by auditwheel (docs/wheels.md)"
 	@echo "make test-install  isolated build, oldest and newest torch: before a release (tens of GB, minutes);"
 	@echo "                   WHEEL=dist/FILE.whl tries that file instead of building one"
-	@echo "make gpu           build in place, GPU tests and benchmarks with \$$(PYTHON); JSON and logs go to OUT=$(OUT)"
+	@echo "make gpu           build in place, GPU tests and benchmarks with \$$(PYTHON), 8 minutes; 8 files go to OUT=$(OUT)"
 	@echo "make clean         remove what was built"
 
 # torch first and no build isolation: an isolated build would fetch torch's 5 GB a second time.
@@ -50,12 +51,13 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.dev
-	$(BIN)/python -m pytest benchmarks --benchmark-only
-
 $(VENV)/.bench: $(VENV)/.dev
 	$(BUILD) --editable '.[demo,bench]'
 	touch $@
+
+bench: $(VENV)/.bench
+	$(BIN)/molt benchmark --device cpu
+	$(BIN)/python -m pytest benchmarks --benchmark-only
 
 photos: $(VENV)/.bench
 	$(BIN)/python benchmarks/photos/fetch.py photos-data
@@ -86,8 +88,16 @@ gpu:
 	@mkdir -p $(OUT)
 	MOLT_REQUIRE_EXT=1 $(PYTHON) setup.py build_ext --inplace > $(OUT)/build.log 2>&1 || { tail -n 30 $(OUT)/build.log; exit 1; }
 	$(PYTHON) -c 'import json, molt; print(json.dumps(molt.config(), indent=1, default=str))' > $(OUT)/config.json
-	set -o pipefail; $(PYTHON) -m pytest -m gpu tests --junitxml=$(OUT)/tests.xml 2>&1 | tee $(OUT)/tests.log
-	set -o pipefail; $(PYTHON) -m pytest benchmarks --benchmark-only --benchmark-json=$(OUT)/benchmarks.json 2>&1 | tee $(OUT)/benchmarks.log
+	set -o pipefail; failed=; \
+	echo "1 of 3: tests"; \
+	$(PYTHON) -m pytest -m gpu tests --junitxml=$(OUT)/tests.xml 2>&1 | tee $(OUT)/tests.log || failed="$$failed tests"; \
+	echo "2 of 3: operators, $(GPU_MINUTES) minutes at most"; \
+	$(PYTHON) -m molt.cli benchmark --device cuda --minutes $(GPU_MINUTES) --out $(OUT) 2>&1 \
+		| tee $(OUT)/operators.log || failed="$$failed operators"; \
+	echo "3 of 3: pytest-benchmark"; \
+	$(PYTHON) -m pytest benchmarks --benchmark-only --benchmark-json=$(OUT)/benchmarks.json 2>&1 \
+		| tee $(OUT)/benchmarks.log || failed="$$failed benchmarks"; \
+	if [ -n "$$failed" ]; then echo "make gpu: failed:$$failed; see the logs in $(OUT)"; exit 1; fi
 
 gpu: SHELL = /bin/bash
 

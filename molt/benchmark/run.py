@@ -148,7 +148,7 @@ def _pass_gate(
     except (NotRun, torch.OutOfMemoryError):
         raise
     except Exception as reason:
-        text = f"the reference in float64 raises {type(reason).__name__}: {first_line(reason)}"
+        text = f"no truth: the float64 reference raises {type(reason).__name__}: {first_line(reason)}"
         raise _NoTruth(text) from reason
     gradient = _gradient(operation, case, inputs) if case.backward else None
     calls = {}

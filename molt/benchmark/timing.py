@@ -131,7 +131,7 @@ def extra_bytes(run: Callable[[], Any], device: torch.device) -> int | None:
         before = torch.cuda.memory_allocated(device)
         result = run()
         torch.cuda.synchronize(device)
-        return max(0, int(torch.cuda.max_memory_allocated(device)) - before - _held(result))
+        return max(0, int(torch.cuda.max_memory_allocated(device)) - before - _held(result, device))
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
     before_cpu = _resident("VmRSS")
@@ -141,12 +141,12 @@ def extra_bytes(run: Callable[[], Any], device: torch.device) -> int | None:
         return None
     result = run()
     high = _resident("VmHWM")
-    return None if before_cpu is None or high is None else max(0, high - before_cpu - _held(result))
+    return None if before_cpu is None or high is None else max(0, high - before_cpu - _held(result, device))
 
 
-def _held(result: Any) -> int:
+def _held(result: Any, device: torch.device) -> int:
     """Bytes of a result's tensors."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors(result, "cpu"))
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors(result, device))
 
 
 def _resident(field: str) -> int | None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from molt import __version__
+from molt.cli.benchmark import benchmark
 from molt.cli.demo import demo
 from molt.cli.info import info
 from molt.cli.localize import localize
@@ -28,6 +29,7 @@ app = typer.Typer(
 app.command()(localize)
 app.command()(demo)
 app.command()(info)
+app.command()(benchmark)
 
 
 def _show_version(value: bool) -> None:

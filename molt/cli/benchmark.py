@@ -1,0 +1,171 @@
+"""`molt benchmark`: operators against their peers, checked first."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+FILE = "operators.json"
+FAILED = 1
+WIDTH = 130  # of tables that no terminal limits
+
+
+def benchmark(
+    operations: Annotated[
+        list[str] | None, typer.Argument(metavar="[OPERATION]...", help="Operators to measure; all by default.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="cpu or cuda; by default cuda where there is one.")
+    ] = None,
+    providers: Annotated[
+        str | None, typer.Option("--providers", metavar="A,B", help="Only these, e.g. reference,native.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="One case an operator, in a minute or two.")] = False,
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", help="Begin no further case after so many minutes.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON in place of tables.")] = False,
+    out: Annotated[
+        Path, typer.Option("--out", help=f"Folder of the report, written to DEVICE-NAME/{FILE} in it.")
+    ] = Path("molt-benchmark"),
+    show_list: Annotated[bool, typer.Option("--list", help="List operators, cases and providers, and stop.")] = False,
+) -> None:
+    """Time operators against plain PyTorch, torch.compile, other packages and a bare copy.
+
+    Every result is compared with the truth first; what does not match is not timed, and the exit code is then 1.
+    """
+    import torch
+    from rich.console import Console
+
+    from molt.benchmark import OPERATIONS, device_name, failed, report, run_all
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device not in ("cpu", "cuda"):
+        raise typer.BadParameter(f"--device {device}: expected cpu or cuda")
+    chosen = list(dict.fromkeys(operations or OPERATIONS))
+    for name in chosen:
+        if name not in OPERATIONS:
+            raise typer.BadParameter(f"no operation {name}; expected {', '.join(OPERATIONS)}")
+    work = [OPERATIONS[name] for name in chosen]
+    known = list(dict.fromkeys(provider.name for operation in work for provider in operation.providers))
+    wanted = None if providers is None else [name.strip() for name in providers.split(",") if name.strip()]
+    for name in wanted or []:
+        if name not in known:
+            raise typer.BadParameter(f"--providers {name}: no such provider here; expected {', '.join(known)}")
+    if wanted == []:
+        raise typer.BadParameter(f"--providers: names nobody; expected {', '.join(known)}")
+    if minutes is not None and not minutes > 0:
+        raise typer.BadParameter(f"--minutes {minutes:g}: expected a number above 0")
+    if show_list:
+        _list(work, device)
+        return
+    if device == "cuda" and not torch.cuda.is_available():
+        raise typer.BadParameter(f"--device cuda: torch sees no CUDA device (torch {torch.__version__})")
+    path = out / device_name(device) / FILE
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise typer.BadParameter(f"--out {out}: is or holds a file where a folder is needed") from None
+
+    console, errors = Console(highlight=False), Console(stderr=True, highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = WIDTH
+    rows: list[dict[str, Any]] = []
+    start = time.perf_counter()
+    status = errors.status("")
+
+    def begin(text: str) -> None:
+        if errors.is_terminal:
+            status.update(text)
+            status.start()
+        else:
+            errors.print(text, markup=False)
+
+    try:
+        for case in run_all(work, device, providers=wanted, quick=quick, minutes=minutes, begin=begin):
+            status.stop()
+            rows += case
+            if not as_json:
+                _show(console, case)
+            # After every case: what was measured outlives an interruption.
+            found = report(rows, device, quick=quick, seconds_total=time.perf_counter() - start)
+            _write(path, found)
+    finally:
+        status.stop()
+    if as_json:
+        print(dumps(found))
+    errors.print(f"written to {path}", markup=False)
+    wrong = failed(rows)
+    for row in wrong:
+        errors.print(f"{row['operation']}, {row['case']}: {row['provider']} {row['note']}", markup=False)
+    if wrong:
+        raise typer.Exit(FAILED)
+
+
+def dumps(found: Mapping[str, Any]) -> str:
+    """Return a report as JSON with one row a line."""
+    head = json.dumps({key: value for key, value in found.items() if key != "rows"}, indent=1)
+    rows = ",\n  ".join(json.dumps(row) for row in found["rows"])
+    return f'{head[:-2]},\n "rows": [\n  {rows}\n ]\n}}'
+
+
+def _write(path: Path, found: Mapping[str, Any]) -> None:
+    from molt._files import whole_file
+
+    with whole_file(path) as part:
+        part.write_text(dumps(found) + "\n", encoding="utf-8")
+
+
+def _list(work: Iterable[Any], device: str) -> None:
+    for operation in work:
+        print(f"{operation.name}  (GB/s of: {operation.counted}; limit: {operation.limit})")
+        print(f"  providers  {', '.join(provider.name for provider in operation.providers)}")
+        for case in operation.cases_on(device):
+            print(f"  {'* ' if case.headline else '  '}{case.name}")
+    print(f"cases on {device}; * are those of --quick")
+
+
+def _show(console: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print the rows of one case as a table, and below it why rows have no time."""
+    from rich.table import Table
+
+    title = f"{rows[0]['operation']}: {rows[0]['case']}"
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("provider", no_wrap=True)
+    table.add_column("matches", no_wrap=True)
+    for name in ("median ms", "20-80 %", "runs", "GB/s", "of limit", "x reference", "x best peer", "extra MiB"):
+        table.add_column(name, justify="right")
+    reasons = []
+    for row in rows:
+        if row["median_ms"] is None:
+            kind, _, reason = (row["note"] or "not run").partition(": ")
+            if row["match"] is False and row["max_error"] is not None:
+                kind, reason = row["note"], ""
+            table.add_row(row["provider"], kind)
+            if reason:
+                reasons.append(f"  {row['provider']}: {reason}")
+            continue
+        table.add_row(
+            row["provider"],
+            "limit" if row["kind"] == "limit" else f"to {row['max_error']:.1g}",
+            f"{row['median_ms']:.4g}",
+            f"{row['p20_ms']:.3g}-{row['p80_ms']:.3g}",
+            str(row["runs"]),
+            f"{row['GBps']:.3g}",
+            _number(row["share"], "{:.0%}"),
+            _number(row["speedup_reference"], "{:.2f}"),
+            _number(row["speedup_peer"], "{:.2f}"),
+            _number(None if row["extra_bytes"] is None else row["extra_bytes"] / 2**20, "{:.0f}"),
+        )
+    console.print(table)
+    for reason in reasons:
+        console.print(reason, markup=False, soft_wrap=True)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else form.format(value)
