@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from molt.benchmark.gate import tensors
 
 Run = Callable[[int], Any]
-LEAST_RUNS, MOST_RUNS = 3, 100
+LEAST_RUNS, MOST_RUNS = 5, 100
 PATIENCE_S = 2.0  # a provider slower than this is timed once
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -97,16 +98,20 @@ def measure(runs: Mapping[str, Run], clock: Clock, seconds: float) -> dict[str, 
 
 
 def _how_often(run: Run, clock: Clock, seconds: float) -> int:
-    """Warm a function up and choose its number of calls."""
-    taken = 0.0
-    for call in range(2):
+    """Warm a function up and choose its number of calls by the quicker of two."""
+    taken = math.inf
+    for call in range(3):
         clock.wait()
         start = time.perf_counter()
         run(call)
         clock.wait()
-        taken = time.perf_counter() - start
-        if taken > PATIENCE_S:
+        now = time.perf_counter() - start
+        if now > PATIENCE_S:
             return 1
+        if call:
+            taken = min(taken, now)
+            if taken * LEAST_RUNS > seconds:
+                break
     return max(LEAST_RUNS, min(MOST_RUNS, int(seconds / max(taken, 1e-6))))
 
 
