@@ -153,8 +153,8 @@ def _show(console: Any, rows: Sequence[Mapping[str, Any]]) -> None:
         table.add_row(
             row["provider"],
             "limit" if row["kind"] == "limit" else f"to {row['max_error']:.1g}",
-            f"{row['median_ms']:.4g}",
-            f"{row['p20_ms']:.3g}-{row['p80_ms']:.3g}",
+            _milliseconds(row["median_ms"]),
+            f"{_milliseconds(row['p20_ms'])}-{_milliseconds(row['p80_ms'])}",
             str(row["runs"]),
             f"{row['GBps']:.3g}",
             _number(row["share"], "{:.0%}"),
@@ -169,3 +169,7 @@ def _show(console: Any, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _number(value: float | None, form: str) -> str:
     return "" if value is None else form.format(value)
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
