@@ -146,6 +146,31 @@ def test_peers_of_the_cluster_operators_agree(name: str) -> None:
         assert operation.compare(result, first, inputs) <= operation.tolerance[torch.float32], other
 
 
+def test_scatter_packages_are_called_as_they_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins with the packages' signature; not every pyg-lib has the function."""
+    (tmp_path / "torch_scatter.py").write_text(
+        "import torch\n"
+        "def scatter_mean(src, index, dim=-1, out=None, dim_size=None):\n"
+        "    shape = [*src.shape]; shape[dim] = dim_size\n"
+        "    return src.new_zeros(shape).scatter_reduce(dim, index, src, 'mean', include_self=False)\n"
+    )
+    (tmp_path / "pyg_lib.py").write_text("class ops: pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("torch_scatter", "pyg_lib"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    operation = OPERATIONS["cluster_refine"]
+    case = dataclasses.replace(operation.cases_on("cpu")[0], images=1)
+    inputs = operation.make(case, torch.Generator().manual_seed(0))
+    peers = {provider.name: provider for provider in operation.providers}
+    result = peers["torch_scatter"].resolve(case)(*inputs.args)
+    truth = peers["scatter_add"].resolve(case)(*gate.upcast(inputs).args)
+    assert operation.compare(result, truth, inputs) <= operation.tolerance[torch.float32]
+    with pytest.raises(NotRun, match="this pyg-lib has no scatter_mean"):
+        peers["pyg_lib"].resolve(case)
+    for name in ("torch_scatter", "pyg_lib"):
+        sys.modules.pop(name)
+
+
 def test_right_providers_are_timed_and_compared() -> None:
     rows = rows_of(fake(peer(lambda x: x + x)))
     assert set(rows) == {"reference", "native", "peer", "copy"}
