@@ -13,7 +13,8 @@ from torch import Tensor
 MOST_SCALES = 4
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 PIXELS_A_THREAD = 8
-_ALL = tl.constexpr(tl.PropagateNan.ALL)
+ALL = tl.constexpr(tl.PropagateNan.ALL)
+LARGEST = tl.constexpr(torch.finfo(torch.float32).max)
 
 
 @triton.jit
@@ -25,67 +26,80 @@ def _first_sample(cell, small, large):
 
 @triton.jit
 def _fraction(sample, cell, small, large, inverse):
-    """How far in [0, 1] a sample lies between its cell's node and the next; negative (clamped) before the first."""
+    """How far in [0, 1] a sample lies from its cell's node to the next one."""
     rest = (2 * sample + 1) * small - large - 2 * large * cell
     return tl.maximum(rest, 0).to(tl.float32) * inverse
 
 
 @triton.jit
-def _load(pointer, offset, mask):
-    return tl.load(pointer + offset, mask=mask, other=0.0).to(tl.float32)
+def _remainder(rest, large, inverse):
+    """Less the share that is left from a row to its cell's lower node, in [-1, 0]."""
+    return (tl.maximum(rest, 0) - 2 * large).to(tl.float32) * inverse
+
+
+@triton.jit
+def _load(row, offset, TYPE: tl.constexpr):
+    """Values at unsigned byte offsets: a 64-bit scalar plus an unsigned 32-bit register is one address mode."""
+    return tl.load((row + offset).to(tl.pointer_type(TYPE), bitcast=True)).to(tl.float32)
 
 
 @triton.jit
 def _extremes(
     pointer, small_h, small_w, stride_h, stride_w, height, width, inverse_h, inverse_w,
-    TILE_H: tl.constexpr, TILE_W: tl.constexpr, POSITION: tl.constexpr,
+    TILE: tl.constexpr, SHRINK: tl.constexpr, POSITION: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
     """Least value and range of one upsampled map; the range is NaN where any node is NaN or infinite.
 
     Rounded arithmetic of a sample is monotone along an axis, so in a cell only the first and last sampled row and
-    column can hold extremes.
+    column can hold extremes. SHRINK: there may be cells without a sample.
     """
-    low = tl.full([TILE_H, TILE_W], float("inf"), tl.float32)
-    high = tl.full([TILE_H, TILE_W], float("-inf"), tl.float32)
-    poison = tl.zeros([TILE_H, TILE_W], tl.float32)
-    for left in range(0, small_w, TILE_W):
-        i = left + tl.arange(0, TILE_W)
+    low = tl.full([TILE], LARGEST, tl.float32)
+    high = tl.full([TILE], -LARGEST, tl.float32)
+    poison = tl.zeros([TILE], tl.float32)
+    for left in range(0, small_w, TILE):
+        # A cell met twice changes no extreme, so columns beyond the last need no mask.
+        i = tl.minimum(left + tl.arange(0, TILE), small_w - 1)
         wide_i = i.to(POSITION)
         x_first = _first_sample(wide_i, small_w, width)
         x_last = _first_sample(wide_i + 1, small_w, width) - 1
-        tx_first = _fraction(x_first, wide_i, small_w, width, inverse_w)[None, :]
-        tx_last = _fraction(x_last, wide_i, small_w, width, inverse_w)[None, :]
-        at_0 = (i * stride_w)[None, :]
-        at_1 = (tl.minimum(i + 1, small_w - 1) * stride_w)[None, :]
-        for top in range(0, small_h, TILE_H):
-            j = top + tl.arange(0, TILE_H)
-            wide_j = j.to(POSITION)
-            y_first = _first_sample(wide_j, small_h, height)
-            y_last = _first_sample(wide_j + 1, small_h, height) - 1
-            ty_first = _fraction(y_first, wide_j, small_h, height, inverse_h)[:, None]
-            ty_last = _fraction(y_last, wide_j, small_h, height, inverse_h)[:, None]
-            row_0 = (j * stride_h)[:, None]
-            row_1 = (tl.minimum(j + 1, small_h - 1) * stride_h)[:, None]
-            mask = (j < small_h)[:, None] & (i < small_w)[None, :]
-            sampled = mask & (y_last >= y_first)[:, None] & (x_last >= x_first)[None, :]
-            node = _load(pointer, row_0 + at_0, mask)
-            across = _load(pointer, row_0 + at_1, mask) - node
-            node_1 = _load(pointer, row_1 + at_0, mask)
-            across_1 = _load(pointer, row_1 + at_1, mask) - node_1
-            a = tl.fma(tx_first, across, node)
-            b = tl.fma(tx_last, across, node)
-            down_a = tl.fma(tx_first, across_1, node_1) - a
-            down_b = tl.fma(tx_last, across_1, node_1) - b
-            v0, v1 = tl.fma(ty_first, down_a, a), tl.fma(ty_last, down_a, a)
-            v2, v3 = tl.fma(ty_first, down_b, b), tl.fma(ty_last, down_b, b)
-            least = tl.minimum(tl.minimum(v0, v1, _ALL), tl.minimum(v2, v3, _ALL), _ALL)
-            most = tl.maximum(tl.maximum(v0, v1, _ALL), tl.maximum(v2, v3, _ALL), _ALL)
-            low = tl.where(sampled, tl.minimum(low, least), low)
-            high = tl.where(sampled, tl.maximum(high, most), high)
+        tx_first = _fraction(x_first, wide_i, small_w, width, inverse_w)
+        tx_last = _fraction(x_last, wide_i, small_w, width, inverse_w)
+        at_0 = (i * stride_w).to(tl.uint32)
+        at_1 = (tl.minimum(i + 1, small_w - 1) * stride_w).to(tl.uint32)
+        node = _load(pointer, at_0, TYPE)
+        next_node = _load(pointer, at_1, TYPE)
+        upper_a = tl.fma(tx_first, next_node - node, node)
+        upper_b = tl.fma(tx_last, next_node - node, node)
+        poison = tl.fma(node, 0.0, poison)
+        # The row below a cell is asked for one cell ahead.
+        ahead = tl.minimum(1, small_h - 1) * stride_h
+        node, next_node = _load(pointer + ahead, at_0, TYPE), _load(pointer + ahead, at_1, TYPE)
+        y_first = tl.zeros([], POSITION)
+        for row in range(0, small_h):
+            j = tl.cast(row, POSITION)
+            ahead = tl.minimum(row + 2, small_h - 1) * stride_h
+            below, next_below = _load(pointer + ahead, at_0, TYPE), _load(pointer + ahead, at_1, TYPE)
+            y_next = _first_sample(j + 1, small_h, height)
+            ty_first = _remainder((2 * y_first + 1) * small_h - height - 2 * height * j, height, inverse_h)
+            ty_last = _remainder((2 * y_next - 1) * small_h - height - 2 * height * j, height, inverse_h)
+            lower_a = tl.fma(tx_first, next_node - node, node)
+            lower_b = tl.fma(tx_last, next_node - node, node)
+            v0, v1 = tl.fma(ty_first, lower_a - upper_a, lower_a), tl.fma(ty_last, lower_a - upper_a, lower_a)
+            v2, v3 = tl.fma(ty_first, lower_b - upper_b, lower_b), tl.fma(ty_last, lower_b - upper_b, lower_b)
+            least = tl.minimum(tl.minimum(v0, v1, ALL), tl.minimum(v2, v3, ALL), ALL)
+            most = tl.maximum(tl.maximum(v0, v1, ALL), tl.maximum(v2, v3, ALL), ALL)
+            if SHRINK:
+                sampled = (y_next > y_first) & (x_last >= x_first)
+                low = tl.where(sampled, tl.minimum(low, least, ALL), low)
+                high = tl.where(sampled, tl.maximum(high, most, ALL), high)
+            else:
+                low, high = tl.minimum(low, least, ALL), tl.maximum(high, most, ALL)
             # Anything finite times zero is zero; NaN and infinity leave NaN.
-            poison += tl.where(sampled, (most - least) * 0.0, 0.0) + node * 0.0
-    least = tl.min(tl.min(low, 1), 0)
-    return least, tl.max(tl.max(high, 1), 0) - least + tl.sum(tl.sum(poison, 1), 0)
+            poison = tl.fma(node, 0.0, poison)
+            upper_a, upper_b, node, next_node, y_first = lower_a, lower_b, below, next_below, y_next
+    poison += low * 0.0 + high * 0.0
+    least = tl.min(low, 0)
+    return least, tl.max(high, 0) - least + tl.sum(poison, 0)
 
 
 @triton.jit
@@ -104,26 +118,22 @@ def _scaling(least, span, weight):
 
 
 @triton.jit
-def _row(pointer, offset, at_0, at_1, fraction):
-    a = tl.load(pointer + offset + at_0).to(tl.float32)
-    b = tl.load(pointer + offset + at_1).to(tl.float32)
-    return tl.fma(fraction, b - a, a)
+def _row(pointer, offset, at_0, at_1, fraction, p, q, r, TYPE: tl.constexpr, EXACT: tl.constexpr):
+    """One row of nodes interpolated horizontally, normalised unless EXACT."""
+    a = _load(pointer + offset, at_0, TYPE)
+    row = tl.fma(fraction, _load(pointer + offset, at_1, TYPE) - a, a)
+    if not EXACT:
+        row = tl.fma(row, p, q) * r
+    return row
 
 
 @triton.jit
-def _two_rows(
-    pointer, cell, rest, small_h, stride_h, height, at_0, at_1, fraction, p, q, r, EXACT: tl.constexpr
-):  # fmt: skip
-    """Horizontally interpolated upper row of a cell and the way down to its lower one, normalised unless EXACT."""
-    upper = tl.minimum(cell, small_h - 1)
-    # A cell whose only sampled row is its own upper one must not see the row below.
-    below = tl.where((rest == 0) & (small_h >= height), upper, tl.minimum(upper + 1, small_h - 1))
-    a = _row(pointer, upper * stride_h, at_0, at_1, fraction)
-    b = _row(pointer, below * stride_h, at_0, at_1, fraction)
-    if not EXACT:
-        a = tl.fma(a, p, q) * r
-        b = tl.fma(b, p, q) * r
-    return a, b - a
+def _below(cell, rest, small_h, height, SHRINK: tl.constexpr):
+    """The row below a cell's upper one; the same where the only sampled row is the upper one itself."""
+    below = tl.minimum(cell + 1, small_h - 1)
+    if SHRINK:
+        below = tl.where((rest == 0) & (small_h >= height), tl.minimum(cell, small_h - 1), below)
+    return below
 
 
 # Specialising on sizes and strides would compile anew for most photos.
@@ -138,9 +148,11 @@ def _fuse_kernel(
     map_1, weight_1, h_1, w_1, sb_1, sc_1, sh_1, sw_1,
     map_2, weight_2, h_2, w_2, sb_2, sc_2, sh_2, sw_2,
     map_3, weight_3, h_3, w_3, sb_3, sc_3, sh_3, sw_3,
-    SCALES: tl.constexpr, EXACT: tl.constexpr, ADD: tl.constexpr, CLAMP: tl.constexpr, WIDTH_ALIGN: tl.constexpr,
-    BLOCK_W: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr, POSITION: tl.constexpr,
+    SCALES: tl.constexpr, EXACT: tl.constexpr, ADD: tl.constexpr, CLAMP: tl.constexpr, SHRINK: tl.constexpr,
+    WIDTH_ALIGN: tl.constexpr, BLOCK_W: tl.constexpr, TILE: tl.constexpr, POSITION: tl.constexpr,
 ):  # fmt: skip
+    TYPE: tl.constexpr = map_0.dtype.element_ty
+    BYTES: tl.constexpr = TYPE.primitive_bitwidth // 8
     maps, weights = (map_0, map_1, map_2, map_3), (weight_0, weight_1, weight_2, weight_3)
     small_hs, small_ws = (h_0, h_1, h_2, h_3), (w_0, w_1, w_2, w_3)
     strides_b, strides_c = (sb_0, sb_1, sb_2, sb_3), (sc_0, sc_1, sc_2, sc_3)
@@ -153,21 +165,25 @@ def _fuse_kernel(
     map_index = program // blocks // splits
     batch = (map_index // channels).to(tl.int64)
     channel = (map_index % channels).to(tl.int64)
-    inverse_h = tl.div_rn(1.0, (2 * height).to(tl.float32))
+    turn = 2 * height
+    inverse_h = tl.div_rn(1.0, turn.to(tl.float32))
     inverse_w = tl.div_rn(1.0, (2 * width).to(tl.float32))
     x = block * BLOCK_W + tl.arange(0, BLOCK_W)
     wide_x = tl.minimum(x, width - 1).to(POSITION)
     y_begin = split * rows
     y_end = tl.minimum(y_begin + rows, height)
 
-    pointers, scaling, columns, cells, rests, uppers, downs = (), (), (), (), (), (), ()
+    pointers, pitches, scaling, columns = (), (), (), ()
+    steps, gains, cells, rests, lowers, downs = (), (), (), (), (), ()
     base = tl.zeros([BLOCK_W], tl.float32)
     for s in tl.static_range(SCALES):
-        small_h, small_w, stride_h, stride_w = small_hs[s], small_ws[s], strides_h[s], strides_w[s]
+        small_h, small_w = small_hs[s], small_ws[s]
+        stride_h, stride_w = strides_h[s] * BYTES, strides_w[s] * BYTES
         pointer = maps[s] + batch * strides_b[s] + channel * strides_c[s]
+        pointer = pointer.to(tl.pointer_type(tl.uint8), bitcast=True)
         least, span = _extremes(
             pointer, small_h, small_w, stride_h, stride_w, height, width, inverse_h, inverse_w,
-            TILE_H, TILE_W, POSITION,
+            TILE, SHRINK, POSITION, TYPE,
         )  # fmt: skip
         p, q, r = _scaling(least, span, weights[s])
 
@@ -176,25 +192,29 @@ def _fuse_kernel(
         rest_x = (n - i * (2 * width)).to(tl.int32)
         i = i.to(tl.int32)
         fraction = rest_x.to(tl.float32) * inverse_w
-        at_0 = i * stride_w
-        at_1 = tl.where(rest_x == 0, i, tl.minimum(i + 1, small_w - 1)) * stride_w
+        at_0 = (i * stride_w).to(tl.uint32)
+        at_1 = (tl.where(rest_x == 0, i, tl.minimum(i + 1, small_w - 1)) * stride_w).to(tl.uint32)
 
         n = (2 * y_begin.to(POSITION) + 1) * small_h - height
-        cell = tl.maximum(n, 0) // (2 * height)
-        rest = (n - cell * (2 * height)).to(tl.int32)
+        cell = tl.maximum(n, 0) // turn
+        rest = (n - cell * turn).to(tl.int32)
         cell = cell.to(tl.int32)
-        a, d = _two_rows(pointer, cell, rest, small_h, stride_h, height, at_0, at_1, fraction, p, q, r, EXACT)
-        base += a
-        pointers, scaling, columns = pointers + (pointer,), scaling + (p, q, r), columns + (at_0, at_1, fraction)
-        cells, rests, uppers, downs = cells + (cell,), rests + (rest,), uppers + (a,), downs + (d,)
+        a = _row(pointer, tl.minimum(cell, small_h - 1) * stride_h, at_0, at_1, fraction, p, q, r, TYPE, EXACT)
+        below = _below(cell, rest, small_h, height, SHRINK)
+        b = _row(pointer, below * stride_h, at_0, at_1, fraction, p, q, r, TYPE, EXACT)
+        base += b
+        step = small_h // height
+        pointers, pitches, scaling = pointers + (pointer,), pitches + (stride_h,), scaling + (p, q, r)
+        columns = columns + (at_0, at_1, fraction)
+        steps, gains = steps + (step,), gains + (2 * (small_h - step * height),)
+        cells, rests, lowers, downs = cells + (cell,), rests + (rest,), lowers + (b,), downs + (b - a,)
 
     start = (map_index.to(tl.int64) * height + y_begin) * width
     mask = x < width
     for _ in range(y_begin, y_end):
         value = base
         for s in tl.static_range(SCALES):
-            t = tl.maximum(rests[s], 0).to(tl.float32) * inverse_h
-            value = tl.fma(t, downs[s], value)
+            value = tl.fma(_remainder(rests[s], height, inverse_h), downs[s], value)
         if EXACT:
             value = tl.fma(value, scaling[0], scaling[1]) * scaling[2]
         at = start + x
@@ -202,30 +222,39 @@ def _fuse_kernel(
         if ADD:
             value += tl.load(partial + at, mask=mask, other=0.0)
         if CLAMP:
-            value = tl.minimum(tl.maximum(value, 0.0, _ALL), 1.0, _ALL)
+            value = tl.minimum(tl.maximum(value, 0.0, ALL), 1.0, ALL)
         tl.store(out + at, value.to(out.dtype.element_ty), mask=mask)
 
         moved = False
-        next_cells, next_rests, next_uppers, next_downs = (), (), (), ()
+        next_cells, next_rests, next_lowers, next_downs = (), (), (), ()
         for s in tl.static_range(SCALES):
-            small_h, stride_h = small_hs[s], strides_h[s]
-            step = small_h // height
-            cell, rest, a, d = cells[s], rests[s] + 2 * (small_h - step * height), uppers[s], downs[s]
-            if (step > 0) | (rest >= 2 * height):
-                cell += step + (rest >= 2 * height).to(tl.int32)
-                rest = tl.where(rest >= 2 * height, rest - 2 * height, rest)
-                a, d = _two_rows(
-                    pointers[s], cell, rest, small_h, stride_h, height, columns[3 * s], columns[3 * s + 1],
-                    columns[3 * s + 2], scaling[3 * s], scaling[3 * s + 1], scaling[3 * s + 2], EXACT,
-                )  # fmt: skip
+            small_h, cell, rest, b, d = small_hs[s], cells[s], rests[s] + gains[s], lowers[s], downs[s]
+            at_0, at_1, fraction = columns[3 * s], columns[3 * s + 1], columns[3 * s + 2]
+            p, q, r = scaling[3 * s], scaling[3 * s + 1], scaling[3 * s + 2]
+            change = rest >= turn
+            if SHRINK:
+                change = change | (steps[s] > 0)
+            if change:
+                if SHRINK:
+                    cell += steps[s] + (rest >= turn).to(tl.int32)
+                    rest = tl.where(rest >= turn, rest - turn, rest)
+                    upper = tl.minimum(cell, small_h - 1)
+                    a = _row(pointers[s], upper * pitches[s], at_0, at_1, fraction, p, q, r, TYPE, EXACT)
+                else:
+                    cell += 1
+                    rest -= turn
+                    a = b
+                below = _below(cell, rest, small_h, height, SHRINK)
+                b = _row(pointers[s], below * pitches[s], at_0, at_1, fraction, p, q, r, TYPE, EXACT)
+                d = b - a
                 moved = True
             next_cells, next_rests = next_cells + (cell,), next_rests + (rest,)
-            next_uppers, next_downs = next_uppers + (a,), next_downs + (d,)
-        cells, rests, uppers, downs = next_cells, next_rests, next_uppers, next_downs
+            next_lowers, next_downs = next_lowers + (b,), next_downs + (d,)
+        cells, rests, lowers, downs = next_cells, next_rests, next_lowers, next_downs
         if moved:
-            base = uppers[0]
+            base = lowers[0]
             for s in tl.static_range(1, SCALES):
-                base += uppers[s]
+                base += lowers[s]
 
 
 def fuse_maps(maps: list[Tensor], size: tuple[int, int], weights: list[float]) -> Tensor:
@@ -278,7 +307,6 @@ def plan(
     block = max(32, min(512, triton.next_power_of_2(width)))
     warps = max(1, block // (32 * PIXELS_A_THREAD))
     blocks = triton.cdiv(width, block)
-    tile_w = min(128, triton.next_power_of_2(max(m.shape[3] for m in maps)))
     # Rows are split for few maps only, and never so fine that finding the extremes again costs more than the rows.
     cells = sum(m.shape[2] * m.shape[3] for m in maps)
     splits = triton.cdiv(16 * processors, batch * channels * blocks * warps)
@@ -292,10 +320,10 @@ def plan(
     arguments = (channels, height, width // align, rows, splits, blocks, *itertools.chain(*scales))
     options: dict[str, object] = {
         "SCALES": len(maps),
+        "SHRINK": any(m.shape[2] >= height or m.shape[3] > width for m in maps),
         "WIDTH_ALIGN": align,
         "BLOCK_W": block,
-        "TILE_H": max(1, 256 * warps // tile_w),
-        "TILE_W": tile_w,
+        "TILE": min(256 * warps, triton.next_power_of_2(max(m.shape[3] for m in maps))),
         "POSITION": tl.int32 if 2 * (largest + 1) * 2 * max(height, width) < 2**31 else tl.int64,
         "num_warps": warps,
         "enable_fp_fusion": False,
