@@ -12,16 +12,18 @@ from torch import Tensor
 # More scales go in groups of this many, added up through a float32 buffer: state grows with each.
 MOST_SCALES = 4
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-PIXELS_A_THREAD = 8
 ALL = tl.constexpr(tl.PropagateNan.ALL)
 LARGEST = tl.constexpr(torch.finfo(torch.float32).max)
 
 
 @triton.jit
 def _first_sample(cell, small, large):
-    """First of the `large` samples in a cell of `small`; `large` itself for the cell after the last."""
+    """First of the `large` samples in a cell of `small`; `large` itself for the cell after the last.
+
+    Cell -1 holds the samples before the first node.
+    """
     first = (large * (2 * cell + 1) + small - 1) // (2 * small)
-    return tl.where(cell <= 0, 0, tl.where(cell >= small, large, first))
+    return tl.where(cell < 0, 0, tl.where(cell >= small, large, first))
 
 
 @triton.jit
@@ -34,7 +36,7 @@ def _fraction(sample, cell, small, large, inverse):
 @triton.jit
 def _remainder(rest, large, inverse):
     """Less the share that is left from a row to its cell's lower node, in [-1, 0]."""
-    return (tl.maximum(rest, 0) - 2 * large).to(tl.float32) * inverse
+    return (rest - 2 * large).to(tl.float32) * inverse
 
 
 @triton.jit
@@ -55,12 +57,14 @@ def _extremes(
     """
     low = tl.full([TILE], LARGEST, tl.float32)
     high = tl.full([TILE], -LARGEST, tl.float32)
-    poison = tl.zeros([TILE], tl.float32)
+    # One lane a row: brings small maps into the cache at once.
+    lane = tl.minimum(tl.arange(0, TILE), small_h - 1)
+    poison = _load(pointer, (lane * stride_h).to(tl.uint32), TYPE) * 0.0
     for left in range(0, small_w, TILE):
         # A cell met twice changes no extreme, so columns beyond the last need no mask.
         i = tl.minimum(left + tl.arange(0, TILE), small_w - 1)
         wide_i = i.to(POSITION)
-        x_first = _first_sample(wide_i, small_w, width)
+        x_first = tl.where(i == 0, 0, _first_sample(wide_i, small_w, width))
         x_last = _first_sample(wide_i + 1, small_w, width) - 1
         tx_first = _fraction(x_first, wide_i, small_w, width, inverse_w)
         tx_last = _fraction(x_last, wide_i, small_w, width, inverse_w)
@@ -70,12 +74,9 @@ def _extremes(
         next_node = _load(pointer, at_1, TYPE)
         upper_a = tl.fma(tx_first, next_node - node, node)
         upper_b = tl.fma(tx_last, next_node - node, node)
-        poison = tl.fma(node, 0.0, poison)
         # The row below a cell is asked for one cell ahead.
-        ahead = tl.minimum(1, small_h - 1) * stride_h
-        node, next_node = _load(pointer + ahead, at_0, TYPE), _load(pointer + ahead, at_1, TYPE)
         y_first = tl.zeros([], POSITION)
-        for row in range(0, small_h):
+        for row in range(-1, small_h):
             j = tl.cast(row, POSITION)
             ahead = tl.minimum(row + 2, small_h - 1) * stride_h
             below, next_below = _load(pointer + ahead, at_0, TYPE), _load(pointer + ahead, at_1, TYPE)
@@ -132,7 +133,7 @@ def _below(cell, rest, small_h, height, SHRINK: tl.constexpr):
     """The row below a cell's upper one; the same where the only sampled row is the upper one itself."""
     below = tl.minimum(cell + 1, small_h - 1)
     if SHRINK:
-        below = tl.where((rest == 0) & (small_h >= height), tl.minimum(cell, small_h - 1), below)
+        below = tl.where((rest == 0) & (small_h >= height), cell, below)
     return below
 
 
@@ -173,58 +174,49 @@ def _fuse_kernel(
     y_begin = split * rows
     y_end = tl.minimum(y_begin + rows, height)
 
-    pointers, pitches, scaling, columns = (), (), (), ()
-    steps, gains, cells, rests, lowers, downs = (), (), (), (), (), ()
-    base = tl.zeros([BLOCK_W], tl.float32)
+    pointers, pitches, scaling = (), (), ()
     for s in tl.static_range(SCALES):
-        small_h, small_w = small_hs[s], small_ws[s]
         stride_h, stride_w = strides_h[s] * BYTES, strides_w[s] * BYTES
         pointer = maps[s] + batch * strides_b[s] + channel * strides_c[s]
         pointer = pointer.to(tl.pointer_type(tl.uint8), bitcast=True)
         least, span = _extremes(
-            pointer, small_h, small_w, stride_h, stride_w, height, width, inverse_h, inverse_w,
+            pointer, small_hs[s], small_ws[s], stride_h, stride_w, height, width, inverse_h, inverse_w,
             TILE, SHRINK, POSITION, TYPE,
         )  # fmt: skip
         p, q, r = _scaling(least, span, weights[s])
+        pointers, pitches, scaling = pointers + (pointer,), pitches + (stride_h,), scaling + (p, q, r)
 
+    columns, steps, gains, cells, rests, lowers, downs = (), (), (), (), (), (), ()
+    for s in tl.static_range(SCALES):
+        small_h, small_w, stride_w = small_hs[s], small_ws[s], strides_w[s] * BYTES
         n = tl.maximum((2 * wide_x + 1) * small_w - width, 0)
         i = n // (2 * width)
-        rest_x = (n - i * (2 * width)).to(tl.int32)
+        rest = (n - i * (2 * width)).to(tl.int32)
         i = i.to(tl.int32)
-        fraction = rest_x.to(tl.float32) * inverse_w
         at_0 = (i * stride_w).to(tl.uint32)
-        at_1 = (tl.where(rest_x == 0, i, tl.minimum(i + 1, small_w - 1)) * stride_w).to(tl.uint32)
+        at_1 = (tl.where(rest == 0, i, tl.minimum(i + 1, small_w - 1)) * stride_w).to(tl.uint32)
+        columns = columns + (at_0, at_1, rest.to(tl.float32) * inverse_w)
 
+        step = small_h // height
+        gain = 2 * (small_h - step * height)
         n = (2 * y_begin.to(POSITION) + 1) * small_h - height
-        cell = tl.maximum(n, 0) // turn
+        cell = (n + turn) // turn - 1
         rest = (n - cell * turn).to(tl.int32)
         cell = cell.to(tl.int32)
-        a = _row(pointer, tl.minimum(cell, small_h - 1) * stride_h, at_0, at_1, fraction, p, q, r, TYPE, EXACT)
-        below = _below(cell, rest, small_h, height, SHRINK)
-        b = _row(pointer, below * stride_h, at_0, at_1, fraction, p, q, r, TYPE, EXACT)
-        base += b
-        step = small_h // height
-        pointers, pitches, scaling = pointers + (pointer,), pitches + (stride_h,), scaling + (p, q, r)
-        columns = columns + (at_0, at_1, fraction)
-        steps, gains = steps + (step,), gains + (2 * (small_h - step * height),)
-        cells, rests, lowers, downs = cells + (cell,), rests + (rest,), lowers + (b,), downs + (b - a,)
+        upper = tl.maximum(cell, 0) * pitches[s]
+        b = _row(
+            pointers[s], upper, at_0, at_1, columns[3 * s + 2], scaling[3 * s], scaling[3 * s + 1],
+            scaling[3 * s + 2], TYPE, EXACT,
+        )  # fmt: skip
+        # One move short of the first row: the loop starts with it.
+        steps, gains = steps + (step,), gains + (gain,)
+        cells, rests = cells + (cell - step - 1,), rests + (rest + turn - gain,)
+        lowers, downs = lowers + (b,), downs + (tl.zeros([BLOCK_W], tl.float32),)
 
+    base = tl.zeros([BLOCK_W], tl.float32)
     start = (map_index.to(tl.int64) * height + y_begin) * width
     mask = x < width
     for _ in range(y_begin, y_end):
-        value = base
-        for s in tl.static_range(SCALES):
-            value = tl.fma(_remainder(rests[s], height, inverse_h), downs[s], value)
-        if EXACT:
-            value = tl.fma(value, scaling[0], scaling[1]) * scaling[2]
-        at = start + x
-        start += width
-        if ADD:
-            value += tl.load(partial + at, mask=mask, other=0.0)
-        if CLAMP:
-            value = tl.minimum(tl.maximum(value, 0.0, ALL), 1.0, ALL)
-        tl.store(out + at, value.to(out.dtype.element_ty), mask=mask)
-
         moved = False
         next_cells, next_rests, next_lowers, next_downs = (), (), (), ()
         for s in tl.static_range(SCALES):
@@ -238,7 +230,7 @@ def _fuse_kernel(
                 if SHRINK:
                     cell += steps[s] + (rest >= turn).to(tl.int32)
                     rest = tl.where(rest >= turn, rest - turn, rest)
-                    upper = tl.minimum(cell, small_h - 1)
+                    upper = tl.maximum(cell, 0)
                     a = _row(pointers[s], upper * pitches[s], at_0, at_1, fraction, p, q, r, TYPE, EXACT)
                 else:
                     cell += 1
@@ -255,6 +247,18 @@ def _fuse_kernel(
             base = lowers[0]
             for s in tl.static_range(1, SCALES):
                 base += lowers[s]
+        value = base
+        for s in tl.static_range(SCALES):
+            value = tl.fma(_remainder(rests[s], height, inverse_h), downs[s], value)
+        if EXACT:
+            value = tl.fma(value, scaling[0], scaling[1]) * scaling[2]
+        at = start + x
+        start += width
+        if ADD:
+            value += tl.load(partial + at, mask=mask, other=0.0)
+        if CLAMP:
+            value = tl.minimum(tl.maximum(value, 0.0, ALL), 1.0, ALL)
+        tl.store(out + at, value.to(out.dtype.element_ty), mask=mask)
 
 
 def fuse_maps(maps: list[Tensor], size: tuple[int, int], weights: list[float]) -> Tensor:
@@ -305,7 +309,7 @@ def plan(
     ]
     largest = max(max(m.shape[2:]) for m in maps) + 256
     block = max(32, min(512, triton.next_power_of_2(width)))
-    warps = max(1, block // (32 * PIXELS_A_THREAD))
+    warps = max(1, block // (256 if len(maps) < MOST_SCALES else 128))
     blocks = triton.cdiv(width, block)
     # Rows are split for few maps only, and never so fine that finding the extremes again costs more than the rows.
     cells = sum(m.shape[2] * m.shape[3] for m in maps)
