@@ -34,12 +34,6 @@ def _fraction(sample, cell, small, large, inverse):
 
 
 @triton.jit
-def _remainder(rest, large, inverse):
-    """Less the share that is left from a row to its cell's lower node, in [-1, 0]."""
-    return (rest - 2 * large).to(tl.float32) * inverse
-
-
-@triton.jit
 def _load(row, offset, TYPE: tl.constexpr):
     """Values at unsigned byte offsets: a 64-bit scalar plus an unsigned 32-bit register is one address mode."""
     return tl.load((row + offset).to(tl.pointer_type(TYPE), bitcast=True)).to(tl.float32)
@@ -81,8 +75,10 @@ def _extremes(
             ahead = tl.minimum(row + 2, small_h - 1) * stride_h
             below, next_below = _load(pointer + ahead, at_0, TYPE), _load(pointer + ahead, at_1, TYPE)
             y_next = _first_sample(j + 1, small_h, height)
-            ty_first = _remainder((2 * y_first + 1) * small_h - height - 2 * height * j, height, inverse_h)
-            ty_last = _remainder((2 * y_next - 1) * small_h - height - 2 * height * j, height, inverse_h)
+            # Less the way that is left to the lower row.
+            node_at = height + 2 * height * (j + 1)
+            ty_first = ((2 * y_first + 1) * small_h - node_at).to(tl.float32) * inverse_h
+            ty_last = ((2 * y_next - 1) * small_h - node_at).to(tl.float32) * inverse_h
             lower_a = tl.fma(tx_first, next_node - node, node)
             lower_b = tl.fma(tx_last, next_node - node, node)
             v0, v1 = tl.fma(ty_first, lower_a - upper_a, lower_a), tl.fma(ty_last, lower_a - upper_a, lower_a)
@@ -133,7 +129,7 @@ def _below(cell, rest, small_h, height, SHRINK: tl.constexpr):
     """The row below a cell's upper one; the same where the only sampled row is the upper one itself."""
     below = tl.minimum(cell + 1, small_h - 1)
     if SHRINK:
-        below = tl.where((rest == 0) & (small_h >= height), cell, below)
+        below = tl.where((rest == -2 * height) & (small_h >= height), cell, below)
     return below
 
 
@@ -201,35 +197,34 @@ def _fuse_kernel(
         gain = 2 * (small_h - step * height)
         n = (2 * y_begin.to(POSITION) + 1) * small_h - height
         cell = (n + turn) // turn - 1
-        rest = (n - cell * turn).to(tl.int32)
+        rest = (n - cell * turn).to(tl.int32) - turn
         cell = cell.to(tl.int32)
         upper = tl.maximum(cell, 0) * pitches[s]
         b = _row(
             pointers[s], upper, at_0, at_1, columns[3 * s + 2], scaling[3 * s], scaling[3 * s + 1],
             scaling[3 * s + 2], TYPE, EXACT,
         )  # fmt: skip
-        # One move short of the first row: the loop starts with it.
+        # The rest runs from -turn to 0 on the way to the lower row. One move short of the first row: the loop
+        # starts with it.
         steps, gains = steps + (step,), gains + (gain,)
         cells, rests = cells + (cell - step - 1,), rests + (rest + turn - gain,)
         lowers, downs = lowers + (b,), downs + (tl.zeros([BLOCK_W], tl.float32),)
 
-    base = tl.zeros([BLOCK_W], tl.float32)
     start = (map_index.to(tl.int64) * height + y_begin) * width
     mask = x < width
     for _ in range(y_begin, y_end):
-        moved = False
         next_cells, next_rests, next_lowers, next_downs = (), (), (), ()
         for s in tl.static_range(SCALES):
             small_h, cell, rest, b, d = small_hs[s], cells[s], rests[s] + gains[s], lowers[s], downs[s]
             at_0, at_1, fraction = columns[3 * s], columns[3 * s + 1], columns[3 * s + 2]
             p, q, r = scaling[3 * s], scaling[3 * s + 1], scaling[3 * s + 2]
-            change = rest >= turn
+            change = rest >= 0
             if SHRINK:
                 change = change | (steps[s] > 0)
             if change:
                 if SHRINK:
-                    cell += steps[s] + (rest >= turn).to(tl.int32)
-                    rest = tl.where(rest >= turn, rest - turn, rest)
+                    cell += steps[s] + (rest >= 0).to(tl.int32)
+                    rest = tl.where(rest >= 0, rest - turn, rest)
                     upper = tl.maximum(cell, 0)
                     a = _row(pointers[s], upper * pitches[s], at_0, at_1, fraction, p, q, r, TYPE, EXACT)
                 else:
@@ -239,17 +234,12 @@ def _fuse_kernel(
                 below = _below(cell, rest, small_h, height, SHRINK)
                 b = _row(pointers[s], below * pitches[s], at_0, at_1, fraction, p, q, r, TYPE, EXACT)
                 d = b - a
-                moved = True
             next_cells, next_rests = next_cells + (cell,), next_rests + (rest,)
             next_lowers, next_downs = next_lowers + (b,), next_downs + (d,)
         cells, rests, lowers, downs = next_cells, next_rests, next_lowers, next_downs
-        if moved:
-            base = lowers[0]
-            for s in tl.static_range(1, SCALES):
-                base += lowers[s]
-        value = base
-        for s in tl.static_range(SCALES):
-            value = tl.fma(_remainder(rests[s], height, inverse_h), downs[s], value)
+        value = tl.fma(rests[0].to(tl.float32) * inverse_h, downs[0], lowers[0])
+        for s in tl.static_range(1, SCALES):
+            value += tl.fma(rests[s].to(tl.float32) * inverse_h, downs[s], lowers[s])
         if EXACT:
             value = tl.fma(value, scaling[0], scaling[1]) * scaling[2]
         at = start + x
