@@ -1,5 +1,6 @@
 """Bilinear upsampling, per-map min-max and the weighted sum over scales, in one launch and one write."""
 
+# ruff: noqa: RUF005  (the kernel language adds tuples and does not unpack into them)
 from __future__ import annotations
 
 import itertools
@@ -63,7 +64,10 @@ def _extremes(
         tx_first = _fraction(x_first, wide_i, small_w, width, inverse_w)
         tx_last = _fraction(x_last, wide_i, small_w, width, inverse_w)
         at_0 = (i * stride_w).to(tl.uint32)
-        at_1 = (tl.minimum(i + 1, small_w - 1) * stride_w).to(tl.uint32)
+        next_i = tl.minimum(i + 1, small_w - 1)
+        if SHRINK:
+            next_i = tl.where((tx_first == 0) & (small_w >= width), i, next_i)
+        at_1 = (next_i * stride_w).to(tl.uint32)
         node = _load(pointer, at_0, TYPE)
         next_node = _load(pointer, at_1, TYPE)
         upper_a = tl.fma(tx_first, next_node - node, node)
@@ -77,12 +81,18 @@ def _extremes(
             y_next = _first_sample(j + 1, small_h, height)
             # Less the way that is left to the lower row.
             node_at = height + 2 * height * (j + 1)
-            ty_first = ((2 * y_first + 1) * small_h - node_at).to(tl.float32) * inverse_h
+            to_first = (2 * y_first + 1) * small_h - node_at
+            ty_first = to_first.to(tl.float32) * inverse_h
             ty_last = ((2 * y_next - 1) * small_h - node_at).to(tl.float32) * inverse_h
             lower_a = tl.fma(tx_first, next_node - node, node)
             lower_b = tl.fma(tx_last, next_node - node, node)
-            v0, v1 = tl.fma(ty_first, lower_a - upper_a, lower_a), tl.fma(ty_last, lower_a - upper_a, lower_a)
-            v2, v3 = tl.fma(ty_first, lower_b - upper_b, lower_b), tl.fma(ty_last, lower_b - upper_b, lower_b)
+            end_a, end_b = lower_a, lower_b
+            if SHRINK:
+                # As in _below.
+                direct = (to_first == -2 * height) & (small_h >= height)
+                end_a, end_b = tl.where(direct, upper_a, lower_a), tl.where(direct, upper_b, lower_b)
+            v0, v1 = tl.fma(ty_first, end_a - upper_a, end_a), tl.fma(ty_last, end_a - upper_a, end_a)
+            v2, v3 = tl.fma(ty_first, end_b - upper_b, end_b), tl.fma(ty_last, end_b - upper_b, end_b)
             least = tl.minimum(tl.minimum(v0, v1, ALL), tl.minimum(v2, v3, ALL), ALL)
             most = tl.maximum(tl.maximum(v0, v1, ALL), tl.maximum(v2, v3, ALL), ALL)
             if SHRINK:

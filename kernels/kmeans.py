@@ -8,9 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-# Fixed, so that the order of every sum is: bits must not depend on the batch or the device.
-BLOCK_N = 64
-BLOCK_D = 64
+# Points a partial sum covers. Fixed like all blocks, so that the order of every sum is fixed too.
 STRIP = tl.constexpr(1024)
 
 _FREE = ["points", "dim_units", "k", "restarts", "stride_b", "stride_n", "stride_d", "blocks", "strips"]
@@ -51,7 +49,7 @@ def _assign_kernel(
         square += tl.sum(c * c, 1)
     affinity = tl.fma(product, 2.0, -square[None, :])
     # NaN never wins: the label stays in range whatever the input.
-    valid = (cluster < k)[None, :] & (affinity == affinity)
+    valid = (cluster < k)[None, :] & (affinity == affinity)  # noqa: PLR0124
     affinity = tl.where(valid, affinity, float("-inf"))
     tl.store(labels + run * points + n, tl.argmax(affinity, 1, tie_break_left=True).to(tl.int32), mask=n < points)
     if SCORE:
@@ -157,12 +155,13 @@ def kmeans(features: Tensor, centres: Tensor, iterations: int, cosine: bool) -> 
     if labels.numel() == 0 or dim == 0:
         return labels, centres, score
 
-    options = {"K_PAD": max(16, triton.next_power_of_2(k)), "BLOCK_N": BLOCK_N, "BLOCK_D": BLOCK_D}
+    block = 64 if k <= 64 else 32
+    options = {"K_PAD": max(16, triton.next_power_of_2(k)), "BLOCK_N": block, "BLOCK_D": block}
     options |= {"enable_fp_fusion": False, "num_warps": 4 if k <= 64 else 8}
     align = alignment(features)
     options |= {"ALIGN": align, "UNIT": features.stride(2) == 1}
     units, strides = dim // align, (features.stride(0) // align, features.stride(1) // align, features.stride(2))
-    blocks, d_blocks = triton.cdiv(points, BLOCK_N), triton.cdiv(dim, BLOCK_D)
+    blocks, d_blocks = triton.cdiv(points, block), triton.cdiv(dim, block)
     strips = triton.cdiv(points, STRIP.value)
     sums = centres.new_empty((runs, strips, k, dim))
     counts = labels.new_empty((runs, strips, k))
