@@ -330,6 +330,8 @@ def plan(
         "TILE": min(256 * warps, triton.next_power_of_2(max(m.shape[3] for m in maps))),
         "POSITION": tl.int32 if 2 * (largest + 1) * 2 * max(height, width) < 2**31 else tl.int64,
         "num_warps": warps,
+        # Left alone, the assembler stops at 128 for four scales on some architectures, and spills.
+        "maxnreg": 200 if len(maps) == MOST_SCALES else None,
         "enable_fp_fusion": False,
     }
     return arguments, options

@@ -17,7 +17,7 @@ _FREE = ["points", "dim_units", "k", "restarts", "stride_b", "stride_n", "stride
 @triton.jit
 def _vectors(features, rows, columns, points, dim, stride_n, stride_d, UNIT: tl.constexpr):
     """(rows, columns) of one image in float32, 0 outside."""
-    along = columns if UNIT else columns * stride_d
+    along = columns if UNIT else columns.to(tl.int64) * stride_d
     offset = rows.to(tl.int64)[:, None] * stride_n + along[None, :]
     mask = (rows < points)[:, None] & (columns < dim)[None, :]
     return tl.load(features + offset, mask=mask, other=0.0).to(tl.float32)
@@ -156,11 +156,14 @@ def kmeans(features: Tensor, centres: Tensor, iterations: int, cosine: bool) -> 
         return labels, centres, score
 
     block = 64 if k <= 64 else 32
-    options = {"K_PAD": max(16, triton.next_power_of_2(k)), "BLOCK_N": block, "BLOCK_D": block}
+    options = {"K_PAD": max(16, triton.next_power_of_2(k))}
     options |= {"enable_fp_fusion": False, "num_warps": 4 if k <= 64 else 8}
     align = alignment(features)
     options |= {"ALIGN": align, "UNIT": features.stride(2) == 1}
     units, strides = dim // align, (features.stride(0) // align, features.stride(1) // align, features.stride(2))
+    # For many clusters the assembler would stop at 80 registers, and spill.
+    assign = options | {"BLOCK_N": block, "BLOCK_D": block // 2, "maxnreg": None if k <= 64 else 128}
+    update = options | {"BLOCK_N": 32, "BLOCK_D": block}
     blocks, d_blocks = triton.cdiv(points, block), triton.cdiv(dim, block)
     strips = triton.cdiv(points, STRIP.value)
     sums = centres.new_empty((runs, strips, k, dim))
@@ -169,15 +172,13 @@ def kmeans(features: Tensor, centres: Tensor, iterations: int, cosine: bool) -> 
     shape = (points, units, k, restarts, *strides)
     with torch.cuda.device_of(features):
         for _ in range(iterations):
-            _assign_kernel[(runs * blocks,)](features, centres, labels, scores, *shape, blocks, SCORE=False, **options)
-            _sum_kernel[(runs * strips * d_blocks,)](
-                features, labels, sums, counts, *shape, d_blocks, strips, **options
-            )
+            _assign_kernel[(runs * blocks,)](features, centres, labels, scores, *shape, blocks, SCORE=False, **assign)
+            _sum_kernel[(runs * strips * d_blocks,)](features, labels, sums, counts, *shape, d_blocks, strips, **update)
             _centre_kernel[(runs * k,)](
                 sums, counts, centres, units, k, strips,
                 ALIGN=align, COSINE=cosine, BLOCK_D=triton.next_power_of_2(dim), enable_fp_fusion=False,
             )  # fmt: skip
-        _assign_kernel[(runs * blocks,)](features, centres, labels, scores, *shape, blocks, SCORE=True, **options)
+        _assign_kernel[(runs * blocks,)](features, centres, labels, scores, *shape, blocks, SCORE=True, **assign)
         _total_kernel[(runs,)](scores, score, blocks, CHUNK=256, enable_fp_fusion=False)
     return labels, centres, score
 
