@@ -1,6 +1,8 @@
 """Bilinear upsampling, per-map min-max and the weighted sum over scales, in one launch and one write."""
 
 # ruff: noqa: RUF005  (the kernel language adds tuples and does not unpack into them)
+# Kernels are written in Triton's language.
+# mypy: ignore-errors
 from __future__ import annotations
 
 import itertools
