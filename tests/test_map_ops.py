@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -236,7 +237,7 @@ def test_fusing_matches_a_loop(scales: int, dtype: torch.dtype, backend: str) ->
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("label_dtype", [torch.uint8, torch.int32, torch.int64], ids=str)
 def test_fusing_and_refining_matches_a_loop(label_dtype: torch.dtype, dtype: torch.dtype, backend: str) -> None:
-    for batch, channels, size in ((1, 2, (91, 91)), (13, 1, (8, 9)), (2, 3, (1, 1)), (3, 2, (33, 31))):
+    for batch, channels, size in ((1, 1, (91, 91)), (13, 1, (8, 9)), (2, 3, (1, 1))):
         maps = [torch.randn(batch, channels, *shape).to(dtype) for shape in [(4, 5), (40, 7), (3, 3)]]
         labels = torch.randint(0, 6, (batch, *size)).to(label_dtype)
         shares = (0.5, 0.2, 0.3)
@@ -279,10 +280,11 @@ def test_labels_out_of_range_name_their_image(shape: tuple, backend: str) -> Non
         ops.fuse_and_refine(maps, torch.full((shape[0], *shape[2:]), 5), 0.5, limits, backend=backend)
 
 
+SINGLE = ("up", "up and down", "down", "same", "fused", "fused, one unused")
 LABELS = torch.randint(0, 3, (2, 5, 4), generator=torch.Generator().manual_seed(1))
 FORMS = {
-    "up": lambda a, b, k: ops.upsample_normalize(a, (5, 7), **k),
-    "up and down": lambda a, b, k: ops.upsample_normalize(a, (8, 2), **k),
+    "up": lambda a, b, k: ops.upsample_normalize(a, (5, 6), **k),
+    "up and down": lambda a, b, k: ops.upsample_normalize(a, (7, 2), **k),
     "down": lambda a, b, k: ops.upsample_normalize(b, (2, 3), **k),
     "same": lambda a, b, k: ops.upsample_normalize(a, (3, 4), **k),
     "fused": lambda a, b, k: ops.fuse_maps([a, b], (5, 4), [1, 3], **k),
@@ -292,17 +294,29 @@ FORMS = {
 }
 
 
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """One thread: on tensors this small threads mostly wait for one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("form", FORMS)
 def test_gradients(form: str, backend: str) -> None:
-    maps = [torch.randn(2, 1, *shape, dtype=torch.float64, requires_grad=True) for shape in ((3, 4), (6, 5))]
+    maps = [torch.randn(2, 1, *shape, dtype=torch.float64, requires_grad=True) for shape in ((3, 4), (4, 3))]
 
     def call(*given: torch.Tensor) -> torch.Tensor:
         # A term that needs both keeps gradcheck from an input without a gradient.
         return FORMS[form](*given, {"backend": backend}) + 0 * (given[0].sum() + given[1].sum())
 
     assert torch.autograd.gradcheck(call, maps)
-    assert torch.autograd.gradgradcheck(call, maps)
+    assert torch.autograd.gradgradcheck(
+        call, [m[:1].detach().requires_grad_() for m in maps] if form in SINGLE else maps
+    )
 
 
 @pytest.mark.parametrize("form", FORMS)
