@@ -68,17 +68,19 @@ class Voter {
 
   static bool inside(const Range& all, int64_t limit) { return all.low >= 0 && (limit < 0 || all.high < limit); }
 
+  // Asked before the size is, which overflows where the whole of int64 is spanned.
+  static bool wide(const Range& all) { return all.high - all.low >= kTable; }
+
   static void check(const char* name, int64_t image, const Range& all, int64_t limit) {
     if (!inside(all, limit)) throw std::invalid_argument(out_of_range(name, image, all, limit));
   }
 
   void one_image(int64_t image) const {
+    L* out = static_cast<L*>(job_.out) + image * job_.pixels;
+    if (wide(labels_[image]) || wide(segments_[image])) return by_sorting(image, out);
     const int64_t clusters = labels_[image].size();
     const int64_t parts = segments_[image].size();
-    L* out = static_cast<L*>(job_.out) + image * job_.pixels;
-    if (clusters > kTable || parts > kTable || clusters * parts > std::max(4 * job_.pixels, kTable)) {
-      return by_sorting(image, out);
-    }
+    if (clusters * parts > std::max(4 * job_.pixels, kTable)) return by_sorting(image, out);
     std::vector<int32_t> label(job_.pixels);
     std::vector<int32_t> segment(job_.pixels);
     narrow(labels(image), job_.pixels, labels_[image].low, label.data());

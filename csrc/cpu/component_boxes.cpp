@@ -107,6 +107,7 @@ class Finder {
     if (static_cast<double>(cutoff) < least) cutoff = std::nextafter(cutoff, std::numeric_limits<A>::infinity());
     cutoff = std::max(cutoff, std::numeric_limits<A>::denorm_min());
     find_runs(cutoff);
+    if (runs_.empty()) return {};  // a threshold above 1, or NaN
     return components();
   }
 

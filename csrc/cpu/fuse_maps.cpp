@@ -66,13 +66,16 @@ MOLT_INLINE void across_row(const A* row, const int32_t* cell, const A* share, i
   }
 }
 
+// Says whether all samples are finite: differences of finite values can overflow.
 template <class A>
-MOLT_INLINE void widen_range(const A* upper, const A* lower, A share, int64_t n, Range<A>* range) {
+MOLT_INLINE bool widen_range(const A* upper, const A* lower, A share, int64_t n, Range<A>* range) {
   A low[kLanes];
   A high[kLanes];
+  A odd[kLanes];
   for (int64_t l = 0; l < kLanes; ++l) {
     low[l] = range->low;
     high[l] = range->high;
+    odd[l] = 0;
   }
   int64_t x = 0;
   for (; x + kLanes <= n; x += kLanes) {
@@ -80,17 +83,22 @@ MOLT_INLINE void widen_range(const A* upper, const A* lower, A share, int64_t n,
       const A v = upper[x + l] + share * (lower[x + l] - upper[x + l]);
       low[l] = v < low[l] ? v : low[l];
       high[l] = v > high[l] ? v : high[l];
+      odd[l] += v - v;
     }
   }
   for (int64_t l = 0; x < n; ++x, ++l) {
     const A v = upper[x] + share * (lower[x] - upper[x]);
     low[l] = v < low[l] ? v : low[l];
     high[l] = v > high[l] ? v : high[l];
+    odd[l] += v - v;
   }
+  bool finite = true;
   for (int64_t l = 0; l < kLanes; ++l) {
     range->low = low[l] < range->low ? low[l] : range->low;
     range->high = high[l] > range->high ? high[l] : range->high;
+    finite = finite && odd[l] == A{0};
   }
+  return finite;
 }
 
 template <class A>
@@ -118,7 +126,7 @@ MOLT_INLINE void mix_rows(const RowPart<A>* parts, int64_t n, A* out) {
       A unit = (v - parts[s].stretch.low) * parts[s].stretch.factor;
       unit = unit > A{0} ? unit : A{0};
       unit = unit < A{1} ? unit : A{1};
-      sum += N == 1 && !kAdd ? unit : parts[s].stretch.weight * unit;
+      sum += parts[s].stretch.weight * unit;
     }
     out[x] = sum;
   }
@@ -129,8 +137,8 @@ MOLT_INLINE void mix_rows(const RowPart<A>* parts, int64_t n, A* out) {
   MOLT_CLONES void across(const A* row, const int32_t* cell, const A* share, int64_t n, A* out) {             \
     across_row(row, cell, share, n, out);                                                                     \
   }                                                                                                           \
-  MOLT_CLONES void widen(const A* upper, const A* lower, A share, int64_t n, Range<A>* range) {               \
-    widen_range(upper, lower, share, n, range);                                                               \
+  MOLT_CLONES bool widen(const A* upper, const A* lower, A share, int64_t n, Range<A>* range) {               \
+    return widen_range(upper, lower, share, n, range);                                                        \
   }                                                                                                           \
   MOLT_CLONES bool finite(const A* row, int64_t n) { return finite_row(row, n); }                             \
   MOLT_CLONES void mix1(const RowPart<A>* parts, int64_t n, A* out) { mix_rows<A, 1, false>(parts, n, out); } \
@@ -219,8 +227,8 @@ class Fuser {
       if (j > 0 && down.first[j - 1] >= 0) {
         const int32_t first = down.first[j - 1];
         const int32_t last = down.last[j - 1];
-        widen(upper.data(), lower.data(), down.share[first], n, range);
-        if (last != first) widen(upper.data(), lower.data(), down.share[last], n, range);
+        if (!widen(upper.data(), lower.data(), down.share[first], n, range)) return false;
+        if (last != first && !widen(upper.data(), lower.data(), down.share[last], n, range)) return false;
       }
       upper.swap(lower);
       if (j + 1 == scale.height) lower = upper;

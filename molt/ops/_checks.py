@@ -192,7 +192,7 @@ def check_labels(labels: Tensor, num_clusters: int, counts: Tensor | None, name:
     low, high = (ends.tolist() for ends in torch.aminmax(labels.flatten(1), dim=1))
     limits = counts.tolist() if counts is not None else [num_clusters] * labels.shape[0]
     for image, limit in enumerate(limits):
-        for label in (low[image], high[image]):
-            if label < 0 or 0 <= limit <= label:
-                expected = "values >= 0" if limit < 0 else f"values in [0, {limit})"
-                raise ValueError(f"{name}: got {label} in image {image}, expected {expected}")
+        label = low[image] if low[image] < 0 else high[image]
+        if label < 0 or 0 <= limit <= label:
+            expected = "values >= 0" if limit < 0 else f"values in [0, {limit})"
+            raise ValueError(f"{name}: got {label} in image {image}, expected {expected}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -39,7 +40,17 @@ def register(
     """Register an operator's shapes and gradient, where its schema is there."""
     if not hasattr(torch.ops.molt, name):
         return
-    torch.library.register_fake(f"molt::{name}", fake)
+
+    @functools.wraps(fake)
+    def on_one_device(*arguments: Any, **named: Any) -> Any:
+        # A meta tensor among others brings a call here, where the answer would be memory that nothing wrote.
+        lists = (value if isinstance(value, list | tuple) else [value] for value in (*arguments, *named.values()))
+        devices = {str(value.device) for values in lists for value in values if isinstance(value, Tensor)}
+        if len(devices) > 1:
+            raise RuntimeError(f"{name}: got tensors on {' and '.join(sorted(devices))}, expected one device")
+        return fake(*arguments, **named)
+
+    torch.library.register_fake(f"molt::{name}", on_one_device)
     if backward is not None:
         torch.library.register_autograd(f"molt::{name}", backward, setup_context=setup_context)
 

@@ -64,7 +64,7 @@ def component_boxes(
     """
     threshold = _check(maps, threshold, connectivity)
     if use_native("component_boxes", maps.device, backend):
-        return Components(*call("component_boxes", maps, threshold, connectivity, bool(largest)))
+        return Components(*call("component_boxes", maps.detach(), threshold, connectivity, bool(largest)))
     return Components(*reference.component_boxes(maps, threshold, connectivity, largest))
 
 
@@ -91,7 +91,7 @@ def largest_box(
     """
     threshold = _check(maps, threshold, connectivity)
     if use_native("largest_box", maps.device, backend):
-        boxes, area, mean = call("largest_box", maps, threshold, connectivity)
+        boxes, area, mean = call("largest_box", maps.detach(), threshold, connectivity)
         return boxes, area, mean
     return reference.largest_box(maps, threshold, connectivity)
 

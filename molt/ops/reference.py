@@ -100,8 +100,8 @@ def cluster_vote(labels: Tensor, segments: Tensor, num_clusters: int, num_segmen
 
 def upsample_normalize(maps: Tensor, size: tuple[int, int], order: str = "resize_first") -> Tensor:
     """Bilinear resize, then per-map min-max without epsilon; a constant map gives zeros. See the public operator."""
-    if maps.numel() == 0 or 0 in size:
-        return maps.new_empty((*maps.shape[:2], *size))
+    if maps.numel() == 0:
+        return maps[:, :, :1, :1].expand(-1, -1, *size).contiguous()
     if order == "normalize_first":
         small = upsample_normalize(_wide(maps), (maps.shape[2], maps.shape[3]))
         return F.interpolate(small, size, mode="bilinear", align_corners=False).to(maps.dtype)
