@@ -293,7 +293,7 @@ def fuse_maps(maps: list[Tensor], size: tuple[int, int], weights: list[float]) -
         for index, group in enumerate(groups):
             last = index == len(groups) - 1
             arguments, options = plan(maps[group], size, weights[group], processors(first.device))
-            options |= {"EXACT": weights == [1.0], "ADD": index > 0, "CLAMP": last}
+            options |= {"EXACT": list(weights) == [1.0], "ADD": index > 0, "CLAMP": last}
             programs = batch * channels * arguments[4] * arguments[5]
             _fuse_kernel[(programs,)](out if last else partial, partial, *arguments, **options)
     return out
@@ -305,10 +305,7 @@ def plan(
     """Return the kernel's arguments after the two outputs, and its options but for EXACT, ADD and CLAMP."""
     height, width = size
     batch, channels = maps[0].shape[:2]
-    # Offsets inside one map are 32-bit.
-    maps = [
-        m if (m.shape[2] - 1) * m.stride(2) + (m.shape[3] - 1) * m.stride(3) < 2**31 else m.contiguous() for m in maps
-    ]
+    maps = [m if reach(m) < 2**31 else m.contiguous() for m in maps]
     largest = max(max(m.shape[2:]) for m in maps) + 256
     block = max(32, min(512, triton.next_power_of_2(width)))
     warps = max(1, block // (256 if len(maps) < MOST_SCALES else 128))
@@ -320,7 +317,7 @@ def plan(
     align = 1
     while align < 16 // maps[0].element_size() and width % (2 * align) == 0:
         align *= 2
-    scales = [(m, weight, *m.shape[2:], *m.stride()) for m, weight in zip(maps, weights, strict=True)]
+    scales = [(m, float(weight), *m.shape[2:], *m.stride()) for m, weight in zip(maps, weights, strict=True)]
     scales += [scales[0]] * (MOST_SCALES - len(scales))
     splits = triton.cdiv(height, rows)
     arguments = (channels, height, width // align, rows, splits, blocks, *itertools.chain(*scales))
@@ -337,6 +334,13 @@ def plan(
         "enable_fp_fusion": False,
     }
     return arguments, options
+
+
+def reach(maps: Tensor) -> int:
+    """Bytes from a map's first to its last value: the kernel's offsets inside one map are 32-bit."""
+    return maps.element_size() * sum(
+        (size - 1) * stride for size, stride in zip(maps.shape[2:], maps.stride()[2:], strict=True)
+    )
 
 
 def processors(device: torch.device) -> int:

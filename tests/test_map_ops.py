@@ -251,7 +251,7 @@ def test_fusing_and_refining_matches_a_loop(label_dtype: torch.dtype, dtype: tor
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("batch", "size"), [(2, (150, 149)), (13, (20, 21))])
+@pytest.mark.parametrize(("batch", "size"), [(2, (150, 149)), (13, (20, 21)), (20, (130, 131))])
 def test_the_parts_in_one_go_round_once(dtype: torch.dtype, batch: int, size: tuple[int, int]) -> None:
     maps = [torch.randn(batch, 2, *shape).to(dtype) for shape in [(14, 15), (7, 9)]]
     labels = torch.randint(0, 2**40, (batch, *size)) % torch.tensor([[[300]]])
@@ -262,7 +262,7 @@ def test_the_parts_in_one_go_round_once(dtype: torch.dtype, batch: int, size: tu
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("shape", [(40, 1, 5, 6), (3, 2, 130, 131)], ids=str)
+@pytest.mark.parametrize("shape", [(40, 1, 5, 6), (40, 1, 90, 91), (3, 2, 130, 131)], ids=str)
 def test_labels_out_of_range_name_their_image(shape: tuple, backend: str) -> None:
     maps = [torch.rand(*shape[:2], 3, 4)]
     for value, limit, words in (

@@ -265,6 +265,13 @@ def test_float64_has_no_triton_form(kernels):
         kernels.kmeans(torch.zeros(1, 2, 2).double(), torch.zeros(1, 1, 1, 2), 1, False)
 
 
+def test_maps_spread_beyond_32_bit_offsets_are_gathered_first():
+    for stride, kept in ((2**29 - 1, True), (2**29, False)):
+        maps = torch.empty_strided((1, 1, 2, 1), (0, 0, stride, 1), device="meta")
+        used = plan([maps], (4, 4), [1.0], 132)[0][6]
+        assert (used is maps) == kept and used.stride(2) == (stride if kept else 1)
+
+
 @pytest.mark.gpu
 def test_positions_and_outputs_beyond_32_bits():
     row = torch.randn(1, 1, 1, 70000)
