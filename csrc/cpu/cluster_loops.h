@@ -50,7 +50,7 @@ MOLT_INLINE void fold_lanes(const A* table, int64_t size, A* sums) {
 }
 
 // keep * value + blend of the cluster; kFill: the blend alone.
-template <bool kFill, class A, class I>
+template <bool kFill, bool kStream, class A, class I>
 MOLT_INLINE void paint_values(const A* values, const I* index, int64_t n, A keep, const A* blend, A* out) {
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
@@ -60,7 +60,12 @@ MOLT_INLINE void paint_values(const A* values, const I* index, int64_t n, A keep
     } else {
       for (int64_t l = 0; l < kLanes; ++l) mean[l] = blend[index[i + l]];
     }
-    pack(out + i) = kFill ? mean : keep * pack(values + i) + mean;
+    if (!kFill) mean += keep * pack(values + i);
+    if constexpr (kStream) {
+      stream(mean, out + i);
+    } else {
+      pack(out + i) = mean;
+    }
   }
   for (; i < n; ++i) out[i] = kFill ? blend[index[i]] : keep * values[i] + blend[index[i]];
 }
@@ -75,16 +80,25 @@ MOLT_INLINE void paint_values(const A* values, const I* index, int64_t n, A keep
     }                                                                                              \
   }                                                                                                \
   MOLT_CLONES void paint(const A* values, const I* index, int64_t n, A keep, const A* b, A* out) { \
-    paint_values<false>(values, index, n, keep, b, out);                                           \
+    paint_values<false, false>(values, index, n, keep, b, out);                                           \
   }                                                                                                \
   MOLT_CLONES void fill(const I* index, int64_t n, const A* b, A* out) {                           \
-    paint_values<true>(static_cast<const A*>(nullptr), index, n, A{0}, b, out);                    \
+    paint_values<true, false>(static_cast<const A*>(nullptr), index, n, A{0}, b, out);                    \
   }
 MOLT_INDEX_LOOPS(float, uint8_t)
 MOLT_INDEX_LOOPS(float, int32_t)
 MOLT_INDEX_LOOPS(double, uint8_t)
 MOLT_INDEX_LOOPS(double, int32_t)
 #undef MOLT_INDEX_LOOPS
+
+#define MOLT_STREAM_LOOPS(I)                                                                                          \
+  MOLT_CLONES void paint_far(const float* v, const I* index, int64_t n, float keep, const float* b, float* out) {     \
+    paint_values<false, true>(v, index, n, keep, b, out);                                                             \
+    end_streaming();                                                                                                  \
+  }
+MOLT_STREAM_LOOPS(uint8_t)
+MOLT_STREAM_LOOPS(int32_t)
+#undef MOLT_STREAM_LOOPS
 
 MOLT_CLONES void fold(const float* table, int64_t size, float* sums) { fold_lanes(table, size, sums); }
 MOLT_CLONES void fold(const double* table, int64_t size, double* sums) { fold_lanes(table, size, sums); }

@@ -11,6 +11,7 @@ namespace molt {
 namespace {
 
 constexpr int64_t kSmall = 16384;                   // elements under which threads cost more than they save
+constexpr int64_t kFar = int64_t{4} << 20;          // bytes of out that no longer stay in the cores' own caches
 constexpr int64_t kMaxPartials = int64_t{1} << 25;  // partial sums kept at once when one image has many threads
 
 template <class T, class L>
@@ -25,6 +26,8 @@ class Worker {
         labels_(static_cast<const L*>(job.labels)),
         out_(static_cast<T*>(job.out)),
         strips_((job.pixels + kStrip - 1) / kStrip),
+        far_(kCanStream && job.out != job.maps &&
+             job.batch * job.channels * job.pixels * static_cast<int64_t>(sizeof(T)) > kFar),
         ranges_(job.batch * strips_) {}
 
   void run() {
@@ -151,9 +154,15 @@ class Worker {
   void paint_strip(int64_t at, const I* index, int64_t n, const A* blend) const {
     if (job_.alpha == 1.0) {
       fill(index, n, blend, out_ + at);
-    } else {
-      paint(maps_ + at, index, n, static_cast<A>(1.0 - job_.alpha), blend, out_ + at);
+      return;
     }
+    if constexpr (std::is_same_v<T, float>) {
+      if (far_ && reinterpret_cast<uintptr_t>(out_ + at) % 16 == 0) {
+        paint_far(maps_ + at, index, n, static_cast<A>(1.0 - job_.alpha), blend, out_ + at);
+        return;
+      }
+    }
+    paint(maps_ + at, index, n, static_cast<A>(1.0 - job_.alpha), blend, out_ + at);
   }
 
   // The labels of an image as indices.
@@ -303,6 +312,7 @@ class Worker {
   const L* labels_;
   T* out_;
   int64_t strips_;
+  bool far_;
   std::vector<Range> ranges_;
 };
 

@@ -66,10 +66,14 @@ MOLT_INLINE bool uniform(const uint8_t* index) {
 }
 
 MOLT_INLINE bool uniform(const int32_t* index) {
-  uint64_t pair[4];
-  std::memcpy(pair, index, sizeof(pair));
-  const uint64_t swapped = pair[0] << 32 | pair[0] >> 32;
-  return ((pair[0] ^ swapped) | (pair[0] ^ pair[1]) | (pair[0] ^ pair[2]) | (pair[0] ^ pair[3])) == 0;
+  // Four words, not an array: GCC 12 copies an array through a stack slot that it does not always align.
+  uint64_t first, second, third, fourth;
+  std::memcpy(&first, index, sizeof(first));
+  std::memcpy(&second, index + 2, sizeof(second));
+  std::memcpy(&third, index + 4, sizeof(third));
+  std::memcpy(&fourth, index + 6, sizeof(fourth));
+  const uint64_t swapped = first << 32 | first >> 32;
+  return ((first ^ swapped) | (first ^ second) | (first ^ third) | (first ^ fourth)) == 0;
 }
 
 // target_clones does not take templates, hence one plain function a type.

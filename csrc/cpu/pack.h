@@ -1,6 +1,9 @@
 #pragma once
 
 #include <cstdint>
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 #include "clones.h"
 
@@ -24,6 +27,30 @@ MOLT_INLINE Pack<A>& pack(A* at) {
 template <class A>
 MOLT_INLINE const Pack<A>& pack(const A* at) {
   return *reinterpret_cast<const Pack<A>*>(at);
+}
+
+#if defined(__SSE2__)
+constexpr bool kCanStream = true;
+#else
+constexpr bool kCanStream = false;
+#endif
+
+// Stores past the caches, which saves reading what is overwritten; `to` is aligned to 16 bytes.
+MOLT_INLINE void stream(const Pack<float>& value, float* to) {
+#if defined(__SSE2__)
+  const float* from = reinterpret_cast<const float*>(&value);
+  _mm_stream_ps(to, _mm_loadu_ps(from));
+  _mm_stream_ps(to + 4, _mm_loadu_ps(from + 4));
+#else
+  pack(to) = value;
+#endif
+}
+
+// To be called after the last of a thread's streaming stores, before other threads read.
+inline void end_streaming() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
 }
 
 }  // namespace molt
