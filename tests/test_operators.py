@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from molt import _extension, ops
 from molt.ops import reference
@@ -251,7 +252,7 @@ def test_many_python_threads_at_once(name: str) -> None:
 def test_fake_results_are_like_real_ones(name: str, dtype: torch.dtype) -> None:
     given = raw(name, 2, dtype)
     real = tensors(getattr(torch.ops.molt, name)(*given))
-    with FakeTensorMode(shape_env=torch.fx.experimental.symbolic_shapes.ShapeEnv()) as mode:
+    with FakeTensorMode(shape_env=ShapeEnv()) as mode:
         faked = tensors(getattr(torch.ops.molt, name)(*changed(given, mode.from_tensor)))
     assert [t.dtype for t in faked] == [t.dtype for t in real] and all(t.device.type == "cpu" for t in faked)
     if name == "component_boxes":  # how many there are depends on the values
