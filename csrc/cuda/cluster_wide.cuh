@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(kThreads) wide_paint_kernel(const WideArgument
 }
 
 // Hash tables that give each label of an image a number below its number of different labels. Which number, depends on
-// chance; no result does.
+// chance; no result does, as rows of one column are summed alike. Labels of an image with more columns stay as they are.
 struct Numbering {
   Labels labels;
   const int64_t* counts;
@@ -115,6 +115,7 @@ struct Numbering {
   int64_t first_image;
   int64_t images;
   int64_t slots;
+  int64_t plain;  // limits up to this one stay
 };
 
 constexpr unsigned long long kFree = ~0ull;
@@ -130,12 +131,15 @@ __global__ void __launch_bounds__(kThreads) number_kernel(const Numbering n, boo
     const int64_t own = i / n.pixels;
     const int64_t at = n.first_image * n.pixels + i;
     const auto label = static_cast<uint64_t>(load_label(n.labels, at));
-    const bool inside =
-        label < static_cast<uint64_t>(image_limit(n.labels, n.counts, n.limit, n.first_image + own));
-    if (!inside) {
-      if (look_up) n.out[i] = -1;
+    const int64_t limit = image_limit(n.labels, n.counts, n.limit, n.first_image + own);
+    const bool inside = label < static_cast<uint64_t>(limit);
+    if (!inside && look_up) n.out[i] = -1;
+    if (limit <= n.plain) {
+      if (inside && look_up) n.out[i] = static_cast<int>(label);
+      if (i % n.pixels == 0 && !look_up) n.found[own] = static_cast<unsigned long long>(limit);
       continue;
     }
+    if (!inside) continue;
     // A neighbour of the same label brings it in.
     if (!look_up && i % n.pixels > 0 && load_label(n.labels, at - 1) == static_cast<int64_t>(label)) continue;
     unsigned long long* keys = n.keys + own * n.slots;
@@ -166,12 +170,15 @@ cudaError_t refine_wide(const Refine& job, const T* maps, Scratch& scratch, cuda
   a.channels = job.channels;
   a.how = blend_of<T>(job.out != nullptr ? job.alpha : 1.0);
   const bool dense = job.out != nullptr && job.limit > kDense;
-  a.rows = dense && job.pixels < job.limit ? job.pixels : job.limit;
+  a.rows = job.limit;
+  if (dense) a.rows = job.pixels > kCells<A> ? job.pixels : kCells<A>;
+  if (a.rows > job.limit) a.rows = job.limit;
 
   Numbering n{};
   int64_t bytes = job.means != nullptr ? 0 : a.rows * job.channels * static_cast<int64_t>(sizeof(A));
   if (dense) {
-    n = {a.labels, job.counts, job.limit, nullptr, nullptr, nullptr, nullptr, job.pixels, 0, 0, 1};
+    n = {a.labels, job.counts, job.limit, nullptr, nullptr, nullptr, nullptr, job.pixels, 0, 0, 1,
+         kCells<A>};
     while (n.slots < 2 * job.pixels) n.slots *= 2;
     bytes += n.slots * 12 + job.pixels * 4;
   }

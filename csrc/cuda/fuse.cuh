@@ -31,9 +31,15 @@ __device__ inline int64_t first_of_cell(int64_t cell, int64_t large, int64_t sma
   return ((2 * cell + 1) * large - small + 2 * small - 1) / (2 * small);
 }
 
+// A neighbour of no weight may be anything.
 template <class A>
 __device__ inline A between(A from, A to, A t) {
-  return from + t * (to - from);
+  return t == A{0} ? from : from + t * (to - from);
+}
+
+template <class A>
+__device__ inline bool is_finite(A value) {
+  return value - value == A{0};
 }
 
 template <class A>
@@ -87,7 +93,7 @@ __global__ void __launch_bounds__(kNormaliseThreads) normalise_kernel(const Fuse
     bool any = false;
     for (int cell = tid; cell < size; cell += kNormaliseThreads) {
       const A own = widen(raw[cell]);
-      if (!(own - own == A{0})) atomicOr(bad, 1);  // NaN or infinite
+      if (!is_finite(own)) atomicOr(bad, 1);
       const int j = cell / width;
       const int i = cell % width;
       const int64_t ys[2] = {first_of_cell(j, scales.height, scale.height),
@@ -103,6 +109,7 @@ __global__ void __launch_bounds__(kNormaliseThreads) normalise_kernel(const Fuse
         const int right = x.t != A{0} ? 1 : 0;
         const A value = between(between(widen(upper[0]), widen(upper[right]), x.t),
                                 between(widen(lower[0]), widen(lower[right]), x.t), y.t);
+        if (!is_finite(value)) atomicOr(bad, 1);
         low = any && low < value ? low : value;
         high = any && high > value ? high : value;
         any = true;
@@ -121,7 +128,7 @@ __global__ void __launch_bounds__(kNormaliseThreads) normalise_kernel(const Fuse
     __syncthreads();
     low = lows[0];
     const A range = highs[0] - low;
-    const bool broken = bad[0] != 0 || !(range - range == A{0});
+    const bool broken = bad[0] != 0 || !is_finite(range);
     for (int cell = tid; cell < size; cell += kNormaliseThreads) {
       const A share = range == A{0} ? A{0} : scale.weight * ((widen(raw[cell]) - low) / range);
       scale.normalised[map * size + cell] = broken ? A(NAN) : share;
@@ -169,10 +176,7 @@ struct Fused {
           upper_left = upper[0], upper_right = upper[right];
           lower_left = lower[0], lower_right = lower[right];
         }
-        // A neighbour that does not count may be infinite.
-        const A upper = column.t == A{0} ? upper_left : between(upper_left, upper_right, column.t);
-        const A lower = column.t == A{0} ? lower_left : between(lower_left, lower_right, column.t);
-        v[j] += between(upper, lower, row.t);
+        v[j] += between(between(upper_left, upper_right, column.t), between(lower_left, lower_right, column.t), row.t);
         ++x;
       }
     }

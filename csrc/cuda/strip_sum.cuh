@@ -28,7 +28,7 @@ constexpr int kCells = 8192 / sizeof(Cell<A>);
 template <class A>
 __device__ inline int column_shift(int64_t clusters) {
   int shift = 5;
-  while (shift > 0 && (clusters << shift) > kCells<A>) --shift;
+  while (shift > 0 && clusters > (kCells<A> >> shift)) --shift;
   return shift;
 }
 
