@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,6 +45,16 @@ def find_nvcc(env: Mapping[str, str]) -> str | None:
         return found
     default = Path("/usr/local/cuda/bin/nvcc")
     return str(default) if default.exists() else None
+
+
+def cuda_home(nvcc: str) -> str:
+    """Return the toolkit that nvcc belongs to. What is found on PATH may be a script that calls the real one."""
+    asked = [nvcc, "--dryrun", "-x", "cu", "-c", os.devnull]
+    said = subprocess.run(asked, capture_output=True, text=True, check=False).stderr
+    for line in said.splitlines():
+        if line.startswith("#$ _HERE_="):
+            return str(Path(line.split("=", 1)[1].strip()).parent)
+    return str(Path(nvcc).parent.parent)
 
 
 def decide_cuda(env: Mapping[str, str], torch_cuda: str | None, nvcc: str | None, sources: list) -> tuple[bool, str]:
@@ -83,11 +94,12 @@ def extensions(env: Mapping[str, str]) -> tuple[list[Any], str]:
     """Return the extension modules and the line that sums up the decision."""
     import pybind11
     import torch
-    from torch.utils.cpp_extension import CppExtension, CUDAExtension
+    from torch.utils import cpp_extension
 
     flags = ["/O2"] if os.name == "nt" else FLAGS
     cuda_sources = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cuda/*.cu"))
-    with_cuda, why = decide_cuda(env, torch.version.cuda, find_nvcc(env), cuda_sources)
+    nvcc = find_nvcc(env)
+    with_cuda, why = decide_cuda(env, torch.version.cuda, nvcc, cuda_sources)
     archs = default_archs(env) if with_cuda else ""
     macros = [
         ("TORCH_TARGET_VERSION", ABI_TARGET),
@@ -99,7 +111,7 @@ def extensions(env: Mapping[str, str]) -> tuple[list[Any], str]:
     cpu = sorted(str(p.relative_to(ROOT)) for pattern in ("*.cpp", "cpu/*.cpp") for p in (ROOT / "csrc").glob(pattern))
     headers = [str(p.relative_to(ROOT)) for ending in ("h", "cuh") for p in ROOT.glob(f"csrc/**/*.{ending}")]
     found = [
-        CppExtension(
+        cpp_extension.CppExtension(
             "molt._C",
             cpu,
             include_dirs=[pybind11.get_include()],
@@ -108,10 +120,11 @@ def extensions(env: Mapping[str, str]) -> tuple[list[Any], str]:
             depends=headers,
         )
     ]
-    if with_cuda:
+    if with_cuda and nvcc:
         os.environ["TORCH_CUDA_ARCH_LIST"] = archs
+        cpp_extension.CUDA_HOME = cuda_home(nvcc)
         found.append(
-            CUDAExtension(
+            cpp_extension.CUDAExtension(
                 "molt._C_cuda",
                 cuda_sources,
                 define_macros=[*macros, ("USE_CUDA", None)],

@@ -122,7 +122,9 @@ __device__ void paint_item(const RefineArguments<T, Source>& a, const Item& item
   if (!a.paint_alone) {
     limit = static_cast<unsigned>(image_limit(a.labels, a.counts, a.limit, image));
     if (threadIdx.x == 0) {
-      while (read_counter(a.done + item.map) <= static_cast<unsigned>(a.strips)) __nanosleep(100);
+      const volatile unsigned* done = a.done + item.map;
+      while (*done <= static_cast<unsigned>(a.strips)) __nanosleep(100);
+      __threadfence();
     }
     __syncthreads();
     for (int k = threadIdx.x; k < static_cast<int>(limit); k += kThreads) {

@@ -125,7 +125,7 @@ __device__ inline int64_t first_slot(uint64_t label, int64_t slots) {
   return static_cast<int64_t>((label >> 32 ^ label) & static_cast<uint64_t>(slots - 1));
 }
 
-__global__ void __launch_bounds__(kThreads) number_kernel(const Numbering n, bool look_up) {
+static __global__ void __launch_bounds__(kThreads) number_kernel(const Numbering n, bool look_up) {
   const int64_t total = n.images * n.pixels;
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < total; i += int64_t{gridDim.x} * kThreads) {
     const int64_t own = i / n.pixels;

@@ -49,13 +49,6 @@ __device__ inline void narrow(double value, double& to) { to = value; }
 __device__ inline void narrow(float value, half& to) { to.bits = __half_as_ushort(__float2half_rn(value)); }
 __device__ inline void narrow(float value, bfloat16& to) { to.bits = __bfloat16_as_ushort(__float2bfloat16_rn(value)); }
 
-// Sees what another block published before it raised the counter.
-__device__ inline unsigned read_counter(const unsigned* counter) {
-  const unsigned value = *reinterpret_cast<const volatile unsigned*>(counter);
-  __threadfence();
-  return value;
-}
-
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Blocks of a kernel that strides over its work: enough to fill any GPU, never beyond a grid's limit.

@@ -1,3 +1,5 @@
+#include <Python.h>
+
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
@@ -400,4 +402,10 @@ STABLE_TORCH_LIBRARY_IMPL(molt, CUDA, m) {
   m.impl("cluster_vote", TORCH_BOX(&cluster_vote));
   m.impl("component_boxes", TORCH_BOX(&component_boxes));
   m.impl("largest_box", TORCH_BOX(&largest_box));
+}
+
+// Importing the module is what registers the operators; there is nothing in it.
+PyMODINIT_FUNC PyInit__C_cuda() {
+  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C_cuda", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&module);
 }

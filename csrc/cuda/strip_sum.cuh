@@ -55,28 +55,84 @@ struct Run {
   int count;
 };
 
-// Adds the runs of the lanes that `change` to the warp's table. All 32 lanes come here together.
+// Where cells are in shared memory, as a number that stays in a register: through a pointer nvcc works out the base of
+// shared memory anew before every access, which takes as long as the access.
+#ifdef MOLT_EMULATE
 template <class A>
-__device__ inline void flush(const Run<A>& run, bool change, int lane, int shift, Cell<A>* table) {
+using Address = Cell<A>*;
+
+template <class A>
+__device__ inline Address<A> address_of(Cell<A>* cells) {
+  return cells;
+}
+
+template <class A>
+__device__ inline void add_run(const Run<A>& run, Address<A> cells, unsigned at) {
+  cells[at] = {cells[at].sum + run.sum, cells[at].count + run.count};
+}
+#else
+template <class A>
+using Address = unsigned;
+
+template <class A>
+__device__ inline Address<A> address_of(Cell<A>* cells) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(cells));
+}
+
+__device__ inline void add_run(const Run<float>& run, Address<float> cells, unsigned at) {
+  const unsigned address = cells + at * static_cast<unsigned>(sizeof(Cell<float>));
+  float sum;
+  int count;
+  asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=f"(sum), "=r"(count) : "r"(address) : "memory");
+  sum += run.sum;
+  count += run.count;
+  asm volatile("st.shared.v2.b32 [%0], {%1, %2};" : : "r"(address), "f"(sum), "r"(count) : "memory");
+}
+
+__device__ inline void add_run(const Run<double>& run, Address<double> cells, unsigned at) {
+  const unsigned address = cells + at * static_cast<unsigned>(sizeof(Cell<double>));
+  double sum;
+  int count;
+  asm volatile("ld.shared.f64 %0, [%1];" : "=d"(sum) : "r"(address) : "memory");
+  asm volatile("ld.shared.b32 %0, [%1+8];" : "=r"(count) : "r"(address) : "memory");
+  sum += run.sum;
+  count += run.count;
+  asm volatile("st.shared.f64 [%0], %1;" : : "r"(address), "d"(sum) : "memory");
+  asm volatile("st.shared.b32 [%0+8], %1;" : : "r"(address), "r"(count) : "memory");
+}
+#endif
+
+// Adds the runs of the lanes that `change` to the warp's table. All 32 lanes come here together; with kTurns lanes
+// share columns, else each has its own.
+template <bool kTurns, class A>
+__device__ inline void flush(const Run<A>& run, bool change, unsigned lane, int shift, Address<A> table) {
   const bool adds = change && run.id != kNone;
-  if (shift == 5) {
-    if (adds) {
-      Cell<A>& cell = table[run.id << 5 | lane];
-      const Cell<A> old = cell;
-      cell = {old.sum + run.sum, old.count + run.count};
-    }
+  if (!kTurns) {
+    if (adds) add_run(run, table, run.id << 5 | lane);
     return;
   }
   unsigned waiting = __ballot_sync(kFull, adds);
   while (waiting != 0) {
-    const int turn = (__ffs(waiting) - 1) >> shift;
-    if (adds && lane >> shift == turn) {
-      Cell<A>& cell = table[run.id << shift | (lane & ((1 << shift) - 1))];
-      const Cell<A> old = cell;
-      cell = {old.sum + run.sum, old.count + run.count};
-    }
+    const unsigned turn = static_cast<unsigned>(__ffs(static_cast<int>(waiting)) - 1) >> shift;
+    if (adds && lane >> shift == turn) add_run(run, table, run.id << shift | (lane & ((1u << shift) - 1u)));
     __syncwarp();
     waiting &= ~(((1u << (1 << shift)) - 1u) << (turn << shift));
+  }
+}
+
+template <bool kTurns, int kSteps, class A>
+__device__ inline void add_quads(const A (&values)[kSteps][4], const unsigned (&ids)[kSteps][4], Run<A>& run,
+                                 unsigned lane, int shift, Address<A> table) {
+#pragma unroll
+  for (int s = 0; s < kSteps; ++s) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const bool change = ids[s][j] != run.id;
+      flush<kTurns, A>(run, change, lane, shift, table);
+      run.sum = change ? values[s][j] : run.sum + values[s][j];
+      run.count = change ? 1 : run.count + 1;
+      run.id = ids[s][j];
+    }
   }
 }
 
@@ -86,11 +142,12 @@ template <class A, class Source>
 __device__ inline void sum_strip(const Source& source, const Labels& labels, int64_t map, int64_t image, int64_t pixels,
                                  int64_t begin, int64_t end, int64_t start, unsigned span, int shift, Cell<A>* tables) {
   constexpr int kSteps = Source::kSteps;
-  const int lane = threadIdx.x % 32;
+  const unsigned lane = threadIdx.x % 32;
   Cell<A>* table = tables + threadIdx.x / 32 * kCells<A>;
   const int cells = static_cast<int>(span) << shift;
-  for (int i = lane; i < cells; i += 32) table[i] = {A{0}, 0};
+  for (int i = static_cast<int>(lane); i < cells; i += 32) table[i] = {A{0}, 0};
   __syncwarp();
+  const Address<A> cells_at = address_of(table);
 
   Run<A> run{kNone, A{0}, 0};
   for (int64_t base = begin; base < end; base += kSteps * kThreads * 4) {
@@ -99,25 +156,23 @@ __device__ inline void sum_strip(const Source& source, const Labels& labels, int
     unsigned ids[kSteps][4];
     source.template load<false>(map, at, kThreads * 4, end, values);
     load_ids<kSteps>(labels, image * pixels, at, kThreads * 4, end, start, span, ids);
-#pragma unroll
-    for (int s = 0; s < kSteps; ++s) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const bool change = ids[s][j] != run.id;
-        flush(run, change, lane, shift, table);
-        run.sum = change ? values[s][j] : run.sum + values[s][j];
-        run.count = change ? 1 : run.count + 1;
-        run.id = ids[s][j];
-      }
+    if (shift == 5) {
+      add_quads<false, kSteps, A>(values, ids, run, lane, shift, cells_at);
+    } else {
+      add_quads<true, kSteps, A>(values, ids, run, lane, shift, cells_at);
     }
   }
-  flush(run, true, lane, shift, table);
+  if (shift == 5) {
+    flush<false, A>(run, true, lane, shift, cells_at);
+  } else {
+    flush<true, A>(run, true, lane, shift, cells_at);
+  }
   __syncwarp();
 
   // Lanes own rows and begin at rotated columns, which keeps them on different banks.
   if (shift == 0) return;
   const int columns = 1 << shift;
-  for (int row = lane; row < static_cast<int>(span); row += 32) {
+  for (int row = static_cast<int>(lane); row < static_cast<int>(span); row += 32) {
     Cell<A>* cells_of = table + (row << shift);
     const int turned = rotation(row, shift);
     Cell<A> total = cells_of[turned];

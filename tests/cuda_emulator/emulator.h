@@ -132,7 +132,7 @@ inline long long __double_as_longlong(double value) { return std::bit_cast<long 
 
 inline int __clz(int value) { return std::countl_zero(static_cast<unsigned>(value)); }
 inline int __popc(unsigned value) { return std::popcount(value); }
-inline int __ffs(unsigned value) { return value == 0 ? 0 : std::countr_zero(value) + 1; }
+inline int __ffs(int value) { return value == 0 ? 0 : std::countr_zero(static_cast<unsigned>(value)) + 1; }
 
 inline void __syncthreads() { emulator::barrier(); }
 inline void __threadfence() { emulator::give_way(); }
