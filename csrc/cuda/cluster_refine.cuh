@@ -10,10 +10,11 @@
 // unfinished ticket runs and waits for nothing.
 namespace molt::cuda {
 
-// Between a strip's first and second reading. Half of the 924 to 1056 blocks an H100 or H200 holds sum 4096 pixels each
-// at any time, 9 to 15 MB of float32 maps and labels; less would leave painters waiting.
+// Between a strip's first and second reading. Half of the 792 blocks an H100 or H200 holds sum 4096 pixels each at
+// any time, 8 to 13 MB of float32 maps and labels; less would leave painters waiting.
 constexpr int64_t kInFlight = int64_t{16} << 20;  // bytes
 constexpr int64_t kPartials = int64_t{256} << 20;  // bytes of partial sums at once
+constexpr int64_t kTickets = int64_t{1} << 30;     // strips of a launch, so that twice as many tickets fit 32 bits
 
 template <class T, class Source>
 struct RefineArguments {
@@ -28,33 +29,33 @@ struct RefineArguments {
   A* blend;         // (maps, rows)
   int64_t* totals;  // (batch, rows) or null
   unsigned* done;   // (maps): strips summed, then one more when `blend` is there
-  unsigned long long* ticket;
+  unsigned* ticket;
   int64_t pixels;
-  int64_t channels;
-  int64_t first_map;
-  int64_t maps;  // of this launch
-  int64_t strips;
-  int64_t lookahead;
   int64_t limit;
+  unsigned channels;
+  unsigned first_map;
+  unsigned maps;  // of this launch
+  unsigned strips;
+  unsigned lookahead;
   int rows;
   bool paint_alone;  // alpha or limit is 0: no sums
   Blend<A> how;
 };
 
 struct Item {
-  int64_t map;
-  int64_t strip;
+  unsigned map;
+  unsigned strip;
   bool paints;
 };
 
 // Item of a ticket: first the sums of `lookahead` maps, then sums and paints in turn, then the last maps' paints.
-__device__ inline Item item_of(int64_t ticket, int64_t maps, int64_t strips, int64_t lookahead) {
-  const int64_t head = lookahead * strips;
+__device__ inline Item item_of(unsigned ticket, unsigned maps, unsigned strips, unsigned lookahead) {
+  const unsigned head = lookahead * strips;
   if (ticket < head) return {ticket / strips, ticket % strips, false};
   ticket -= head;
-  const int64_t paired = (maps - lookahead) * strips;
+  const unsigned paired = (maps - lookahead) * strips;
   if (ticket < 2 * paired) {
-    const int64_t pair = ticket / 2;
+    const unsigned pair = ticket / 2;
     const bool paints = ticket % 2 == 1;
     return {pair / strips + (paints ? 0 : lookahead), pair % strips, paints};
   }
@@ -64,21 +65,21 @@ __device__ inline Item item_of(int64_t ticket, int64_t maps, int64_t strips, int
 
 // Adds a map's strips in their order. The block whose strip was the last to be summed does it.
 template <class T, class Source>
-__device__ void finish_map(const RefineArguments<T, Source>& a, int64_t map, int64_t image, int limit) {
+__device__ void finish_map(const RefineArguments<T, Source>& a, unsigned map, int64_t image, int limit) {
   using A = Acc<T>;
   const bool counts = a.totals != nullptr && (a.first_map + map) % a.channels == 0;
   for (int k = threadIdx.x; k < a.rows; k += kThreads) {
     A sum = 0;
     int64_t count = 0;
     if (k < limit) {
-      const int64_t at = map * a.strips * a.rows + k;
+      const int64_t at = int64_t{map} * a.strips * a.rows + k;
 #pragma unroll 4
-      for (int64_t s = 0; s < a.strips; ++s) {
-        sum += __ldcg(a.sums + at + s * a.rows);
-        count += __ldcg(a.members + at + s * a.rows);
+      for (unsigned s = 0; s < a.strips; ++s) {
+        sum += __ldcg(a.sums + at + int64_t{s} * a.rows);
+        count += __ldcg(a.members + at + int64_t{s} * a.rows);
       }
     }
-    a.blend[map * a.rows + k] = a.how.of_mean(mean_of(sum, count));
+    a.blend[int64_t{map} * a.rows + k] = a.how.of_mean(mean_of(sum, count));
     if (counts) a.totals[image * a.rows + k] = count;
   }
 }
@@ -89,11 +90,11 @@ __device__ void sum_item(const RefineArguments<T, Source>& a, const Item& item, 
   const int64_t image = (a.first_map + item.map) / a.channels;
   const int limit = static_cast<int>(image_limit(a.labels, a.counts, a.limit, image));
   const int shift = column_shift<A>(limit);
-  const int64_t begin = item.strip * kStrip;
-  const int64_t end = begin + kStrip < a.pixels ? begin + kStrip : a.pixels;
+  const int begin = static_cast<int>(item.strip) * kStrip;
+  const int end = strip_end(begin, a.pixels);
   sum_strip<A>(a.source, a.labels, a.first_map + item.map, image, a.pixels, begin, end, 0, limit, shift, tables);
   __syncthreads();
-  const int64_t at = (item.map * a.strips + item.strip) * a.rows;
+  const int64_t at = (int64_t{item.map} * a.strips + item.strip) * a.rows;
   for (int k = threadIdx.x; k < limit; k += kThreads) {
     const Cell<A> total = fold_warps<A>(tables, k, shift);
     a.sums[at + k] = total.sum;
@@ -106,11 +107,26 @@ __device__ void sum_item(const RefineArguments<T, Source>& a, const Item& item, 
     __threadfence();
   }
   __syncthreads();
-  if (*flag != static_cast<unsigned>(a.strips)) return;
+  if (*flag != a.strips) return;
   finish_map(a, item.map, image, limit);
   __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) atomicAdd(a.done + item.map, 1u);
+}
+
+// Brings a map's table to shared memory once its sums are complete.
+template <class T, class Source>
+__device__ void wait_for_blend(const RefineArguments<T, Source>& a, unsigned map, int limit, Acc<T>* blend) {
+  if (threadIdx.x == 0) {
+    const volatile unsigned* done = a.done + map;
+    while (*done <= a.strips) __nanosleep(100);
+    __threadfence();
+  }
+  __syncthreads();
+  for (int k = static_cast<int>(threadIdx.x); k < limit; k += kThreads) {
+    blend[k] = __ldcg(a.blend + int64_t{map} * a.rows + k);
+  }
+  __syncthreads();
 }
 
 template <class T, class Source>
@@ -119,29 +135,18 @@ __device__ void paint_item(const RefineArguments<T, Source>& a, const Item& item
   constexpr int kSteps = Source::kSteps;
   const int64_t image = (a.first_map + item.map) / a.channels;
   unsigned limit = 0;
-  if (!a.paint_alone) {
-    limit = static_cast<unsigned>(image_limit(a.labels, a.counts, a.limit, image));
-    if (threadIdx.x == 0) {
-      const volatile unsigned* done = a.done + item.map;
-      while (*done <= static_cast<unsigned>(a.strips)) __nanosleep(100);
-      __threadfence();
-    }
-    __syncthreads();
-    for (int k = threadIdx.x; k < static_cast<int>(limit); k += kThreads) {
-      blend[k] = __ldcg(a.blend + item.map * a.rows + k);
-    }
-    __syncthreads();
-  }
-  const int64_t begin = item.strip * kStrip;
-  const int64_t end = begin + kStrip < a.pixels ? begin + kStrip : a.pixels;
-  T* row = a.out + (a.first_map + item.map) * a.pixels;
-  for (int64_t base = begin; base < end; base += kSteps * kThreads * 4) {
-    const int64_t at = base + threadIdx.x * 4;
+  if (!a.paint_alone) limit = static_cast<unsigned>(image_limit(a.labels, a.counts, a.limit, image));
+  const int begin = static_cast<int>(item.strip) * kStrip;
+  const int end = strip_end(begin, a.pixels);
+  T* row = a.out + int64_t{a.first_map + item.map} * a.pixels;
+  for (int base = begin; base < end; base += kSteps * kThreads * 4) {
+    const int at = base + static_cast<int>(threadIdx.x) * 4;
     A values[kSteps][4];
     unsigned ids[kSteps][4];
     a.source.template load<true>(a.first_map + item.map, at, kThreads * 4, end, values);
     if (limit > 0) {
       load_ids<kSteps>(a.labels, image * a.pixels, at, kThreads * 4, end, 0, limit, ids);
+      if (base == begin) wait_for_blend(a, item.map, static_cast<int>(limit), blend);
 #pragma unroll
       for (int s = 0; s < kSteps; ++s) {
 #pragma unroll
@@ -158,22 +163,21 @@ template <class T, class Source>
 __global__ void __launch_bounds__(kThreads, Source::kBlocks) refine_kernel(const RefineArguments<T, Source> a) {
   using A = Acc<T>;
   MOLT_SHARED(Cell<A>, tables, kWarps * kCells<A>);
-  MOLT_SHARED(unsigned long long, taken, 1);
+  MOLT_SHARED(unsigned, taken, 1);
   MOLT_SHARED(unsigned, flag, 1);
-  const int64_t lookahead = a.paint_alone ? 0 : a.lookahead;
-  const int64_t items = a.maps * a.strips * (a.out != nullptr && !a.paint_alone ? 2 : 1);
-  if (threadIdx.x == 0) taken[0] = atomicAdd(a.ticket, 1ull);
+  const unsigned items = a.maps * a.strips * (a.out != nullptr && !a.paint_alone ? 2 : 1);
+  if (threadIdx.x == 0) taken[0] = atomicAdd(a.ticket, 1u);
   __syncthreads();
-  int64_t ticket = static_cast<int64_t>(taken[0]);
+  unsigned ticket = taken[0];
   while (ticket < items) {
     // The next ticket is drawn early, so that its latency hides behind this item's work.
-    unsigned long long next = 0;
-    if (threadIdx.x == 0) next = atomicAdd(a.ticket, 1ull);
+    unsigned next = 0;
+    if (threadIdx.x == 0) next = atomicAdd(a.ticket, 1u);
     Item item;
     if (a.paint_alone || a.out == nullptr) {
       item = {ticket / a.strips, ticket % a.strips, a.paint_alone};
     } else {
-      item = item_of(ticket, a.maps, a.strips, lookahead);
+      item = item_of(ticket, a.maps, a.strips, a.lookahead);
     }
     if (item.paints) {
       paint_item(a, item, reinterpret_cast<A*>(tables));
@@ -183,7 +187,7 @@ __global__ void __launch_bounds__(kThreads, Source::kBlocks) refine_kernel(const
     __syncthreads();
     if (threadIdx.x == 0) taken[0] = next;
     __syncthreads();
-    ticket = static_cast<int64_t>(taken[0]);
+    ticket = taken[0];
   }
 }
 
@@ -204,8 +208,9 @@ cudaError_t refine_narrow(
   a.out = static_cast<T*>(job.out);
   a.totals = job.totals;
   a.pixels = job.pixels;
-  a.channels = job.channels;
-  a.strips = divide_up(job.pixels, kStrip);
+  a.channels = static_cast<unsigned>(job.channels);
+  const int64_t strips = divide_up(job.pixels, kStrip);
+  a.strips = static_cast<unsigned>(strips);
   a.limit = job.limit;
   a.rows = static_cast<int>(job.limit);
   a.paint_alone = job.out != nullptr && (job.alpha == 0.0 || job.limit == 0);
@@ -215,24 +220,30 @@ cudaError_t refine_narrow(
   const int64_t map_bytes = job.pixels * static_cast<int64_t>(Source::kBytes + label_bytes);
   const int64_t maps = job.batch * job.channels;
   const int64_t rows = a.paint_alone ? 0 : a.rows;
-  const int64_t partials = a.strips * rows * static_cast<int64_t>(sizeof(A) + sizeof(int));
-  int64_t chunk = partials > 0 ? kPartials / partials : maps;
+  const int64_t partials = strips * rows * static_cast<int64_t>(sizeof(A) + sizeof(int));
+  int64_t chunk = kTickets / strips;
+  if (partials > 0 && chunk > kPartials / partials) chunk = kPartials / partials;
   chunk = chunk < 1 ? 1 : chunk < maps ? chunk : maps;
-  a.sums = scratch.get_array<A>(chunk * a.strips * rows);
-  a.members = scratch.get_array<int>(chunk * a.strips * rows);
+  a.sums = scratch.get_array<A>(chunk * strips * rows);
+  a.members = scratch.get_array<int>(chunk * strips * rows);
   A* means = job.means != nullptr ? static_cast<A*>(job.means) : scratch.get_array<A>(chunk * rows);
-  // The ticket, in the first two words, and the maps' counters.
-  unsigned* counters = scratch.get_array<unsigned>(chunk + 2);
-  a.ticket = reinterpret_cast<unsigned long long*>(counters);
-  a.done = counters + 2;
+  unsigned* counters = scratch.get_array<unsigned>(chunk + 1);
+  a.ticket = counters;
+  a.done = counters + 1;
 
-  for (a.first_map = 0; a.first_map < maps; a.first_map += chunk) {
-    a.maps = maps - a.first_map < chunk ? maps - a.first_map : chunk;
-    a.blend = job.means != nullptr ? means + a.first_map * rows : means;
-    const int64_t ahead = kInFlight / map_bytes;
-    a.lookahead = ahead < 1 ? 1 : ahead < a.maps ? ahead : a.maps;
-    MOLT_CHECK(cudaMemsetAsync(counters, 0, static_cast<size_t>(chunk + 2) * sizeof(unsigned), stream));
-    const int64_t items = a.maps * a.strips * 2;
+  // Enough to fill the cache, and no less than the strips that half of the blocks sum at a time.
+  int64_t ahead = kInFlight / map_bytes;
+  const int64_t least = divide_up(int64_t{processors} * Source::kBlocks / 2, strips);
+  ahead = ahead < least ? least : ahead;
+  ahead = ahead < 1 ? 1 : ahead;
+  for (int64_t first = 0; first < maps; first += chunk) {
+    const int64_t count = maps - first < chunk ? maps - first : chunk;
+    a.first_map = static_cast<unsigned>(first);
+    a.maps = static_cast<unsigned>(count);
+    a.blend = job.means != nullptr ? means + first * rows : means;
+    a.lookahead = static_cast<unsigned>(ahead < count ? ahead : count);
+    MOLT_CHECK(cudaMemsetAsync(counters, 0, static_cast<size_t>(chunk + 1) * sizeof(unsigned), stream));
+    const int64_t items = count * strips * 2;
     const int64_t resident = int64_t{processors} * 8;
     const dim3 grid(static_cast<unsigned>(items < resident ? items : resident));
     const auto kernel = refine_kernel<T, Source>;

@@ -51,8 +51,8 @@ __global__ void __launch_bounds__(kThreads, 5) wide_sum_kernel(const WideArgumen
     A sums[kPerThread];
     int counts[kPerThread];
     for (int i = 0; i < kPerThread; ++i) sums[i] = 0, counts[i] = 0;
-    for (int64_t begin = 0; begin < pixels && span > 0; begin += kStrip) {
-      const int64_t end = begin + kStrip < pixels ? begin + kStrip : pixels;
+    for (int begin = 0; begin < pixels && span > 0; begin += kStrip) {
+      const int end = strip_end(begin, pixels);
       sum_strip<A>(
           a.source, a.labels, map, own, pixels, begin, end, start, static_cast<unsigned>(span), shift, tables);
       __syncthreads();
@@ -86,9 +86,9 @@ __global__ void __launch_bounds__(kThreads) wide_paint_kernel(const WideArgument
     const int64_t own = map / a.channels - a.first_labels;
     const unsigned limit = static_cast<unsigned>(image_limit(a.labels, a.counts, a.limit, own));
     const A* blend = a.blend + unit / strips * a.rows;
-    const int64_t begin = unit % strips * kStrip;
-    const int64_t end = begin + kStrip < pixels ? begin + kStrip : pixels;
-    for (int64_t at = begin + threadIdx.x * 4; at < end; at += kThreads * 4) {
+    const int begin = static_cast<int>(unit % strips) * kStrip;
+    const int end = strip_end(begin, pixels);
+    for (int at = begin + static_cast<int>(threadIdx.x) * 4; at < end; at += kThreads * 4) {
       A values[1][4];
       unsigned ids[1][4];
       for (int j = 0; j < 4; ++j) values[0][j] = at + j < end ? widen(a.source.maps[map * pixels + at + j]) : A{0};

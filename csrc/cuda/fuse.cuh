@@ -147,12 +147,12 @@ struct Fused {
   FusedScales<A> scales;
 
   template <bool kLast>
-  __device__ void load(int64_t map, int64_t at, int, int64_t end, A (&values)[kSteps][4]) const {
+  __device__ void load(int64_t map, int at, int, int end, A (&values)[kSteps][4]) const {
     A(&v)[4] = values[0];
     for (int j = 0; j < 4; ++j) v[j] = 0;
     if (at >= end) return;
     const int first_y = static_cast<int>(static_cast<unsigned>(at) / static_cast<unsigned>(scales.width));
-    const int first_x = static_cast<int>(at) - first_y * scales.width;
+    const int first_x = at - first_y * scales.width;
     for (int s = 0; s < scales.count; ++s) {
       const FusedScale<A>& scale = scales.at[s];
       const A* small = scale.normalised + map * scale.height * scale.width;

@@ -30,7 +30,8 @@ class Scratch {
 };
 
 constexpr int kMaxScales = 8;
-constexpr int64_t kMaxPixels = int64_t{1} << 30;  // of one map: keeps pixel numbers in 32 bits
+constexpr int64_t kMaxPixels = int64_t{1} << 30;  // of one map, and
+constexpr int64_t kMaxMaps = int64_t{1} << 30;    // maps of one call: keep their numbers in 32 bits
 
 // Small maps (batch * channels, height, width) of one scale.
 struct Scale {

@@ -87,6 +87,11 @@ void check_pixels(const std::string& name, int64_t height, int64_t width) {
   }
 }
 
+void check_maps(const std::string& name, const Tensor& maps) {
+  const int64_t batch = maps.size(0);
+  if (batch > 0 && maps.size(1) > cuda::kMaxMaps / batch) refuse(name, shape_of(maps), "at most 2^30 maps");
+}
+
 void check_labels(const std::string& name, const Tensor& labels, const Tensor& like, int64_t batch, int64_t height,
                   int64_t width) {
   check_dim(name, labels, 3, "(B, H, W)");
@@ -182,6 +187,7 @@ Tensor cluster_refine(const Tensor& maps, const Tensor& labels, double alpha, in
                       const std::optional<Tensor>& counts) {
   check_dim("maps", maps, 4, "(B, C, H, W)");
   map_type("maps", maps);
+  check_maps("maps", maps);
   check_pixels("maps", maps.size(2), maps.size(3));
   check_labels("labels", labels, maps, maps.size(0), maps.size(2), maps.size(3));
   check_alpha(alpha);
@@ -202,6 +208,7 @@ std::tuple<Tensor, Tensor> cluster_mean(
     const Tensor& values, const Tensor& labels, int64_t num_clusters, const std::optional<Tensor>& counts) {
   check_dim("values", values, 4, "(B, C, H, W)");
   map_type("values", values);
+  check_maps("values", values);
   check_pixels("values", values.size(2), values.size(3));
   check_labels("labels", labels, values, values.size(0), values.size(2), values.size(3));
   check_limit("num_clusters", num_clusters);
@@ -211,9 +218,13 @@ std::tuple<Tensor, Tensor> cluster_mean(
                           ? torch::stable::new_zeros(values, {values.size(0), 1, values.size(2), values.size(3)})
                           : values;
   const int64_t batch = values.size(0);
-  const Tensor means = torch::stable::new_zeros(values, {batch, used.size(1), num_clusters}, sum_type(values));
-  const Tensor totals = torch::stable::new_zeros(values, {batch, num_clusters}, ScalarType::Long);
-  if (used.numel() > 0 && num_clusters > 0) {
+  const bool filled = used.numel() > 0 && num_clusters > 0;
+  const auto make = [&](std::initializer_list<int64_t> shape, ScalarType type) {
+    return filled ? torch::stable::new_empty(values, shape, type) : torch::stable::new_zeros(values, shape, type);
+  };
+  const Tensor means = make({batch, used.size(1), num_clusters}, sum_type(values));
+  const Tensor totals = make({batch, num_clusters}, ScalarType::Long);
+  if (filled) {
     cuda::Refine job{};
     fill_job(job, used, labels, counts, num_clusters, call);
     job.maps = call.contiguous(used).const_data_ptr();
@@ -241,6 +252,7 @@ Tensor fuse_and_refine(const std::vector<Tensor>& maps, const Tensor& labels, co
     check_dim(name, maps[s], 4, "(B, C, h, w)");
     map_type(name, maps[s]);
     check_device(name, maps[s], maps[0]);
+    check_maps(name, maps[s]);
     check_pixels(name, maps[s].size(2), maps[s].size(3));
     if (maps[s].scalar_type() != maps[0].scalar_type()) refuse(name, type_number(maps[s]), type_number(maps[0]));
     if (maps[s].size(0) != maps[0].size(0) || maps[s].size(1) != maps[0].size(1)) {
@@ -297,6 +309,7 @@ Tensor cluster_vote(const Tensor& labels, const Tensor& segments, int64_t num_cl
 
 cuda::Components component_job(const Tensor& maps, double threshold, int64_t connectivity) {
   check_dim("maps", maps, 4, "(B, C, H, W)");
+  check_maps("maps", maps);
   check_pixels("maps", maps.size(2), maps.size(3));
   if (!(threshold > 0.0 && threshold <= 1.0)) refuse("threshold", std::to_string(threshold), "a number in (0, 1]");
   if (connectivity != 4 && connectivity != 8) refuse("connectivity", std::to_string(connectivity), "4 or 8");

@@ -106,40 +106,46 @@ __device__ inline void unpack_labels(const int64_t* from, uint64_t (&to)[4]) {
   to[0] = low.x, to[1] = low.y, to[2] = high.x, to[3] = high.y;
 }
 
-// Labels minus `start` of kSteps quads, `stride` pixels apart; kNone outside [start, start + span) and from pixel `end`.
+// Pixels count from the map's first, below 2^30. Labels minus `start` of kSteps quads, `stride` pixels apart; kNone outside [start, start + span) and from pixel `end`.
 template <int kSteps, class L>
 __device__ inline void load_ids(
-    const L* row, int64_t at, int stride, int64_t end, int64_t start, unsigned span, unsigned (&ids)[kSteps][4]) {
+    const L* row, int at, int stride, int end, int64_t start, unsigned span, unsigned (&ids)[kSteps][4]) {
   using W = typename WideLabel<L>::type;
-  W found[kSteps][4];
+  constexpr int kGroup = sizeof(L) == 8 && kSteps > 2 ? 2 : kSteps;  // in flight together, as registers allow
+  const auto to_id = [=](W label) {
+    const W id = label - static_cast<W>(start);
+    return id < span ? static_cast<unsigned>(id) : kNone;
+  };
   if (wide_access(row) && at + (kSteps - 1) * stride + 4 <= end) {
 #pragma unroll
-    for (int s = 0; s < kSteps; ++s) unpack_labels(row + at + s * stride, found[s]);
-  } else {
+    for (int first = 0; first < kSteps; first += kGroup) {
+      W found[kGroup][4];
 #pragma unroll
-    for (int s = 0; s < kSteps; ++s) {
-      if (wide_access(row) && at + s * stride + 4 <= end) {
-        unpack_labels(row + at + s * stride, found[s]);
-        continue;
-      }
-      for (int j = 0; j < 4; ++j) {
-        const int64_t p = at + s * stride + j;
-        // A label of -1 is out of range in every case.
-        found[s][j] = p < end ? static_cast<W>(row[p]) : ~W{0};
+      for (int s = 0; s < kGroup; ++s) unpack_labels(row + at + (first + s) * stride, found[s]);
+#pragma unroll
+      for (int s = 0; s < kGroup; ++s) {
+        for (int j = 0; j < 4; ++j) ids[first + s][j] = to_id(found[s][j]);
       }
     }
+    return;
   }
 #pragma unroll
   for (int s = 0; s < kSteps; ++s) {
+    if (wide_access(row) && at + s * stride + 4 <= end) {
+      W found[4];
+      unpack_labels(row + at + s * stride, found);
+      for (int j = 0; j < 4; ++j) ids[s][j] = to_id(found[j]);
+      continue;
+    }
     for (int j = 0; j < 4; ++j) {
-      const W id = found[s][j] - static_cast<W>(start);
-      ids[s][j] = id < span ? static_cast<unsigned>(id) : kNone;
+      const int p = at + s * stride + j;
+      ids[s][j] = p < end ? to_id(static_cast<W>(row[p])) : kNone;
     }
   }
 }
 
 template <int kSteps>
-__device__ inline void load_ids(const Labels& labels, int64_t row, int64_t at, int stride, int64_t end, int64_t start,
+__device__ inline void load_ids(const Labels& labels, int64_t row, int at, int stride, int end, int64_t start,
                                 unsigned span, unsigned (&ids)[kSteps][4]) {
   switch (labels.type) {
     case LabelType::uint8:
@@ -164,7 +170,7 @@ struct Stored {
 
   // Values of kSteps quads, `stride` pixels apart; 0 from pixel `end`.
   template <bool kLast>
-  __device__ void load(int64_t map, int64_t at, int stride, int64_t end, A (&values)[kSteps][4]) const {
+  __device__ void load(int64_t map, int at, int stride, int end, A (&values)[kSteps][4]) const {
     const T* row = maps + map * pixels;
     if (wide_access(row) && at + (kSteps - 1) * stride + 4 <= end) {
 #pragma unroll
@@ -178,7 +184,7 @@ struct Stored {
         continue;
       }
       for (int j = 0; j < 4; ++j) {
-        const int64_t p = at + s * stride + j;
+        const int p = at + s * stride + j;
         values[s][j] = p < end ? widen(row[p]) : A{0};
       }
     }
@@ -186,7 +192,7 @@ struct Stored {
 };
 
 template <int kSteps, class T>
-__device__ inline void store_values(T* row, int64_t at, int stride, int64_t end, const Acc<T> (&values)[kSteps][4]) {
+__device__ inline void store_values(T* row, int at, int stride, int end, const Acc<T> (&values)[kSteps][4]) {
   if (wide_access(row) && at + (kSteps - 1) * stride + 4 <= end) {
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) store_quad(values[s], row + at + s * stride);
@@ -199,7 +205,7 @@ __device__ inline void store_values(T* row, int64_t at, int stride, int64_t end,
       continue;
     }
     for (int j = 0; j < 4; ++j) {
-      const int64_t p = at + s * stride + j;
+      const int p = at + s * stride + j;
       if (p < end) narrow(values[s][j], row[p]);
     }
   }

@@ -15,6 +15,10 @@ constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / 32;
 constexpr int kStrip = 4096;  // pixels
 
+__device__ inline int strip_end(int begin, int64_t pixels) {
+  return static_cast<int>(begin + kStrip < pixels ? begin + kStrip : pixels);
+}
+
 template <class A>
 struct Cell {
   A sum;
@@ -140,21 +144,23 @@ __device__ inline void add_quads(const A (&values)[kSteps][4], const unsigned (&
 // The block has to synchronise before fold_warps.
 template <class A, class Source>
 __device__ inline void sum_strip(const Source& source, const Labels& labels, int64_t map, int64_t image, int64_t pixels,
-                                 int64_t begin, int64_t end, int64_t start, unsigned span, int shift, Cell<A>* tables) {
+                                 int begin, int end, int64_t start, unsigned span, int shift, Cell<A>* tables) {
   constexpr int kSteps = Source::kSteps;
   const unsigned lane = threadIdx.x % 32;
   Cell<A>* table = tables + threadIdx.x / 32 * kCells<A>;
-  const int cells = static_cast<int>(span) << shift;
-  for (int i = static_cast<int>(lane); i < cells; i += 32) table[i] = {A{0}, 0};
-  __syncwarp();
   const Address<A> cells_at = address_of(table);
 
   Run<A> run{kNone, A{0}, 0};
-  for (int64_t base = begin; base < end; base += kSteps * kThreads * 4) {
-    const int64_t at = base + threadIdx.x * 4;
+  for (int base = begin; base < end; base += kSteps * kThreads * 4) {
+    const int at = base + static_cast<int>(threadIdx.x) * 4;
     A values[kSteps][4];
     unsigned ids[kSteps][4];
     source.template load<false>(map, at, kThreads * 4, end, values);
+    if (base == begin) {  // while the first pixels are on their way
+      const int cells = static_cast<int>(span) << shift;
+      for (int i = static_cast<int>(lane); i < cells; i += 32) table[i] = {A{0}, 0};
+      __syncwarp();
+    }
     load_ids<kSteps>(labels, image * pixels, at, kThreads * 4, end, start, span, ids);
     if (shift == 5) {
       add_quads<false, kSteps, A>(values, ids, run, lane, shift, cells_at);
