@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
+import sysconfig
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -224,24 +225,36 @@ class Memory:
             self.library.emulator_release(held)
 
 
-def build(folder: Path, sources: Sequence[str]) -> ctypes.CDLL:
+def build(folder: Path, sources: Sequence[str], flags: Sequence[str] = ()) -> Path:
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("g++ is not there to build the emulated kernels")
     library = folder / f"{sources[0].removesuffix('.cpp')}.so"
     include = ["-DMOLT_EMULATE", f"-I{HERE}", f"-I{HERE.parents[1] / 'csrc' / 'cuda'}"]
-    command = [compiler, *FLAGS, "-Werror", *include, *sources, "emulator.cpp", "-o", str(library)]
+    command = [compiler, *FLAGS, "-Werror", *include, *sources, "emulator.cpp", *flags, "-o", str(library)]
     done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    return ctypes.CDLL(str(library))
+    return library
 
 
 @pytest.fixture(scope="session")
 def emulator(tmp_path_factory: pytest.TempPathFactory) -> Emulator:
-    return Emulator(build(tmp_path_factory.mktemp("emulator"), ["kernels.cpp"]))
+    return Emulator(ctypes.CDLL(str(build(tmp_path_factory.mktemp("emulator"), ["kernels.cpp"]))))
 
 
 @pytest.fixture(scope="session")
 def wrong_kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """Kernels with mistakes, that the emulator has to find."""
-    return build(tmp_path_factory.mktemp("wrong"), ["wrong_kernels.cpp"])
+    return ctypes.CDLL(str(build(tmp_path_factory.mktemp("wrong"), ["wrong_kernels.cpp"])))
+
+
+@pytest.fixture(scope="session")
+def emulated_ops(tmp_path_factory: pytest.TempPathFactory) -> object:
+    """The operators' stable-ABI functions over the emulated kernels, for CPU tensors."""
+    torch_folder = Path(torch.__file__).parent
+    headers = [torch_folder / "include", sysconfig.get_path("include")]
+    flags = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY", "-DUSE_CUDA"]
+    flags += [f"-isystem{folder}" for folder in headers]
+    flags += [f"-L{torch_folder / 'lib'}", "-lc10", "-ltorch", "-ltorch_cpu"]
+    torch.ops.load_library(build(tmp_path_factory.mktemp("glue"), ["glue.cpp"], flags))
+    return torch.ops.molt_emulated
