@@ -66,6 +66,20 @@ def compiled(compiler, tmp_path_factory) -> dict[str, Compiled]:
     return {source.stem: compile_for(*compiler, source, tmp_path_factory.mktemp(source.stem), 90) for source in KERNELS}
 
 
+def test_the_toolkit_is_the_one_nvcc_names(compiler, tmp_path):
+    """Not the folder of a script that calls nvcc."""
+    script = setup_script()
+    home = Path(script.cuda_home(compiler[0]))
+    assert (home / "include" / "cuda_runtime.h").exists()
+    caller = tmp_path / "bin" / "nvcc"
+    caller.parent.mkdir()
+    caller.write_text(f'#!/bin/sh\nexec {compiler[0]} "$@"\n')
+    caller.chmod(0o755)
+    assert Path(script.cuda_home(str(caller))) == home
+    caller.write_text("#!/bin/sh\n")
+    assert script.cuda_home(str(caller)) == str(tmp_path)
+
+
 def test_there_are_kernels():
     assert [p.stem for p in KERNELS] == [
         "cluster_vote",

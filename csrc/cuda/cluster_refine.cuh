@@ -236,6 +236,10 @@ cudaError_t refine_narrow(
   const int64_t least = divide_up(int64_t{processors} * Source::kBlocks / 2, strips);
   ahead = ahead < least ? least : ahead;
   ahead = ahead < 1 ? 1 : ahead;
+  const auto kernel = refine_kernel<T, Source>;
+  // Shared memory, not L1, is what limits the blocks of an SM.
+  MOLT_CHECK(cudaFuncSetAttribute(
+      kernel, cudaFuncAttributePreferredSharedMemoryCarveout, static_cast<int>(cudaSharedmemCarveoutMaxShared)));
   for (int64_t first = 0; first < maps; first += chunk) {
     const int64_t count = maps - first < chunk ? maps - first : chunk;
     a.first_map = static_cast<unsigned>(first);
@@ -246,7 +250,6 @@ cudaError_t refine_narrow(
     const int64_t items = count * strips * 2;
     const int64_t resident = int64_t{processors} * 8;
     const dim3 grid(static_cast<unsigned>(items < resident ? items : resident));
-    const auto kernel = refine_kernel<T, Source>;
     MOLT_LAUNCH(kernel, grid, dim3(kThreads), stream, a);
     MOLT_CHECK_LAUNCH();
   }

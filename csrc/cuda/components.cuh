@@ -266,9 +266,8 @@ __global__ void __launch_bounds__(kPixelThreads) box_kernel(
 // From maps to components at their roots.
 template <class T>
 cudaError_t label_chunk(const ComponentArguments& a, cudaStream_t stream) {
-  const size_t bytes = static_cast<size_t>(a.maps) * sizeof(unsigned long long);
+  const size_t bytes = static_cast<size_t>(a.largest + a.maps - a.peaks) * sizeof(unsigned long long);
   MOLT_CHECK(cudaMemsetAsync(a.peaks, 0, bytes, stream));
-  MOLT_CHECK(cudaMemsetAsync(a.largest, 0, bytes, stream));
   const dim3 grid(grid_for(a.maps * divide_up(divide_up(a.pixels, 32), kPixelThreads / 32)));
   const dim3 block(kPixelThreads);
   MOLT_LAUNCH(peak_kernel<T>, grid, block, stream, a);
@@ -315,8 +314,8 @@ cudaError_t for_each_chunk(const Components& job, bool largest_only, Scratch& sc
   const int64_t each = a.pixels * static_cast<int64_t>(sizeof(int) + sizeof(Gathered));
   int64_t chunk = kComponentScratch / each;
   chunk = chunk < 1 ? 1 : chunk < maps ? chunk : maps;
-  a.peaks = scratch.get_array<unsigned long long>(chunk);
-  a.largest = scratch.get_array<unsigned long long>(chunk);
+  a.peaks = scratch.get_array<unsigned long long>(2 * chunk);
+  a.largest = a.peaks + chunk;
   a.found = scratch.get_array<unsigned long long>(1);
   a.parents = scratch.get_array<int>(chunk * a.pixels);
   a.gathered = scratch.get_array<Gathered>(chunk * a.pixels);
