@@ -86,7 +86,10 @@ def default_archs(env: Mapping[str, str]) -> str:
 
     flags = torch._C._cuda_getArchFlags() or ""
     numbers = sorted({int(f[3:]) for f in flags.split() if f.startswith("sm_") and f[3:].isdigit()})
-    archs = [f"{n // 10}.{n % 10}" for n in numbers if n >= 80]
+    # One of each generation: code for 8.0 runs on 8.6 too.
+    archs = [
+        f"{n // 10}.{n % 10}" for n in numbers if n >= 80 and not any(n // 10 == m // 10 for m in numbers if m < n)
+    ]
     return ";".join(archs) + "+PTX" if archs else "8.0;9.0+PTX"
 
 
