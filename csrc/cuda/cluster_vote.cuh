@@ -8,6 +8,7 @@ namespace molt::cuda {
 
 constexpr int kVoteThreads = 256;
 constexpr int kRunPixels = 8;                        // a thread counts runs of equal votes before it adds them
+constexpr int kTile = 8 * kVoteThreads;
 constexpr int64_t kVoteScratch = int64_t{256} << 20;  // bytes of tables at once
 
 struct VoteArguments {
@@ -23,12 +24,15 @@ struct VoteArguments {
   int64_t images;
 };
 
+__device__ inline bool has_vote(const VoteArguments& a, int64_t label, int64_t segment) {
+  return label >= 0 && label < a.num_clusters && segment >= 0 && segment < a.num_segments;
+}
+
 // The cell of a pixel's vote within its image's table, -1 where a value is out of range.
 __device__ inline int64_t vote_of(const VoteArguments& a, int64_t at) {
   const int64_t label = load_label(a.labels, at);
   const int64_t segment = load_label(a.segments, at);
-  const bool inside = label >= 0 && label < a.num_clusters && segment >= 0 && segment < a.num_segments;
-  return inside ? segment * a.num_clusters + label : -1;
+  return has_vote(a, label, segment) ? segment * a.num_clusters + label : -1;
 }
 
 __global__ void __launch_bounds__(kVoteThreads) vote_kernel(const VoteArguments a) {
@@ -78,21 +82,27 @@ __global__ void __launch_bounds__(kVoteThreads) winner_kernel(const VoteArgument
 }
 
 __global__ void __launch_bounds__(kVoteThreads) elect_kernel(const VoteArguments a) {
-  const int64_t stride = int64_t{gridDim.x} * kVoteThreads;
-  for (int64_t i = int64_t{blockIdx.x} * kVoteThreads + threadIdx.x; i < a.images * a.pixels; i += stride) {
-    const int64_t at = a.first_image * a.pixels + i;
-    const int64_t cell = vote_of(a, at);
-    const int64_t label = cell < 0 ? load_label(a.labels, at)
-                                   : a.winners[i / a.pixels * a.num_segments + cell / a.num_clusters];
-    switch (a.labels.type) {
-      case LabelType::uint8:
-        static_cast<uint8_t*>(a.out)[at] = static_cast<uint8_t>(label);
-        break;
-      case LabelType::int32:
-        static_cast<int32_t*>(a.out)[at] = static_cast<int32_t>(label);
-        break;
-      default:
-        static_cast<int64_t*>(a.out)[at] = label;
+  const int64_t tiles = (a.pixels + kTile - 1) / kTile;
+  for (int64_t tile = blockIdx.x; tile < a.images * tiles; tile += gridDim.x) {
+    const int64_t own = tile / tiles;
+    const int64_t begin = tile % tiles * kTile;
+    const int64_t end = begin + kTile < a.pixels ? begin + kTile : a.pixels;
+    const int64_t row = (a.first_image + own) * a.pixels;
+    const int64_t* winners = a.winners + own * a.num_segments;
+    for (int64_t p = begin + threadIdx.x; p < end; p += kVoteThreads) {
+      int64_t label = load_label(a.labels, row + p);
+      const int64_t segment = load_label(a.segments, row + p);
+      if (has_vote(a, label, segment)) label = winners[segment];
+      switch (a.labels.type) {
+        case LabelType::uint8:
+          static_cast<uint8_t*>(a.out)[row + p] = static_cast<uint8_t>(label);
+          break;
+        case LabelType::int32:
+          static_cast<int32_t*>(a.out)[row + p] = static_cast<int32_t>(label);
+          break;
+        default:
+          static_cast<int64_t*>(a.out)[row + p] = label;
+      }
     }
   }
 }
@@ -123,8 +133,8 @@ inline cudaError_t run_vote(const Vote& job, Scratch& scratch, cudaStream_t stre
       MOLT_LAUNCH(winner_kernel, dim3(grid_for(divide_up(warps, kVoteThreads / 32))), dim3(kVoteThreads), stream, a);
       MOLT_CHECK_LAUNCH();
     }
-    const int64_t pixels = a.images * a.pixels;
-    MOLT_LAUNCH(elect_kernel, dim3(grid_for(divide_up(pixels, kVoteThreads))), dim3(kVoteThreads), stream, a);
+    const int64_t tiles = a.images * divide_up(a.pixels, kTile);
+    MOLT_LAUNCH(elect_kernel, dim3(grid_for(tiles)), dim3(kVoteThreads), stream, a);
     MOLT_CHECK_LAUNCH();
   }
   return cudaSuccess;

@@ -45,12 +45,14 @@ __device__ inline double peak_of(unsigned long long bits) {
   return __longlong_as_double(static_cast<long long>(bits));
 }
 
-// Warps stride over chunks of 32 neighbouring pixels of one map.
-__device__ inline int64_t chunks_of(const ComponentArguments& a) { return (int64_t{a.pixels} + 31) / 32; }
-__device__ inline int64_t first_chunk() {
-  return int64_t{blockIdx.x} * (kPixelThreads / 32) + threadIdx.x / 32;
+// Warps stride over chunks of 32 neighbouring pixels of one map. What fits the scratch, or a single map, has fewer than
+// 2^26 chunks.
+__device__ inline unsigned chunks_of(const ComponentArguments& a) { return (static_cast<unsigned>(a.pixels) + 31) / 32; }
+__device__ inline unsigned all_chunks(const ComponentArguments& a) {
+  return static_cast<unsigned>(a.maps) * chunks_of(a);
 }
-__device__ inline int64_t chunk_stride() { return int64_t{gridDim.x} * (kPixelThreads / 32); }
+__device__ inline unsigned first_chunk() { return blockIdx.x * (kPixelThreads / 32) + threadIdx.x / 32; }
+__device__ inline unsigned chunk_stride() { return gridDim.x * (kPixelThreads / 32); }
 
 struct Place {
   int64_t map;
@@ -58,10 +60,10 @@ struct Place {
   bool inside;
 };
 
-__device__ inline Place place_of(const ComponentArguments& a, int64_t chunk) {
-  const int64_t chunks = chunks_of(a);
-  const int64_t index = chunk % chunks * 32 + threadIdx.x % 32;
-  return {chunk / chunks, static_cast<int>(index), index < a.pixels};
+__device__ inline Place place_of(const ComponentArguments& a, unsigned chunk) {
+  const unsigned chunks = chunks_of(a);
+  const int index = static_cast<int>(chunk % chunks * 32 + threadIdx.x % 32);
+  return {chunk / chunks, index, index < a.pixels};
 }
 
 template <class T>
@@ -88,7 +90,7 @@ __device__ inline Runs runs_of(const ComponentArguments& a, const Place& place, 
 
 template <class T>
 __global__ void __launch_bounds__(kPixelThreads) peak_kernel(const ComponentArguments a) {
-  for (int64_t chunk = first_chunk(); chunk < a.maps * chunks_of(a); chunk += chunk_stride()) {
+  for (unsigned chunk = first_chunk(); chunk < all_chunks(a); chunk += chunk_stride()) {
     const Place place = place_of(a, chunk);
     unsigned long long key = 0;
     if (place.inside) {
@@ -108,7 +110,7 @@ __global__ void __launch_bounds__(kPixelThreads) peak_kernel(const ComponentArgu
 template <class T>
 __global__ void __launch_bounds__(kPixelThreads) run_kernel(const ComponentArguments a) {
   const int lane = static_cast<int>(threadIdx.x % 32);
-  for (int64_t chunk = first_chunk(); chunk < a.maps * chunks_of(a); chunk += chunk_stride()) {
+  for (unsigned chunk = first_chunk(); chunk < all_chunks(a); chunk += chunk_stride()) {
     const Place place = place_of(a, chunk);
     bool kept = false;
     if (place.inside) {
@@ -150,7 +152,7 @@ __device__ inline void unite(int* parents, int one, int other) {
 
 // Joins runs that touch. A pixel leaves to its left neighbour what that one joins anyway.
 __global__ void __launch_bounds__(kPixelThreads) unite_kernel(const ComponentArguments a) {
-  for (int64_t chunk = first_chunk(); chunk < a.maps * chunks_of(a); chunk += chunk_stride()) {
+  for (unsigned chunk = first_chunk(); chunk < all_chunks(a); chunk += chunk_stride()) {
     const Place place = place_of(a, chunk);
     if (!place.inside) continue;
     int* parents = a.parents + place.map * a.pixels;
@@ -173,7 +175,7 @@ __global__ void __launch_bounds__(kPixelThreads) unite_kernel(const ComponentArg
 }
 
 __global__ void __launch_bounds__(kPixelThreads) flatten_kernel(const ComponentArguments a) {
-  for (int64_t chunk = first_chunk(); chunk < a.maps * chunks_of(a); chunk += chunk_stride()) {
+  for (unsigned chunk = first_chunk(); chunk < all_chunks(a); chunk += chunk_stride()) {
     const Place place = place_of(a, chunk);
     if (!place.inside) continue;
     int* parents = a.parents + place.map * a.pixels;
@@ -187,7 +189,7 @@ __global__ void __launch_bounds__(kPixelThreads) flatten_kernel(const ComponentA
 template <class T>
 __global__ void __launch_bounds__(kPixelThreads) gather_kernel(const ComponentArguments a) {
   const int lane = static_cast<int>(threadIdx.x % 32);
-  for (int64_t chunk = first_chunk(); chunk < a.maps * chunks_of(a); chunk += chunk_stride()) {
+  for (unsigned chunk = first_chunk(); chunk < all_chunks(a); chunk += chunk_stride()) {
     const Place place = place_of(a, chunk);
     const int root = place.inside ? a.parents[place.map * a.pixels + place.index] : -1;
     const bool kept = root >= 0;
@@ -220,7 +222,7 @@ __device__ inline unsigned long long rank_of(int area, int root) {
 
 // The largest component of each map, of equals the one met first.
 __global__ void __launch_bounds__(kPixelThreads) largest_kernel(const ComponentArguments a) {
-  for (int64_t chunk = first_chunk(); chunk < a.maps * chunks_of(a); chunk += chunk_stride()) {
+  for (unsigned chunk = first_chunk(); chunk < all_chunks(a); chunk += chunk_stride()) {
     const Place place = place_of(a, chunk);
     if (!place.inside) continue;
     const int64_t at = place.map * a.pixels + place.index;
@@ -238,7 +240,7 @@ __device__ inline Component component_at(const ComponentArguments& a, int64_t ma
 
 // Lists components in an order that chance decides; the host sorts them.
 __global__ void __launch_bounds__(kPixelThreads) list_kernel(const ComponentArguments a) {
-  for (int64_t chunk = first_chunk(); chunk < a.maps * chunks_of(a); chunk += chunk_stride()) {
+  for (unsigned chunk = first_chunk(); chunk < all_chunks(a); chunk += chunk_stride()) {
     const Place place = place_of(a, chunk);
     if (!place.inside) continue;
     const int64_t at = place.map * a.pixels + place.index;
