@@ -13,7 +13,6 @@ namespace molt::cuda {
 // Between a strip's first and second reading. Half of the 792 blocks an H100 or H200 holds sum 4096 pixels each at
 // any time, 8 to 13 MB of float32 maps and labels; less would leave painters waiting.
 constexpr int64_t kInFlight = int64_t{16} << 20;  // bytes
-constexpr int64_t kPartials = int64_t{256} << 20;  // bytes of partial sums at once
 constexpr int64_t kTickets = int64_t{1} << 30;     // strips of a launch, so that twice as many tickets fit 32 bits
 
 template <class T, class Source>
@@ -222,7 +221,7 @@ cudaError_t refine_narrow(
   const int64_t rows = a.paint_alone ? 0 : a.rows;
   const int64_t partials = strips * rows * static_cast<int64_t>(sizeof(A) + sizeof(int));
   int64_t chunk = kTickets / strips;
-  if (partials > 0 && chunk > kPartials / partials) chunk = kPartials / partials;
+  if (partials > 0 && chunk > scratch.most() / partials) chunk = scratch.most() / partials;
   chunk = chunk < 1 ? 1 : chunk < maps ? chunk : maps;
   a.sums = scratch.get_array<A>(chunk * strips * rows);
   a.members = scratch.get_array<int>(chunk * strips * rows);

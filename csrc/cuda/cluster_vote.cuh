@@ -9,7 +9,6 @@ namespace molt::cuda {
 constexpr int kVoteThreads = 256;
 constexpr int kRunPixels = 8;                        // a thread counts runs of equal votes before it adds them
 constexpr int kTile = 8 * kVoteThreads;
-constexpr int64_t kVoteScratch = int64_t{256} << 20;  // bytes of tables at once
 
 struct VoteArguments {
   Labels labels;
@@ -117,7 +116,7 @@ inline cudaError_t run_vote(const Vote& job, Scratch& scratch, cudaStream_t stre
   a.num_clusters = job.num_clusters;
   a.num_segments = job.num_segments;
   const int64_t cells = job.num_clusters * job.num_segments;
-  int64_t chunk = cells > 0 ? kVoteScratch / (cells * 4) : job.batch;
+  int64_t chunk = cells > 0 ? scratch.most() / (cells * 4) : job.batch;
   chunk = chunk < 1 ? 1 : chunk < job.batch ? chunk : job.batch;
   a.votes = scratch.get_array<int>(chunk * cells);
   // A segment nobody can vote in has no winner, and nobody asks for it.

@@ -8,7 +8,6 @@
 namespace molt::cuda {
 
 constexpr int64_t kDense = 16384;                    // limits from which on labels are numbered through
-constexpr int64_t kWideScratch = int64_t{256} << 20;  // bytes at once
 
 template <class T>
 struct WideArguments {
@@ -182,7 +181,7 @@ cudaError_t refine_wide(const Refine& job, const T* maps, Scratch& scratch, cuda
     while (n.slots < 2 * job.pixels) n.slots *= 2;
     bytes += n.slots * 12 + job.pixels * 4;
   }
-  int64_t chunk = bytes > 0 ? kWideScratch / bytes : job.batch;
+  int64_t chunk = bytes > 0 ? scratch.most() / bytes : job.batch;
   chunk = chunk < 1 ? 1 : chunk < job.batch ? chunk : job.batch;
   A* blend = job.means != nullptr ? static_cast<A*>(job.means) : scratch.get_array<A>(chunk * job.channels * a.rows);
   if (dense) {

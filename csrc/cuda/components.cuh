@@ -10,7 +10,6 @@
 namespace molt::cuda {
 
 constexpr int kPixelThreads = 256;
-constexpr int64_t kComponentScratch = int64_t{512} << 20;  // bytes at once
 constexpr double kFixed = 4294967296.0;  // value / maximum is in (0, 1]; 2^32 times it, summed over 2^30 pixels, fits
 
 // What a root gathers.
@@ -314,7 +313,7 @@ cudaError_t for_each_chunk(const Components& job, bool largest_only, Scratch& sc
   a.largest_only = largest_only;
   const int64_t maps = job.batch * job.channels;
   const int64_t each = a.pixels * static_cast<int64_t>(sizeof(int) + sizeof(Gathered));
-  int64_t chunk = kComponentScratch / each;
+  int64_t chunk = scratch.most() / each;
   chunk = chunk < 1 ? 1 : chunk < maps ? chunk : maps;
   a.peaks = scratch.get_array<unsigned long long>(2 * chunk);
   a.largest = a.peaks + chunk;

@@ -19,6 +19,8 @@ enum class LabelType : int { uint8, int32, int64 };
 class Scratch {
  public:
   virtual void* get(size_t bytes) = 0;
+  // Bytes that tables of one kind may take: more images than fit go one after another.
+  virtual int64_t most() const { return int64_t{256} << 20; }
 
   template <class T>
   T* get_array(int64_t count) {

@@ -37,8 +37,18 @@ class Emulator:
         library.emulator_allocate.argtypes = [ctypes.c_size_t, ctypes.c_size_t]
         library.emulator_release.argtypes = [ctypes.c_void_p]
         library.emulator_message.restype = ctypes.c_char_p
-        library.emulator_reset.argtypes = [ctypes.c_uint64, ctypes.c_uint]
+        library.emulator_reset.argtypes = [ctypes.c_uint64, ctypes.c_uint, ctypes.c_int64]
+        self.most_scratch = 256 << 20
         library.emulator_list.restype = ctypes.c_int64
+
+    @contextmanager
+    def scratch(self, most: int) -> Iterator[None]:
+        """Let tables take no more than `most` bytes, so that images go one after another."""
+        self.most_scratch, before = most, self.most_scratch
+        try:
+            yield
+        finally:
+            self.most_scratch = before
 
     def check(self, error: int) -> None:
         if error:
@@ -47,7 +57,7 @@ class Emulator:
     @contextmanager
     def memory(self, seed: int, resident: int, alignment: int | None) -> Iterator[Memory]:
         memory = Memory(self.library, alignment)
-        self.library.emulator_reset(seed, resident)
+        self.library.emulator_reset(seed, resident, self.most_scratch)
         try:
             yield memory
         finally:

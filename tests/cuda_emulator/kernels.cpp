@@ -14,8 +14,11 @@ using namespace molt::cuda;
 
 namespace {
 
+int64_t most_scratch = 0;
+
 class Memory final : public Scratch {
  public:
+  int64_t most() const override { return most_scratch; }
   ~Memory() {
     for (void* data : kept_) emulator::release(data);
   }
@@ -34,7 +37,10 @@ extern "C" {
 
 void* emulator_allocate(size_t bytes, size_t alignment) { return emulator::allocate(bytes, alignment); }
 void emulator_release(void* data) { emulator::release(data); }
-void emulator_reset(uint64_t seed, unsigned resident) { emulator::reset(seed, resident); }
+void emulator_reset(uint64_t seed, unsigned resident, int64_t most) {
+  emulator::reset(seed, resident);
+  most_scratch = most;
+}
 const char* emulator_message() { return emulator::last_message(); }
 
 // `sizes`: height and width of each of `scales` small maps; 0 scales where `maps[0]` is the large map.

@@ -148,3 +148,22 @@ def test_bits_do_not_depend_on_the_schedule(emulator):
     first = emulator.components(maps, 0.6, resident=1)
     for seed in (1, 2, 3):
         assert torch.equal(emulator.components(maps, 0.6, seed=seed, resident=2 * seed), first)
+
+
+@pytest.mark.parametrize("most", [1, 50_000])
+def test_little_scratch_changes_nothing(emulator, most):
+    maps = blobs((5, 2, 17, 19))
+    labels = (maps[:, 0] * 9).int()
+    segments = torch.arange(5 * 17 * 19).view(5, 17, 19) % 77
+
+    def run():
+        return (
+            emulator.vote(labels, segments, 10, 77),
+            emulator.components(maps, 0.6),
+            emulator.components(maps, 0.6, largest=True),
+            *emulator.largest_box(maps, 0.6),
+        )
+
+    want = run()
+    with emulator.scratch(most):
+        assert all(torch.equal(a, b) for a, b in zip(run(), want, strict=True))

@@ -183,3 +183,14 @@ def test_look_ahead_shorter_than_the_batch(emulator):
     maps, labels = case((4, 1, 1, 2_200_000), 9, torch.float64, torch.int64, coherent=True)
     (out,) = emulator.refine(maps, labels, 0.5, 9, processors=1, resident=8)
     torch.testing.assert_close(out, expected(maps, labels, 0.5, 9), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("clusters", [9, 300, 1100, 30_000])
+@pytest.mark.parametrize("most", [1, 100_000])
+def test_little_scratch_changes_nothing(emulator, clusters, most):
+    maps, labels = case((7, 2, 31, 33), clusters, label_dtype=torch.int32)
+    want = emulator.refine(maps, labels, 0.5, clusters), emulator.refine(maps, labels, 1.0, clusters, means=True)
+    with emulator.scratch(most):
+        got = emulator.refine(maps, labels, 0.5, clusters), emulator.refine(maps, labels, 1.0, clusters, means=True)
+    for ours, theirs in zip(got, want, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
