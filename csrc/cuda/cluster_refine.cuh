@@ -99,18 +99,20 @@ __device__ void sum_item(const RefineArguments<T, Source>& a, const Item& item, 
     a.sums[at + k] = total.sum;
     a.members[at + k] = total.count;
   }
-  __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
+    __threadfence();  // publishes what the barrier brought together
     *flag = atomicAdd(a.done + item.map, 1u) + 1;
     __threadfence();
   }
   __syncthreads();
   if (*flag != a.strips) return;
   finish_map(a, item.map, image, limit);
-  __threadfence();
   __syncthreads();
-  if (threadIdx.x == 0) atomicAdd(a.done + item.map, 1u);
+  if (threadIdx.x == 0) {
+    __threadfence();
+    atomicAdd(a.done + item.map, 1u);
+  }
 }
 
 // Brings a map's table to shared memory once its sums are complete.

@@ -179,8 +179,8 @@ def test_many_small_maps(emulator):
 
 
 def test_look_ahead_shorter_than_the_batch(emulator):
-    """Maps of 4 MiB and more, so that summing and painting take turns."""
-    maps, labels = case((4, 1, 1, 2_200_000), 9, torch.float64, torch.int64, coherent=True)
+    """Maps and labels of more than 16 MiB, so that summing and painting take turns."""
+    maps, labels = case((4, 1, 1, 1_060_000), 9, torch.float64, torch.int64, coherent=True)
     (out,) = emulator.refine(maps, labels, 0.5, 9, processors=1, resident=8)
     torch.testing.assert_close(out, expected(maps, labels, 0.5, 9), rtol=0, atol=1e-12)
 
