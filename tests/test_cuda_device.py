@@ -126,6 +126,16 @@ def test_graph_capture(ops):
         assert all(torch.equal(a, b) for a, b in zip(want, got, strict=True))
 
 
+def test_counts_on_the_cpu_are_refused_in_a_graph(ops):
+    maps, labels = (t.cuda() for t in case((2, 1, 9, 9), 4))
+    counts = torch.tensor([4, 3])
+    want = ops.cluster_refine(maps, labels, 0.5, 4, counts.cuda())
+    assert torch.equal(ops.cluster_refine(maps, labels, 0.5, 4, counts), want)
+    torch.cuda.synchronize()
+    with torch.cuda.graph(torch.cuda.CUDAGraph()), pytest.raises(RuntimeError, match="counts: got a CPU tensor while"):
+        ops.cluster_refine(maps, labels, 0.5, 4, counts)
+
+
 def test_more_than_two_to_the_31_elements(ops):
     """12 GiB: offsets beyond 32 bits."""
     if torch.cuda.mem_get_info()[0] < 24 << 30:

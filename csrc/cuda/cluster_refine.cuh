@@ -15,6 +15,13 @@ namespace molt::cuda {
 constexpr int64_t kInFlight = int64_t{16} << 20;  // bytes
 constexpr int64_t kTickets = int64_t{1} << 30;     // strips of a launch, so that twice as many tickets fit 32 bits
 
+// Blocks whose tables an SM's shared memory holds, which is what registers have to leave room for.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ < 900 || __CUDA_ARCH__ >= 1200)
+constexpr int kBlocks = 4;
+#else
+constexpr int kBlocks = 6;
+#endif
+
 template <class T, class Source>
 struct RefineArguments {
   using A = Acc<T>;
@@ -161,7 +168,7 @@ __device__ void paint_item(const RefineArguments<T, Source>& a, const Item& item
 }
 
 template <class T, class Source>
-__global__ void __launch_bounds__(kThreads, Source::kBlocks) refine_kernel(const RefineArguments<T, Source> a) {
+__global__ void __launch_bounds__(kThreads, kBlocks) refine_kernel(const RefineArguments<T, Source> a) {
   using A = Acc<T>;
   MOLT_SHARED(Cell<A>, tables, kWarps * kCells<A>);
   MOLT_SHARED(unsigned, taken, 1);
@@ -234,7 +241,7 @@ cudaError_t refine_narrow(
 
   // Enough to fill the cache, and no less than the strips that half of the blocks sum at a time.
   int64_t ahead = kInFlight / map_bytes;
-  const int64_t least = divide_up(int64_t{processors} * Source::kBlocks / 2, strips);
+  const int64_t least = divide_up(int64_t{processors} * kBlocks / 2, strips);
   ahead = ahead < least ? least : ahead;
   ahead = ahead < 1 ? 1 : ahead;
   const auto kernel = refine_kernel<T, Source>;

@@ -141,7 +141,6 @@ template <class T>
 struct Fused {
   using A = Acc<T>;
   static constexpr int kSteps = 1;
-  static constexpr int kBlocks = 6;
   static constexpr int kBytes = 0;  // read from memory for a pixel, next to nothing
 
   FusedScales<A> scales;

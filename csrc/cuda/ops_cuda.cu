@@ -153,8 +153,14 @@ const int64_t* check_counts(const std::optional<Tensor>& counts, const Tensor& l
   check_dim("counts", *counts, 1, "(B,)");
   if (counts->size(0) != batch) refuse("counts", shape_of(*counts), "shape (" + std::to_string(batch) + ",)");
   if (counts->scalar_type() != ScalarType::Long) refuse("counts", type_number(*counts), "int64");
-  // Counts may stay on the CPU, where the public functions put them: the copy waits for nothing on the device.
+  // Counts may stay on the CPU, where the public functions put them: the copy waits for nothing on the device. A graph
+  // would read them again, when they are gone.
   if (counts->is_cpu()) {
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    Call::check(cudaStreamIsCapturing(call.stream(), &status));
+    if (status != cudaStreamCaptureStatusNone) {
+      refuse("counts", "a CPU tensor while a CUDA graph is captured", "a tensor on the maps' device");
+    }
     const Tensor here = torch::stable::contiguous(*counts);
     int64_t* to = static_cast<int64_t*>(call.get(static_cast<size_t>(batch) * sizeof(int64_t)));
     Call::check(cudaMemcpyAsync(to, here.const_data_ptr(), static_cast<size_t>(batch) * sizeof(int64_t),

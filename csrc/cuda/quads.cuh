@@ -162,7 +162,6 @@ template <class T>
 struct Stored {
   using A = Acc<T>;
   static constexpr int kSteps = sizeof(T) == 8 ? 2 : 4;  // quads in flight
-  static constexpr int kBlocks = 6;
   static constexpr int kBytes = sizeof(T);  // read from memory for a pixel
 
   const T* maps;

@@ -63,6 +63,8 @@ cudaError_t two_processors(int* count, int, int64_t) {
   *count = 2;
   return cudaSuccess;
 }
+enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone };
+cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus*) { return cudaSuccess; }
 const char* error_name(cudaError_t) { return "emulated"; }
 
 }  // namespace
