@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,8 @@ ROOT = Path(__file__).resolve().parent
 ABI_TARGET = "0x020a000000000000"  # torch 2.10
 # No fused multiply-add, so that every x86 CPU computes the same bits; traps off lets half conversions vectorise.
 FLAGS = ["-O3", "-fvisibility=hidden", "-ffp-contract=off", "-fno-trapping-math", "-g0", "-Wall"]
+# As on the CPU, no fused multiply-add; line numbers cost no speed and let profilers name them.
+NVCC_FLAGS = ["-O3", "-fmad=false", "-lineinfo"]
 NOTE = "_build_note.txt"
 
 
@@ -42,6 +45,16 @@ def find_nvcc(env: Mapping[str, str]) -> str | None:
         return found
     default = Path("/usr/local/cuda/bin/nvcc")
     return str(default) if default.exists() else None
+
+
+def cuda_home(nvcc: str) -> str:
+    """Return the toolkit that nvcc belongs to. What is found on PATH may be a script that calls the real one."""
+    asked = [nvcc, "--dryrun", "-x", "cu", "-c", os.devnull]
+    said = subprocess.run(asked, capture_output=True, text=True, check=False).stderr
+    for line in said.splitlines():
+        if line.startswith("#$ _HERE_="):
+            return str(Path(line.split("=", 1)[1].strip()).parent)
+    return str(Path(nvcc).parent.parent)
 
 
 def decide_cuda(env: Mapping[str, str], torch_cuda: str | None, nvcc: str | None, sources: list) -> tuple[bool, str]:
@@ -65,15 +78,6 @@ def decide_cuda(env: Mapping[str, str], torch_cuda: str | None, nvcc: str | None
     return False, f"off ({missing})"
 
 
-def find_toolkit(env: Mapping[str, str], nvcc: str) -> str | None:
-    """Return the CUDA toolkit's folder where torch would guess a wrong one, as it does for an nvcc that is a script."""
-    if env.get("CUDA_HOME") or env.get("CUDA_PATH"):
-        return None
-    folders = [Path(nvcc).parents[1], Path(nvcc).resolve().parents[1], Path("/usr/local/cuda")]
-    found = next((folder for folder in folders if (folder / "include" / "cuda_runtime.h").exists()), None)
-    return None if found is None or found == folders[0] else str(found)
-
-
 def default_archs(env: Mapping[str, str]) -> str:
     """Return the architectures to build for: the user's, else two whose code every GPU from Ampere on can run.
 
@@ -86,16 +90,12 @@ def extensions(env: Mapping[str, str]) -> tuple[list[Any], str]:
     """Return the extension modules and the line that sums up the decision."""
     import pybind11
     import torch
+    from torch.utils import cpp_extension
 
     flags = ["/O2"] if os.name == "nt" else FLAGS
     cuda_sources = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cuda/*.cu"))
     nvcc = find_nvcc(env)
     with_cuda, why = decide_cuda(env, torch.version.cuda, nvcc, cuda_sources)
-    if with_cuda and nvcc and (toolkit := find_toolkit(env, nvcc)):
-        os.environ["CUDA_HOME"] = toolkit
-    # Reads CUDA_HOME when imported.
-    from torch.utils.cpp_extension import CppExtension, CUDAExtension
-
     archs = default_archs(env) if with_cuda else ""
     macros = [
         ("TORCH_TARGET_VERSION", ABI_TARGET),
@@ -106,9 +106,9 @@ def extensions(env: Mapping[str, str]) -> tuple[list[Any], str]:
         ("MOLT_CUDA_NOTE", '"on"' if with_cuda else f'"{why}"'),
     ]
     cpu = sorted(str(p.relative_to(ROOT)) for pattern in ("*.cpp", "cpu/*.cpp") for p in (ROOT / "csrc").glob(pattern))
-    headers = [str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.h")]
+    headers = [str(p.relative_to(ROOT)) for ending in ("h", "cuh") for p in ROOT.glob(f"csrc/**/*.{ending}")]
     found = [
-        CppExtension(
+        cpp_extension.CppExtension(
             "molt._C",
             cpu,
             include_dirs=[pybind11.get_include()],
@@ -117,14 +117,15 @@ def extensions(env: Mapping[str, str]) -> tuple[list[Any], str]:
             depends=headers,
         )
     ]
-    if with_cuda:
+    if with_cuda and nvcc:
         os.environ["TORCH_CUDA_ARCH_LIST"] = archs
+        cpp_extension.CUDA_HOME = cuda_home(nvcc)
         found.append(
-            CUDAExtension(
+            cpp_extension.CUDAExtension(
                 "molt._C_cuda",
                 cuda_sources,
                 define_macros=[*macros, ("USE_CUDA", None)],
-                extra_compile_args={"cxx": flags, "nvcc": ["-O3"]},
+                extra_compile_args={"cxx": flags, "nvcc": NVCC_FLAGS},
                 depends=headers,
             )
         )

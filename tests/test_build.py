@@ -83,16 +83,13 @@ def test_architectures(script):
     assert script.default_archs({}) == "8.0;9.0+PTX"
 
 
-def test_toolkit_is_named_where_torch_would_guess_wrong(script, tmp_path):
-    real, wrapper = tmp_path / "cuda-13.0", tmp_path / "local"
-    for folder in (real / "bin", real / "include", wrapper / "bin"):
-        folder.mkdir(parents=True)
-    (real / "include" / "cuda_runtime.h").write_text("")
-    (real / "bin" / "nvcc").write_text("#!/bin/sh\n")
-    assert script.find_toolkit({}, str(real / "bin" / "nvcc")) is None, "torch finds this by itself"
-    (wrapper / "bin" / "nvcc").symlink_to(real / "bin" / "nvcc")
-    assert script.find_toolkit({}, str(wrapper / "bin" / "nvcc")) == str(real)
-    assert script.find_toolkit({"CUDA_HOME": "/mine"}, str(wrapper / "bin" / "nvcc")) is None
+def test_toolkit_is_the_one_that_nvcc_names(script, tmp_path):
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text("#!/bin/sh\necho '#$ _HERE_=/opt/cuda-13.0/bin' >&2\n")
+    nvcc.chmod(0o755)
+    assert script.cuda_home(str(nvcc)) == "/opt/cuda-13.0"
+    nvcc.write_text("#!/bin/sh\nexit 1\n")
+    assert script.cuda_home(str(nvcc)) == str(tmp_path.parent)
 
 
 def test_every_cpp_file_is_compiled(script, monkeypatch):

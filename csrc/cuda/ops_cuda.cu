@@ -1,0 +1,430 @@
+#include <Python.h>
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <initializer_list>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "launch.h"
+
+// Fits tensors to the launchers. The public functions check more, in words; what is checked here keeps a direct call of
+// an operator inside its memory.
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+namespace cuda = molt::cuda;
+
+[[noreturn]] void refuse(const std::string& name, const std::string& got, const std::string& expected) {
+  throw std::runtime_error(name + ": got " + got + ", expected " + expected);
+}
+
+std::string shape_of(const Tensor& tensor) {
+  std::string text = "shape (";
+  for (int64_t i = 0; i < tensor.dim(); ++i) text += (i > 0 ? ", " : "") + std::to_string(tensor.size(i));
+  return text + ")";
+}
+
+std::string type_number(const Tensor& tensor) {
+  return "scalar type " + std::to_string(static_cast<int>(tensor.scalar_type()));
+}
+
+cuda::MapType map_type(const std::string& name, const Tensor& maps) {
+  switch (maps.scalar_type()) {
+    case ScalarType::Half:
+      return cuda::MapType::float16;
+    case ScalarType::BFloat16:
+      return cuda::MapType::bfloat16;
+    case ScalarType::Float:
+      return cuda::MapType::float32;
+    case ScalarType::Double:
+      return cuda::MapType::float64;
+    default:
+      refuse(name, type_number(maps), "float16, bfloat16, float32 or float64");
+  }
+}
+
+cuda::LabelType label_type(const std::string& name, const Tensor& labels) {
+  switch (labels.scalar_type()) {
+    case ScalarType::Byte:
+      return cuda::LabelType::uint8;
+    case ScalarType::Int:
+      return cuda::LabelType::int32;
+    case ScalarType::Long:
+      return cuda::LabelType::int64;
+    default:
+      refuse(name, type_number(labels), "uint8, int32 or int64");
+  }
+}
+
+void check_dim(const std::string& name, const Tensor& tensor, int64_t dim, const std::string& expected) {
+  if (tensor.dim() != dim) refuse(name, shape_of(tensor), expected);
+}
+
+void check_device(const std::string& name, const Tensor& tensor, const Tensor& like) {
+  if (tensor.is_cuda() && tensor.get_device_index() == like.get_device_index()) return;
+  const std::string index = std::to_string(like.get_device_index());
+  refuse(name, tensor.is_cuda() ? "a tensor on cuda:" + std::to_string(tensor.get_device_index()) : "a tensor not on CUDA",
+         "cuda:" + index);
+}
+
+void check_limit(const std::string& name, int64_t limit) {
+  if (limit < 0) refuse(name, std::to_string(limit), "a number >= 0 (on CUDA it is not taken from the labels)");
+}
+
+void check_pixels(const std::string& name, int64_t height, int64_t width) {
+  if (height > 0 && width > cuda::kMaxPixels / height) {
+    refuse(name, std::to_string(height) + " x " + std::to_string(width) + " pixels", "at most 2^30");
+  }
+}
+
+void check_maps(const std::string& name, const Tensor& maps) {
+  const int64_t batch = maps.size(0);
+  if (batch > 0 && maps.size(1) > cuda::kMaxMaps / batch) refuse(name, shape_of(maps), "at most 2^30 maps");
+}
+
+void check_labels(const std::string& name, const Tensor& labels, const Tensor& like, int64_t batch, int64_t height,
+                  int64_t width) {
+  check_dim(name, labels, 3, "(B, H, W)");
+  if (labels.size(0) != batch || labels.size(1) != height || labels.size(2) != width) {
+    refuse(name, shape_of(labels),
+           "shape (" + std::to_string(batch) + ", " + std::to_string(height) + ", " + std::to_string(width) + ")");
+  }
+  label_type(name, labels);
+  check_device(name, labels, like);
+}
+
+// The device and stream of a call, and memory that the stream may still use when the call has returned.
+class Call final : public cuda::Scratch {
+ public:
+  explicit Call(const Tensor& like) : like_(like), guard_(like.get_device_index()) {
+    void* stream = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(like.get_device_index(), &stream));
+    stream_ = static_cast<cudaStream_t>(stream);
+  }
+
+  cudaStream_t stream() const { return stream_; }
+
+  // Freed memory goes back to the stream's own pool, which reuses it in the stream's order.
+  void* get(size_t bytes) override {
+    if (bytes == 0) return nullptr;
+    kept_.push_back(torch::stable::new_empty(like_, {static_cast<int64_t>(bytes)}, ScalarType::Byte));
+    return kept_.back().mutable_data_ptr();
+  }
+
+  Tensor contiguous(const Tensor& tensor) {
+    kept_.push_back(torch::stable::contiguous(tensor));
+    return kept_.back();
+  }
+
+  int processors() const {
+    int count = 0;
+    check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, like_.get_device_index()));
+    return count;
+  }
+
+  static void check(cudaError_t error) {
+    if (error == cudaSuccess) return;
+    throw std::runtime_error(std::string("molt, CUDA: ") + cudaGetErrorName(error) + ": " + cudaGetErrorString(error));
+  }
+
+ private:
+  Tensor like_;
+  torch::stable::accelerator::DeviceGuard guard_;
+  cudaStream_t stream_ = nullptr;
+  std::vector<Tensor> kept_;
+};
+
+ScalarType sum_type(const Tensor& maps) {
+  return maps.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+const int64_t* check_counts(const std::optional<Tensor>& counts, const Tensor& like, int64_t batch, Call& call) {
+  if (!counts) return nullptr;
+  check_dim("counts", *counts, 1, "(B,)");
+  if (counts->size(0) != batch) refuse("counts", shape_of(*counts), "shape (" + std::to_string(batch) + ",)");
+  if (counts->scalar_type() != ScalarType::Long) refuse("counts", type_number(*counts), "int64");
+  // Counts may stay on the CPU, where the public functions put them: the copy waits for nothing on the device. A graph
+  // would read them again, when they are gone.
+  if (counts->is_cpu()) {
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    Call::check(cudaStreamIsCapturing(call.stream(), &status));
+    if (status != cudaStreamCaptureStatusNone) {
+      refuse("counts", "a CPU tensor while a CUDA graph is captured", "a tensor on the maps' device");
+    }
+    const Tensor here = torch::stable::contiguous(*counts);
+    int64_t* to = static_cast<int64_t*>(call.get(static_cast<size_t>(batch) * sizeof(int64_t)));
+    Call::check(cudaMemcpyAsync(to, here.const_data_ptr(), static_cast<size_t>(batch) * sizeof(int64_t),
+                                cudaMemcpyHostToDevice, call.stream()));
+    return to;
+  }
+  check_device("counts", *counts, like);
+  return static_cast<const int64_t*>(call.contiguous(*counts).const_data_ptr());
+}
+
+void fill_job(cuda::Refine& job, const Tensor& maps, const Tensor& labels, const std::optional<Tensor>& counts,
+              int64_t num_clusters, Call& call) {
+  job.batch = labels.size(0);
+  job.channels = maps.size(1);
+  job.height = static_cast<int>(labels.size(1));
+  job.width = static_cast<int>(labels.size(2));
+  job.pixels = labels.size(1) * labels.size(2);
+  job.type = map_type("maps", maps);
+  job.labels = call.contiguous(labels).const_data_ptr();
+  job.label_type = label_type("labels", labels);
+  job.counts = check_counts(counts, maps, job.batch, call);
+  job.limit = num_clusters;
+}
+
+void check_alpha(double alpha) {
+  if (!(alpha >= 0.0 && alpha <= 1.0)) refuse("alpha", std::to_string(alpha), "a number in [0, 1]");
+}
+
+Tensor cluster_refine(const Tensor& maps, const Tensor& labels, double alpha, int64_t num_clusters,
+                      const std::optional<Tensor>& counts) {
+  check_dim("maps", maps, 4, "(B, C, H, W)");
+  map_type("maps", maps);
+  check_maps("maps", maps);
+  check_pixels("maps", maps.size(2), maps.size(3));
+  check_labels("labels", labels, maps, maps.size(0), maps.size(2), maps.size(3));
+  check_alpha(alpha);
+  check_limit("num_clusters", num_clusters);
+  Call call(maps);
+  const Tensor out = torch::stable::new_empty(maps, maps.sizes());
+  if (maps.numel() == 0) return out;
+  cuda::Refine job{};
+  fill_job(job, maps, labels, counts, num_clusters, call);
+  job.maps = call.contiguous(maps).const_data_ptr();
+  job.out = out.mutable_data_ptr();
+  job.alpha = alpha;
+  Call::check(cuda::cluster_refine(job, call, call.processors(), call.stream()));
+  return out;
+}
+
+std::tuple<Tensor, Tensor> cluster_mean(
+    const Tensor& values, const Tensor& labels, int64_t num_clusters, const std::optional<Tensor>& counts) {
+  check_dim("values", values, 4, "(B, C, H, W)");
+  map_type("values", values);
+  check_maps("values", values);
+  check_pixels("values", values.size(2), values.size(3));
+  check_labels("labels", labels, values, values.size(0), values.size(2), values.size(3));
+  check_limit("num_clusters", num_clusters);
+  Call call(values);
+  // Without a channel the pixels are still counted: on one of zeros.
+  const Tensor used = values.size(1) == 0 && labels.numel() > 0
+                          ? torch::stable::new_zeros(values, {values.size(0), 1, values.size(2), values.size(3)})
+                          : values;
+  const int64_t batch = values.size(0);
+  const bool filled = used.numel() > 0 && num_clusters > 0;
+  const auto make = [&](std::initializer_list<int64_t> shape, ScalarType type) {
+    return filled ? torch::stable::new_empty(values, shape, type) : torch::stable::new_zeros(values, shape, type);
+  };
+  const Tensor means = make({batch, used.size(1), num_clusters}, sum_type(values));
+  const Tensor totals = make({batch, num_clusters}, ScalarType::Long);
+  if (filled) {
+    cuda::Refine job{};
+    fill_job(job, used, labels, counts, num_clusters, call);
+    job.maps = call.contiguous(used).const_data_ptr();
+    job.means = means.mutable_data_ptr();
+    job.totals = totals.mutable_data_ptr<int64_t>();
+    job.alpha = 1.0;
+    Call::check(cuda::cluster_refine(job, call, call.processors(), call.stream()));
+  }
+  if (used.size(1) == values.size(1)) return {means, totals};
+  return {torch::stable::new_empty(means, {batch, 0, num_clusters}), totals};
+}
+
+Tensor fuse_and_refine(const std::vector<Tensor>& maps, const Tensor& labels, const std::vector<double>& weights,
+                       double alpha, int64_t num_clusters, const std::optional<Tensor>& counts) {
+  if (maps.empty() || maps.size() > cuda::kMaxScales) {
+    refuse("maps", std::to_string(maps.size()) + " scales", "1 to " + std::to_string(cuda::kMaxScales));
+  }
+  if (weights.size() != maps.size()) {
+    refuse("weights", std::to_string(weights.size()) + " numbers", std::to_string(maps.size()) + ", one a scale");
+  }
+  check_dim("labels", labels, 3, "(B, H, W)");
+  check_pixels("labels", labels.size(1), labels.size(2));
+  for (size_t s = 0; s < maps.size(); ++s) {
+    const std::string name = "maps[" + std::to_string(s) + "]";
+    check_dim(name, maps[s], 4, "(B, C, h, w)");
+    map_type(name, maps[s]);
+    check_device(name, maps[s], maps[0]);
+    check_maps(name, maps[s]);
+    check_pixels(name, maps[s].size(2), maps[s].size(3));
+    if (maps[s].scalar_type() != maps[0].scalar_type()) refuse(name, type_number(maps[s]), type_number(maps[0]));
+    if (maps[s].size(0) != maps[0].size(0) || maps[s].size(1) != maps[0].size(1)) {
+      refuse(name, shape_of(maps[s]), "(B, C) as maps[0], which has " + shape_of(maps[0]));
+    }
+    if (maps[s].size(2) == 0 || maps[s].size(3) == 0) refuse(name, shape_of(maps[s]), "maps of at least one pixel");
+  }
+  check_labels("labels", labels, maps[0], maps[0].size(0), labels.size(1), labels.size(2));
+  check_alpha(alpha);
+  check_limit("num_clusters", num_clusters);
+  Call call(maps[0]);
+  const Tensor out =
+      torch::stable::new_empty(maps[0], {maps[0].size(0), maps[0].size(1), labels.size(1), labels.size(2)});
+  if (out.numel() == 0) return out;
+  cuda::Refine job{};
+  fill_job(job, maps[0], labels, counts, num_clusters, call);
+  for (size_t s = 0; s < maps.size(); ++s) {
+    job.scales.push_back({call.contiguous(maps[s]).const_data_ptr(), static_cast<int>(maps[s].size(2)),
+                          static_cast<int>(maps[s].size(3)), weights[s]});
+  }
+  job.out = out.mutable_data_ptr();
+  job.alpha = alpha;
+  Call::check(cuda::cluster_refine(job, call, call.processors(), call.stream()));
+  return out;
+}
+
+Tensor cluster_vote(const Tensor& labels, const Tensor& segments, int64_t num_clusters, int64_t num_segments) {
+  check_dim("labels", labels, 3, "(B, H, W)");
+  label_type("labels", labels);
+  check_pixels("labels", labels.size(1), labels.size(2));
+  check_labels("segments", segments, labels, labels.size(0), labels.size(1), labels.size(2));
+  check_limit("num_clusters", num_clusters);
+  check_limit("num_segments", num_segments);
+  constexpr int64_t kMostCells = int64_t{1} << 31;
+  if (num_clusters > 0 && num_segments > kMostCells / num_clusters) {
+    refuse("num_segments", std::to_string(num_segments) + " x " + std::to_string(num_clusters) + " clusters",
+           "at most 2^31 pairs of segment and cluster");
+  }
+  Call call(labels);
+  const Tensor out = torch::stable::new_empty(labels, labels.sizes());
+  if (labels.numel() == 0) return out;
+  const cuda::Vote job{call.contiguous(labels).const_data_ptr(),
+                       call.contiguous(segments).const_data_ptr(),
+                       out.mutable_data_ptr(),
+                       label_type("labels", labels),
+                       label_type("segments", segments),
+                       labels.size(0),
+                       labels.size(1) * labels.size(2),
+                       num_clusters,
+                       num_segments};
+  Call::check(cuda::cluster_vote(job, call, call.stream()));
+  return out;
+}
+
+cuda::Components component_job(const Tensor& maps, double threshold, int64_t connectivity) {
+  check_dim("maps", maps, 4, "(B, C, H, W)");
+  check_maps("maps", maps);
+  check_pixels("maps", maps.size(2), maps.size(3));
+  if (!(threshold > 0.0 && threshold <= 1.0)) refuse("threshold", std::to_string(threshold), "a number in (0, 1]");
+  if (connectivity != 4 && connectivity != 8) refuse("connectivity", std::to_string(connectivity), "4 or 8");
+  return {nullptr,
+          map_type("maps", maps),
+          maps.size(0),
+          maps.size(1),
+          static_cast<int>(maps.size(2)),
+          static_cast<int>(maps.size(3)),
+          threshold,
+          static_cast<int>(connectivity)};
+}
+
+std::tuple<Tensor, Tensor, Tensor> largest_box(const Tensor& maps, double threshold, int64_t connectivity) {
+  cuda::Components job = component_job(maps, threshold, connectivity);
+  Call call(maps);
+  const bool empty = maps.numel() == 0;
+  const auto make = [&](std::initializer_list<int64_t> shape, ScalarType type) {
+    return empty ? torch::stable::new_zeros(maps, shape, type) : torch::stable::new_empty(maps, shape, type);
+  };
+  const Tensor boxes = make({job.batch, job.channels, 4}, ScalarType::Float);
+  const Tensor area = make({job.batch, job.channels}, ScalarType::Long);
+  const Tensor mean = make({job.batch, job.channels}, ScalarType::Float);
+  if (!empty) {
+    job.maps = call.contiguous(maps).const_data_ptr();
+    Call::check(cuda::largest_box(job, boxes.mutable_data_ptr<float>(), area.mutable_data_ptr<int64_t>(),
+                                  mean.mutable_data_ptr<float>(), call, call.stream()));
+  }
+  return {boxes, area, mean};
+}
+
+// Copies to the device; the caller waits for the stream before it lets go of `from`.
+template <class T>
+Tensor upload(const std::vector<T>& from, std::initializer_list<int64_t> shape, ScalarType type, const Call& call,
+              const Tensor& like) {
+  const Tensor to = torch::stable::new_empty(like, shape, type);
+  if (!from.empty()) {
+    Call::check(cudaMemcpyAsync(
+        to.mutable_data_ptr(), from.data(), from.size() * sizeof(T), cudaMemcpyHostToDevice, call.stream()));
+  }
+  return to;
+}
+
+// How many there are depends on the values, so this one waits for the device.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> component_boxes(
+    const Tensor& maps, double threshold, int64_t connectivity, bool largest) {
+  cuda::Components job = component_job(maps, threshold, connectivity);
+  Call call(maps);
+  std::vector<cuda::Component> found;
+  if (maps.numel() > 0) {
+    job.maps = call.contiguous(maps).const_data_ptr();
+    Call::check(cuda::list_components(job, largest, found, call, call.stream()));
+  }
+  std::vector<float> boxes, means;
+  std::vector<int64_t> areas, images, channels;
+  for (const cuda::Component& one : found) {
+    boxes.insert(boxes.end(), one.box, one.box + 4);
+    means.push_back(one.mean);
+    areas.push_back(one.area);
+    images.push_back(one.map / job.channels);
+    channels.push_back(one.map % job.channels);
+  }
+  const auto count = static_cast<int64_t>(found.size());
+  const std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> tensors{
+      upload(boxes, {count, 4}, ScalarType::Float, call, maps),
+      upload(areas, {count}, ScalarType::Long, call, maps),
+      upload(means, {count}, ScalarType::Float, call, maps),
+      upload(images, {count}, ScalarType::Long, call, maps),
+      upload(channels, {count}, ScalarType::Long, call, maps),
+  };
+  Call::check(cudaStreamSynchronize(call.stream()));
+  return tensors;
+}
+
+}  // namespace
+
+namespace molt::cuda {
+
+cudaError_t refine_float16(const Refine& job, Scratch& scratch, int processors, cudaStream_t stream);
+cudaError_t refine_bfloat16(const Refine& job, Scratch& scratch, int processors, cudaStream_t stream);
+cudaError_t refine_float32(const Refine& job, Scratch& scratch, int processors, cudaStream_t stream);
+cudaError_t refine_float64(const Refine& job, Scratch& scratch, int processors, cudaStream_t stream);
+
+cudaError_t cluster_refine(const Refine& job, Scratch& scratch, int processors, cudaStream_t stream) {
+  switch (job.type) {
+    case MapType::float16:
+      return refine_float16(job, scratch, processors, stream);
+    case MapType::bfloat16:
+      return refine_bfloat16(job, scratch, processors, stream);
+    case MapType::float32:
+      return refine_float32(job, scratch, processors, stream);
+    default:
+      return refine_float64(job, scratch, processors, stream);
+  }
+}
+
+}  // namespace molt::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(molt, CUDA, m) {
+  m.impl("cluster_refine", TORCH_BOX(&cluster_refine));
+  m.impl("cluster_mean", TORCH_BOX(&cluster_mean));
+  m.impl("fuse_and_refine", TORCH_BOX(&fuse_and_refine));
+  m.impl("cluster_vote", TORCH_BOX(&cluster_vote));
+  m.impl("component_boxes", TORCH_BOX(&component_boxes));
+  m.impl("largest_box", TORCH_BOX(&largest_box));
+}
+
+// Importing the module is what registers the operators; there is nothing in it.
+PyMODINIT_FUNC PyInit__C_cuda() {
+  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C_cuda", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&module);
+}
