@@ -8,19 +8,20 @@
 
 #include "clones.h"
 #include "convert.h"
+#include "pack.h"
 
 namespace molt {
 namespace {
 
 constexpr int64_t kSmall = 16384;  // output pixels under which threads cost more than they save
-constexpr int64_t kLanes = 8;      // running extremes kept side by side, so that the loop vectorises
 constexpr int64_t kRows = 32;      // output rows a unit of work where there are few maps
 
 // Where each output coordinate falls in the source: cell, the share of the next node, and which coordinates are the
 // first or last of their cell. Exact integers, so that no rounding moves a sample to another cell.
 template <class A>
 struct Axis {
-  Axis(int64_t from, int64_t to) : cell(to), share(to), first(from, -1), last(from, -1) {
+  Axis(int64_t from, int64_t to)
+      : wide(to >= 2 * from), cell(to), share(to + kLanes), first(from, -1), last(from, -1) {
     for (int64_t i = 0; i < to; ++i) {
       const int64_t n = std::max<int64_t>(0, (2 * i + 1) * from - to);
       const int64_t at = std::min(n / (2 * to), from - 1);
@@ -35,8 +36,9 @@ struct Axis {
       corner_share.push_back(share[i]);
     }
   }
+  bool wide;  // two and more samples a cell
   std::vector<int32_t> cell;
-  std::vector<A> share;
+  std::vector<A> share;  // and zeros, for whole packs
   std::vector<int32_t> first;
   std::vector<int32_t> last;
   std::vector<int32_t> corner_cell;
@@ -49,7 +51,7 @@ struct Range {
   A high;
 };
 
-// One scale of one map, ready for painting: value = clamp((v - low) * factor) * weight.
+// One scale of one map, ready for painting: weight * (v - low) * factor.
 template <class A>
 struct Stretch {
   A gain;
@@ -63,6 +65,18 @@ MOLT_INLINE void across_row(const A* row, const int32_t* cell, const A* share, i
   for (int64_t x = 0; x < n; ++x) {
     const A left = row[cell[x]];
     out[x] = left + share[x] * (row[cell[x] + 1] - left);
+  }
+}
+
+// The same cell by cell, for cells of many samples: a pack runs over into the next cell, which is written later, and
+// at the end over `out`, which must have room for kLanes more.
+template <class A>
+MOLT_INLINE void along_cells(const A* row, const int32_t* first, const A* share, int64_t cells, int64_t n, A* out) {
+  for (int64_t i = 0; i < cells; ++i) {
+    const A left = row[i];
+    const A way = row[i + 1] - left;
+    const int64_t end = i + 1 < cells ? first[i + 1] : n;
+    for (int64_t x = first[i]; x < end; x += kLanes) pack(out + x) = left + pack(share + x) * way;
   }
 }
 
@@ -108,58 +122,109 @@ MOLT_INLINE bool finite_row(const A* row, int64_t n) {
   return bad == 0;
 }
 
-// What one output row needs of one scale.
+// What one output row needs of one scale: the row above, the way from there to the row below, and how much of it.
 template <class A>
 struct RowPart {
   const A* upper;
-  const A* lower;
+  const A* step;
   A share;
-  Stretch<A> stretch;
 };
 
-template <class A, int N, bool kAdd>
-MOLT_INLINE void mix_rows(const RowPart<A>* parts, int64_t n, A* out) {
-  for (int64_t x = 0; x < n; ++x) {
-    A sum = kAdd ? out[x] : A{0};
-    for (int s = 0; s < N; ++s) {
-      const A v = parts[s].upper[x] + parts[s].share * (parts[s].lower[x] - parts[s].upper[x]);
-      A unit = (v - parts[s].stretch.low) * parts[s].stretch.factor;
-      unit = unit > A{0} ? unit : A{0};
-      unit = unit < A{1} ? unit : A{1};
-      sum += parts[s].stretch.weight * unit;
-    }
-    out[x] = sum;
+// Values from their place in the range, (v - low) * factor within [0, 1]. Resized before they are stretched, in the
+// arithmetic that found the range, so that 0 and 1 are attained.
+template <class A>
+MOLT_INLINE void stretch_row(const RowPart<A>& part, A low, A factor, int64_t n, A* out) {
+  const A* upper = part.upper;
+  const A* step = part.step;
+  const A share = part.share;
+  int64_t x = 0;
+  for (; x + kLanes <= n; x += kLanes) {
+    Pack<A> unit = (pack(upper + x) + share * pack(step + x) - low) * factor;
+    unit = unit > A{0} ? unit : Pack<A>{};
+    pack(out + x) = unit < A{1} ? unit : Pack<A>{} + A{1};
+  }
+  for (; x < n; ++x) {
+    const A unit = (upper[x] + share * step[x] - low) * factor;
+    out[x] = unit > A{0} ? (unit < A{1} ? unit : A{1}) : A{0};
   }
 }
 
+// The sum over scales whose rows are stretched and weighed already, within [0, most].
+template <class A, int N, bool kAdd>
+MOLT_INLINE void mix_rows(const RowPart<A>* parts, A most, int64_t n, A* out) {
+  // Copies, which out cannot alias.
+  RowPart<A> own[N];
+  for (int s = 0; s < N; ++s) own[s] = parts[s];
+  int64_t x = 0;
+  for (; x + kLanes <= n; x += kLanes) {
+    Pack<A> sum = kAdd ? pack(out + x) : Pack<A>{};
+    for (int s = 0; s < N; ++s) sum += pack(own[s].upper + x) + own[s].share * pack(own[s].step + x);
+    sum = sum > A{0} ? sum : Pack<A>{};
+    pack(out + x) = sum < most ? sum : Pack<A>{} + most;
+  }
+  for (; x < n; ++x) {
+    A sum = kAdd ? out[x] : A{0};
+    for (int s = 0; s < N; ++s) sum += own[s].upper[x] + own[s].share * own[s].step[x];
+    out[x] = sum > A{0} ? (sum < most ? sum : most) : A{0};
+  }
+}
+
+template <class A>
+MOLT_INLINE void weigh_row(A low, A factor, int64_t n, A* row) {
+  for (int64_t x = 0; x < n; ++x) row[x] = (row[x] - low) * factor;
+}
+
+template <class A>
+MOLT_INLINE void subtract_row(const A* lower, const A* upper, int64_t n, A* step) {
+  for (int64_t x = 0; x < n; ++x) step[x] = lower[x] - upper[x];
+}
+
 // target_clones does not take templates, hence one plain function a type.
-#define MOLT_FUSE_LOOPS(A)                                                                                    \
-  MOLT_CLONES void across(const A* row, const int32_t* cell, const A* share, int64_t n, A* out) {             \
-    across_row(row, cell, share, n, out);                                                                     \
-  }                                                                                                           \
-  MOLT_CLONES bool widen(const A* upper, const A* lower, A share, int64_t n, Range<A>* range) {               \
-    return widen_range(upper, lower, share, n, range);                                                        \
-  }                                                                                                           \
-  MOLT_CLONES bool finite(const A* row, int64_t n) { return finite_row(row, n); }                             \
-  MOLT_CLONES void mix1(const RowPart<A>* parts, int64_t n, A* out) { mix_rows<A, 1, false>(parts, n, out); } \
-  MOLT_CLONES void mix2(const RowPart<A>* parts, int64_t n, A* out) { mix_rows<A, 2, false>(parts, n, out); } \
-  MOLT_CLONES void mix3(const RowPart<A>* parts, int64_t n, A* out) { mix_rows<A, 3, false>(parts, n, out); } \
-  MOLT_CLONES void mix_more(const RowPart<A>* parts, int64_t n, A* out) { mix_rows<A, 1, true>(parts, n, out); }
+#define MOLT_FUSE_LOOPS(A)                                                                                       \
+  MOLT_CLONES void across(const A* row, const int32_t* cell, const A* share, int64_t n, A* out) {                \
+    across_row(row, cell, share, n, out);                                                                        \
+  }                                                                                                              \
+  MOLT_CLONES void along(const A* row, const int32_t* first, const A* share, int64_t cells, int64_t n, A* out) { \
+    along_cells(row, first, share, cells, n, out);                                                               \
+  }                                                                                                              \
+  MOLT_CLONES bool widen(const A* upper, const A* lower, A share, int64_t n, Range<A>* range) {                  \
+    return widen_range(upper, lower, share, n, range);                                                           \
+  }                                                                                                              \
+  MOLT_CLONES bool finite(const A* row, int64_t n) { return finite_row(row, n); }                                \
+  MOLT_CLONES void stretch(const RowPart<A>& part, A low, A factor, int64_t n, A* out) {                         \
+    stretch_row(part, low, factor, n, out);                                                                      \
+  }                                                                                                              \
+  MOLT_CLONES void weigh(A low, A factor, int64_t n, A* row) { weigh_row(low, factor, n, row); }                 \
+  MOLT_CLONES void subtract(const A* lower, const A* upper, int64_t n, A* step) {                                \
+    subtract_row(lower, upper, n, step);                                                                         \
+  }                                                                                                              \
+  MOLT_CLONES void mix1(const RowPart<A>* parts, A most, int64_t n, A* out) {                                    \
+    mix_rows<A, 1, false>(parts, most, n, out);                                                                  \
+  }                                                                                                              \
+  MOLT_CLONES void mix2(const RowPart<A>* parts, A most, int64_t n, A* out) {                                    \
+    mix_rows<A, 2, false>(parts, most, n, out);                                                                  \
+  }                                                                                                              \
+  MOLT_CLONES void mix3(const RowPart<A>* parts, A most, int64_t n, A* out) {                                    \
+    mix_rows<A, 3, false>(parts, most, n, out);                                                                  \
+  }                                                                                                              \
+  MOLT_CLONES void mix_more(const RowPart<A>* parts, A most, int64_t n, A* out) {                                \
+    mix_rows<A, 1, true>(parts, most, n, out);                                                                   \
+  }
 MOLT_FUSE_LOOPS(float)
 MOLT_FUSE_LOOPS(double)
 #undef MOLT_FUSE_LOOPS
 
 template <class A>
-void mix(const std::vector<RowPart<A>>& parts, int64_t n, A* out) {
+void mix(const std::vector<RowPart<A>>& parts, A most, int64_t n, A* out) {
   const size_t head = std::min<size_t>(parts.size(), 3);
-  if (parts.size() == 1) {
-    mix1(parts.data(), n, out);
+  if (head == 1) {
+    mix1(parts.data(), most, n, out);
   } else if (head == 2) {
-    mix2(parts.data(), n, out);
+    mix2(parts.data(), most, n, out);
   } else {
-    mix3(parts.data(), n, out);
+    mix3(parts.data(), most, n, out);
   }
-  for (size_t s = head; s < parts.size(); ++s) mix_more(&parts[s], n, out);
+  for (size_t s = head; s < parts.size(); ++s) mix_more(&parts[s], most, n, out);
 }
 
 template <class T, class Out>
@@ -265,35 +330,52 @@ class Fuser {
       for (int64_t y = begin; y < end; ++y) shorten_values(nan.data(), job_.width, out + y * job_.width);
       return;
     }
-    // The two source rows around an output row, resized in x; row j lies in slot j % 2.
-    std::vector<A> slots(2 * count_ * job_.width);
+    const bool alone = count_ == 1 && stretches[0].weight == A{1};
+    A most = 0;
+    for (const Stretch<A>& own : stretches) most += own.weight;
+    // The two source rows around an output row, resized in x: row j lies in slot j % 2, the way between them in slot 2.
+    const int64_t width = job_.width;
+    const int64_t pitch = width + kLanes;
+    std::vector<A> slots(3 * count_ * pitch);
     std::vector<int64_t> held(2 * count_, -1);
-    std::vector<A> mixed(std::is_same_v<Out, A> ? 0 : job_.width);
+    std::vector<int64_t> between(count_, -1);
+    std::vector<A> mixed(std::is_same_v<Out, A> ? 0 : width);
     std::vector<RowPart<A>> parts(count_);
     std::vector<A> row;
     for (int64_t y = begin; y < end; ++y) {
       for (size_t s = 0; s < count_; ++s) {
-        const Scale& scale = job_.scales[s];
+        const Stretch<A>& own = stretches[s];
+        A* slot = slots.data() + 3 * s * pitch;
         const int64_t upper = rows_[s].cell[y];
-        const int64_t lower = std::min(upper + 1, scale.height - 1);
-        for (int64_t j = upper; j <= lower; ++j) {
-          const size_t slot = 2 * s + j % 2;
-          if (held[slot] == j) continue;
-          row.resize(scale.width + 1);
-          read(map, s, j, stretches[s].gain, row.data());
-          across(row.data(), columns_[s].cell.data(), columns_[s].share.data(), job_.width,
-                 slots.data() + slot * job_.width);
-          held[slot] = j;
+        const int64_t lower = std::min(upper + 1, job_.scales[s].height - 1);
+        if (between[s] != upper) {
+          for (int64_t j = upper; j <= lower; ++j) {
+            if (held[2 * s + j % 2] == j) continue;
+            held[2 * s + j % 2] = j;
+            row.resize(job_.scales[s].width + 1);
+            read(map, s, j, own.gain, row.data());
+            A* to = slot + j % 2 * pitch;
+            const Axis<A>& right = columns_[s];
+            if (right.wide) {
+              along(row.data(), right.first.data(), right.share.data(), job_.scales[s].width, width, to);
+            } else {
+              across(row.data(), right.cell.data(), right.share.data(), width, to);
+            }
+            if (!alone) weigh(own.low, own.factor * own.weight, width, to);
+          }
+          subtract(slot + lower % 2 * pitch, slot + upper % 2 * pitch, width, slot + 2 * pitch);
+          between[s] = upper;
         }
-        const A* at = slots.data() + 2 * s * job_.width;
-        parts[s] = {at + upper % 2 * job_.width, at + lower % 2 * job_.width, rows_[s].share[y], stretches[s]};
+        parts[s] = {slot + upper % 2 * pitch, slot + 2 * pitch, rows_[s].share[y]};
       }
-      if constexpr (std::is_same_v<Out, A>) {
-        mix(parts, job_.width, out + y * job_.width);
+      A* to = mixed.data();
+      if constexpr (std::is_same_v<Out, A>) to = out + y * width;
+      if (alone) {
+        molt::stretch(parts[0], stretches[0].low, stretches[0].factor, width, to);
       } else {
-        mix(parts, job_.width, mixed.data());
-        shorten_values(mixed.data(), job_.width, out + y * job_.width);
+        mix(parts, most, width, to);
       }
+      if constexpr (!std::is_same_v<Out, A>) shorten_values(mixed.data(), width, out + y * width);
     }
   }
 
