@@ -23,7 +23,6 @@ from molt.benchmark.registry import Case, Inputs, NotRun, Operation, Provider, f
 SCHEMA = 1
 SEED, GATE_SEED = 1, 2
 PIECE = 2**31  # bytes that the copy or fill beside an operation works on at once
-COPIES = 4  # of inputs that fit the GPU's cache
 PACKAGES = ("triton", "numpy", "scipy", "opencv-python-headless", "scikit-image", "scikit-learn", "torch-scatter")
 
 
@@ -192,7 +191,7 @@ def _time(
     first = _inputs(operation, case, SEED)
     moved = operation.moved(first) * (2 if case.backward else 1)
     # A cache holds small inputs from one run to the next; users' inputs are new.
-    copies = COPIES if moved < clock.cache_bytes else 1
+    copies = clock.copies(moved)
     sets = [first, *(_inputs(operation, case, SEED + 10 * copy) for copy in range(1, copies))]
 
     def bound(provider: Provider, call: Callable[..., Any]) -> timing.Run:
@@ -205,7 +204,7 @@ def _time(
         return run
 
     runs = {name: bound(provider, call) for name, (provider, call) in calls.items()}
-    runs[operation.limit] = _limit(operation.limit, moved, device)
+    runs[operation.limit] = _limit(operation.limit, moved, copies, device)
     with torch.no_grad():
         taken = timing.measure(runs, clock, seconds)
         for name, (provider, _) in calls.items():
@@ -225,8 +224,11 @@ def _time(
     add_ratios(rows, operation.limit)
 
 
-def _limit(kind: str, moved: int, device: torch.device) -> timing.Run:
-    """copy_ that reads and writes as many bytes together, or fill_ that writes as many; large numbers in pieces."""
+def _limit(kind: str, moved: int, copies: int, device: torch.device) -> timing.Run:
+    """copy_ that reads and writes as many bytes together, or fill_ that writes as many; large numbers in pieces.
+
+    What is read rotates, as the operators' inputs do.
+    """
     pieces = max(1, math.ceil(moved / PIECE))
     size = moved // pieces
 
@@ -234,12 +236,12 @@ def _limit(kind: str, moved: int, device: torch.device) -> timing.Run:
         for _ in range(pieces):
             target.fill_(turn % 2)
 
-    def copy(_: int) -> None:
+    def copy(turn: int) -> None:
         for _ in range(pieces):
-            target.copy_(source)
+            target.copy_(sources[turn % copies])
 
     target = torch.zeros(size if kind == "fill" else size // 2, dtype=torch.uint8, device=device)
-    source = torch.zeros_like(target)
+    sources = [torch.ones_like(target) for _ in range(copies if kind == "copy" else 0)]
     return fill if kind == "fill" else copy
 
 
