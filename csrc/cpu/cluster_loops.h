@@ -50,7 +50,7 @@ MOLT_INLINE void fold_lanes(const A* table, int64_t size, A* sums) {
 }
 
 // keep * value + blend of the cluster; kFill: the blend alone.
-template <bool kFill, bool kStream, class A, class I>
+template <bool kFill, bool kFar, class A, class I>
 MOLT_INLINE void paint_values(const A* values, const I* index, int64_t n, A keep, const A* blend, A* out) {
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
@@ -61,11 +61,7 @@ MOLT_INLINE void paint_values(const A* values, const I* index, int64_t n, A keep
       for (int64_t l = 0; l < kLanes; ++l) mean[l] = blend[index[i + l]];
     }
     if (!kFill) mean += keep * pack(values + i);
-    if constexpr (kStream) {
-      stream(mean, out + i);
-    } else {
-      pack(out + i) = mean;
-    }
+    put<kFar>(mean, out + i);
   }
   for (; i < n; ++i) out[i] = kFill ? blend[index[i]] : keep * values[i] + blend[index[i]];
 }

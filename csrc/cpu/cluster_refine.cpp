@@ -11,7 +11,6 @@ namespace molt {
 namespace {
 
 constexpr int64_t kSmall = 16384;                   // elements under which threads cost more than they save
-constexpr int64_t kFar = int64_t{4} << 20;          // bytes of out that no longer stay in the cores' own caches
 constexpr int64_t kMaxPartials = int64_t{1} << 25;  // partial sums kept at once when one image has many threads
 
 template <class T, class L>
@@ -27,7 +26,7 @@ class Worker {
         out_(static_cast<T*>(job.out)),
         strips_((job.pixels + kStrip - 1) / kStrip),
         far_(kCanStream && job.out != job.maps &&
-             job.batch * job.channels * job.pixels * static_cast<int64_t>(sizeof(T)) > kFar),
+             job.batch * job.channels * job.pixels * static_cast<int64_t>(sizeof(T)) > kFarBytes),
         ranges_(job.batch * strips_) {}
 
   void run() {

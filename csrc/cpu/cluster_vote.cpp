@@ -2,46 +2,107 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "index_loops.h"
+#include "pack.h"
 
 namespace molt {
 namespace {
 
 constexpr int64_t kSmall = 16384;     // pixels under which threads cost more than they save
 constexpr int64_t kTable = 1 << 18;   // votes that a table may hold whatever the size of the image
+constexpr int64_t kStrip = 4096;
 
-struct Winner {
-  int32_t votes;
-  int32_t label;
-};
+// Votes of a segment's leading label above that label's complement: more votes win, of as many the lower label.
+using Lead = uint64_t;
 
-// A label takes the lead with more votes, or with as many and a lower number, so that no table need be searched.
-MOLT_INLINE void cast(int32_t total, int32_t label, Winner* winner) {
-  if (total > winner->votes || (total == winner->votes && label < winner->label)) *winner = {total, label};
+MOLT_INLINE Lead lead_of(int32_t votes, int32_t label) {
+  return static_cast<uint64_t>(votes) << 32 | ~static_cast<uint32_t>(label);
 }
 
-MOLT_INLINE void cast_all(const int32_t* labels, const int32_t* segments, int64_t n, int64_t clusters, int32_t* table,
-                          Winner* winners) {
-  int64_t i = 0;
-  for (; i + kGroup <= n; i += kGroup) {
-    const int64_t run = uniform(labels + i) && uniform(segments + i) ? kGroup : 1;
-    for (int64_t l = 0; l < kGroup; l += run) {
-      int32_t* votes = table + segments[i + l] * clusters + labels[i + l];
-      *votes += static_cast<int32_t>(run);
-      cast(*votes, labels[i + l], winners + segments[i + l]);
+MOLT_INLINE int32_t label_of(Lead lead) { return static_cast<int32_t>(~static_cast<uint32_t>(lead)); }
+
+template <class L, class S>
+MOLT_INLINE void cells_of(const L* labels, const S* segments, int64_t n, int64_t low_label, int64_t low_segment,
+                          int32_t clusters, int32_t* cells, int32_t* parts) {
+  for (int64_t i = 0; i < n; ++i) {
+    const int32_t part = static_cast<int32_t>(static_cast<int64_t>(segments[i]) - low_segment);
+    parts[i] = part;
+    cells[i] = part * clusters + static_cast<int32_t>(static_cast<int64_t>(labels[i]) - low_label);
+  }
+}
+
+// Where runs of one cell begin, and n after the last. Inside a group without a branch on the cells, which would be
+// guessed wrong at every end of a run.
+MOLT_INLINE int64_t runs_of(const int32_t* cells, int64_t n, int32_t* begins) {
+  int64_t number = 1;
+  int32_t last = cells[0];
+  begins[0] = 0;
+  for (int64_t i = 0; i < n; i += kGroup) {
+    const int64_t group = i + kGroup <= n ? kGroup : n - i;
+    const int64_t looked_at = group == kGroup && uniform(cells + i) ? 1 : group;
+    for (int64_t l = 0; l < looked_at; ++l) {
+      begins[number] = static_cast<int32_t>(i + l);
+      number += cells[i + l] != last;
+      last = cells[i + l];
     }
   }
-  for (; i < n; ++i) cast(++table[segments[i] * clusters + labels[i]], labels[i], winners + segments[i]);
+  begins[number] = static_cast<int32_t>(n);
+  return number;
 }
 
-MOLT_CLONES void vote(const int32_t* labels, const int32_t* segments, int64_t n, int64_t clusters, int32_t* table,
-                      Winner* winners) {
-  cast_all(labels, segments, n, clusters, table, winners);
+MOLT_INLINE void cast_runs(const int32_t* cells, const int32_t* parts, const int32_t* begins, int64_t runs,
+                           int32_t clusters, int32_t* table, Lead* leads) {
+  for (int64_t r = 0; r < runs; ++r) {
+    const int32_t at = begins[r];
+    const int32_t cell = cells[at];
+    const int32_t part = parts[at];
+    table[cell] += begins[r + 1] - at;
+    const Lead lead = lead_of(table[cell], cell - part * clusters);
+    leads[part] = lead > leads[part] ? lead : leads[part];
+  }
+}
+
+template <class L>
+MOLT_INLINE void write_of(const L* winners, const int32_t* parts, int64_t n, L* out) {
+  int64_t i = 0;
+  for (; i + kGroup <= n; i += kGroup) {
+    if (uniform(parts + i)) {
+      pack(out + i) = winners[parts[i]] + Pack<L>{};
+    } else {
+      for (int64_t l = 0; l < kGroup; ++l) out[i + l] = winners[parts[i + l]];
+    }
+  }
+  for (; i < n; ++i) out[i] = winners[parts[i]];
+}
+
+// target_clones does not take templates, hence one plain function a type.
+#define MOLT_PAIR_LOOPS(L, S)                                                                                   \
+  MOLT_CLONES void cells(const L* labels, const S* segments, int64_t n, int64_t low_label, int64_t low_segment, \
+                         int32_t clusters, int32_t* to, int32_t* parts) {                                       \
+    cells_of(labels, segments, n, low_label, low_segment, clusters, to, parts);                                 \
+  }
+#define MOLT_OUT_LOOPS(L)                                                             \
+  MOLT_PAIR_LOOPS(L, uint8_t)                                                         \
+  MOLT_PAIR_LOOPS(L, int32_t)                                                         \
+  MOLT_PAIR_LOOPS(L, int64_t)                                                         \
+  MOLT_CLONES void write(const L* winners, const int32_t* parts, int64_t n, L* out) { \
+    write_of(winners, parts, n, out);                                                 \
+  }
+MOLT_OUT_LOOPS(uint8_t)
+MOLT_OUT_LOOPS(int32_t)
+MOLT_OUT_LOOPS(int64_t)
+#undef MOLT_OUT_LOOPS
+#undef MOLT_PAIR_LOOPS
+MOLT_CLONES int64_t runs(const int32_t* cells, int64_t n, int32_t* begins) { return runs_of(cells, n, begins); }
+MOLT_CLONES void cast(const int32_t* cells, const int32_t* parts, const int32_t* begins, int64_t runs,
+                      int32_t clusters, int32_t* table, Lead* leads) {
+  cast_runs(cells, parts, begins, runs, clusters, table, leads);
 }
 
 template <class L, class S>
@@ -81,15 +142,23 @@ class Voter {
     const int64_t clusters = labels_[image].size();
     const int64_t parts = segments_[image].size();
     if (clusters * parts > std::max(4 * job_.pixels, kTable)) return by_sorting(image, out);
-    std::vector<int32_t> label(job_.pixels);
-    std::vector<int32_t> segment(job_.pixels);
-    narrow(labels(image), job_.pixels, labels_[image].low, label.data());
-    narrow(segments(image), job_.pixels, segments_[image].low, segment.data());
+    // In strips, whose cells and runs stay in the cache.
+    const std::unique_ptr<int32_t[]> part(new int32_t[job_.pixels]);
+    std::vector<int32_t> cell(kStrip);
+    std::vector<int32_t> begins(kStrip + 1);
     std::vector<int32_t> table(clusters * parts);
-    std::vector<Winner> winners(parts, Winner{0, 0});
-    vote(label.data(), segment.data(), job_.pixels, clusters, table.data(), winners.data());
-    const L low = static_cast<L>(labels_[image].low);
-    for (int64_t i = 0; i < job_.pixels; ++i) out[i] = static_cast<L>(winners[segment[i]].label + low);
+    std::vector<Lead> leads(parts, 0);
+    const int32_t width = static_cast<int32_t>(clusters);
+    for (int64_t i = 0; i < job_.pixels; i += kStrip) {
+      const int64_t n = std::min(kStrip, job_.pixels - i);
+      cells(labels(image) + i, segments(image) + i, n, labels_[image].low, segments_[image].low, width, cell.data(),
+            part.get() + i);
+      const int64_t number = runs(cell.data(), n, begins.data());
+      cast(cell.data(), part.get() + i, begins.data(), number, width, table.data(), leads.data());
+    }
+    std::vector<L> winners(parts);
+    for (int64_t p = 0; p < parts; ++p) winners[p] = static_cast<L>(label_of(leads[p]) + labels_[image].low);
+    write(winners.data(), part.get(), job_.pixels, out);
   }
 
   // Numbers spread so wide that a table of votes would dwarf the image.

@@ -355,13 +355,13 @@ class Fuser {
             row.resize(job_.scales[s].width + 1);
             read(map, s, j, own.gain, row.data());
             A* to = slot + j % 2 * pitch;
+            if (!alone) weigh(own.low, own.factor * own.weight, job_.scales[s].width + 1, row.data());
             const Axis<A>& right = columns_[s];
             if (right.wide) {
               along(row.data(), right.first.data(), right.share.data(), job_.scales[s].width, width, to);
             } else {
               across(row.data(), right.cell.data(), right.share.data(), width, to);
             }
-            if (!alone) weigh(own.low, own.factor * own.weight, width, to);
           }
           subtract(slot + lower % 2 * pitch, slot + upper % 2 * pitch, width, slot + 2 * pitch);
           between[s] = upper;

@@ -14,7 +14,6 @@ namespace {
 
 constexpr int64_t kSmall = 16384;  // numbers under which threads cost more than they save
 constexpr int64_t kPoints = 4;     // points that share one load of a centre
-constexpr int64_t kStrip = 512;    // points added up in single precision before they join the total
 
 template <class A>
 MOLT_INLINE A fold_pack(const Pack<A>& t) {
@@ -47,8 +46,8 @@ MOLT_INLINE void nearest_of(const A* points, const A* centres, const A* lengths,
 }
 
 template <class A>
-MOLT_INLINE void add_point(const A* point, int64_t dims, A* sum) {
-  for (int64_t d = 0; d < dims; d += kLanes) pack(sum + d) += pack(point + d);
+MOLT_INLINE void add_point(const A* point, int64_t dims, double sign, double* total) {
+  for (int64_t d = 0; d < dims; ++d) total[d] += sign * static_cast<double>(point[d]);
 }
 
 // target_clones does not take templates, hence one plain function a type.
@@ -57,7 +56,8 @@ MOLT_INLINE void add_point(const A* point, int64_t dims, A* sum) {
                            int32_t* labels, A* best) {                                                          \
     nearest_of(points, centres, lengths, clusters, dims, labels, best);                                         \
   }                                                                                                             \
-  MOLT_CLONES void add(const A* point, int64_t dims, A* sum) { add_point(point, dims, sum); }
+  MOLT_CLONES void add(const A* point, int64_t dims, double* total) { add_point(point, dims, 1.0, total); }     \
+  MOLT_CLONES void subtract(const A* point, int64_t dims, double* total) { add_point(point, dims, -1.0, total); }
 MOLT_POINT_LOOPS(float)
 MOLT_POINT_LOOPS(double)
 #undef MOLT_POINT_LOOPS
@@ -83,10 +83,13 @@ class Lloyd {
 
   // Returns the score.
   A run(A* centres) {
+    std::fill(labels_, labels_ + job_.points, -1);
+    totals_.assign(job_.clusters * padded_, 0.0);
+    members_.assign(job_.clusters, 0);
     bool settled = false;
     for (int64_t i = 0; i < job_.iterations && !settled; ++i) {
-      settled = !sweep(true) && i > 0;
       // Unchanged labels would give the same centres again, in every later round too.
+      settled = !sweep(true);
       if (!settled) average();
     }
     if (!settled) sweep(false);
@@ -108,8 +111,9 @@ class Lloyd {
     return block_.data();
   }
 
-  // Labels every point and, where asked, adds it to its cluster; says whether a label changed.
-  bool sweep(bool add_up) {
+  // Labels every point and, where asked, moves it between the clusters' totals if its label changed. Totals are in
+  // double precision, so that what comes and goes leaves nothing behind. Says whether a label changed.
+  bool sweep(bool move) {
     for (int64_t k = 0; k < job_.clusters; ++k) {
       A length = 0;
       for (int64_t d = 0; d < padded_; ++d) length += centres_[k * padded_ + d] * centres_[k * padded_ + d];
@@ -117,30 +121,27 @@ class Lloyd {
     }
     score_ = 0;
     bool changed = false;
-    if (add_up) {
-      totals_.assign(job_.clusters * padded_, 0.0);
-      members_.assign(job_.clusters, 0);
-    }
-    for (int64_t strip = 0; strip < job_.points; strip += kStrip) {
-      if (add_up) sums_.assign(job_.clusters * padded_, A{0});
-      const int64_t end = std::min(strip + kStrip, job_.points);
-      for (int64_t at = strip; at < end; at += kPoints) {
-        const int64_t number = std::min(kPoints, end - at);
-        const A* points = block(at, number);
-        int32_t labels[kPoints];
-        A best[kPoints];
-        nearest(points, centres_.data(), lengths_.data(), job_.clusters, padded_, labels, best);
-        for (int64_t p = 0; p < number; ++p) {
-          changed = changed || labels_[at + p] != labels[p];
-          labels_[at + p] = labels[p];
-          score_ += static_cast<double>(best[p]);
-          if (!add_up) continue;
-          ++members_[labels[p]];
-          add(points + p * padded_, padded_, sums_.data() + labels[p] * padded_);
+    for (int64_t at = 0; at < job_.points; at += kPoints) {
+      const int64_t number = std::min(kPoints, job_.points - at);
+      const A* points = block(at, number);
+      int32_t labels[kPoints];
+      A best[kPoints];
+      nearest(points, centres_.data(), lengths_.data(), job_.clusters, padded_, labels, best);
+      for (int64_t p = 0; p < number; ++p) {
+        score_ += static_cast<double>(best[p]);
+        const int32_t before = labels_[at + p];
+        if (labels[p] == before) continue;
+        changed = true;
+        labels_[at + p] = labels[p];
+        if (!move) continue;
+        const A* point = points + p * padded_;
+        if (before >= 0) {
+          --members_[before];
+          subtract(point, padded_, totals_.data() + before * padded_);
         }
+        ++members_[labels[p]];
+        add(point, padded_, totals_.data() + labels[p] * padded_);
       }
-      if (!add_up) continue;
-      for (size_t i = 0; i < sums_.size(); ++i) totals_[i] += static_cast<double>(sums_[i]);
     }
     return changed;
   }
@@ -166,7 +167,6 @@ class Lloyd {
   std::vector<A> centres_;
   std::vector<A> lengths_;
   std::vector<A> block_;
-  std::vector<A> sums_;
   std::vector<double> totals_;
   std::vector<int64_t> members_;
   double score_ = 0;

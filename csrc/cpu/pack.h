@@ -29,6 +29,8 @@ MOLT_INLINE const Pack<A>& pack(const A* at) {
   return *reinterpret_cast<const Pack<A>*>(at);
 }
 
+constexpr int64_t kFarBytes = int64_t{4} << 20;  // results larger than this do not stay in the cores' own caches
+
 #if defined(__SSE2__)
 constexpr bool kCanStream = true;
 #else
@@ -44,6 +46,15 @@ MOLT_INLINE void stream(const Pack<float>& value, float* to) {
 #else
   pack(to) = value;
 #endif
+}
+
+template <bool kFar, class A>
+MOLT_INLINE void put(const Pack<A>& value, A* to) {
+  if constexpr (kFar) {
+    stream(value, to);
+  } else {
+    pack(to) = value;
+  }
 }
 
 // To be called after the last of a thread's streaming stores, before other threads read.
