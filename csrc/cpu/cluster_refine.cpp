@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cluster_loops.h"
+#include "scratch.h"
 
 namespace molt {
 namespace {
@@ -119,9 +120,9 @@ class Worker {
 
   // Adds the sums of one strip of one map to sums, and its pixels to counts, which may be null.
   template <class I>
-  void add_strip(const T* values, const I* index, int64_t n, int64_t size, std::vector<A>& table, A* sums,
+  void add_strip(const T* values, const I* index, int64_t n, int64_t size, Scratch<A>& table, A* sums,
                  int32_t* counts) const {
-    table.assign(static_cast<size_t>(size * kLanes), A{0});
+    table.zero();
     add(values, index, n, table.data(), counts);
     fold(table.data(), size, sums);
   }
@@ -166,11 +167,10 @@ class Worker {
 
   // The labels of an image as indices.
   template <class I>
-  const I* indices(int64_t image, int64_t strip, int64_t n, int64_t low, std::vector<I>& buffer) const {
+  const I* indices(int64_t image, int64_t strip, int64_t n, int64_t low, Scratch<I>& buffer) const {
     if constexpr (std::is_same_v<I, L>) {
       if (low == 0) return labels(image, strip);
     }
-    buffer.resize(n);
     narrow(labels(image, strip), n, low, buffer.data());
     return buffer.data();
   }
@@ -192,10 +192,13 @@ class Worker {
   template <class I>
   void one_image(int64_t image, const Range& all) const {
     const int64_t size = all.size();
-    std::vector<I> buffer;
-    std::vector<int32_t> counts(size);
-    std::vector<A> sums(size * job_.channels);
-    std::vector<A> table;
+    const bool as_is = std::is_same_v<I, L> && all.low == 0;
+    Scratch<I> buffer(as_is ? 0 : job_.pixels);
+    Scratch<int32_t> counts(size);
+    Scratch<A> sums(size * job_.channels);
+    Scratch<A> table(size * kLanes);
+    counts.zero();
+    sums.zero();
     const I* index = indices(image, 0, job_.pixels, all.low, buffer);
     for (int64_t s = 0; s < strips_; ++s) {
       for (int64_t c = 0; c < job_.channels; ++c) {
@@ -244,8 +247,8 @@ class Worker {
       const int64_t at = at_strip[image * strips_ + strip];
       const Range own = ranges_[image * strips_ + strip];
       const int64_t n = length(strip);
-      std::vector<decltype(type)> buffer;
-      std::vector<A> table;
+      Scratch<decltype(type)> buffer(n);
+      Scratch<A> table(own.size() * kLanes);
       const auto* index = indices(image, strip, n, own.low, buffer);
       for (int64_t c = first; c < std::min(first + group, job_.channels); ++c) {
         A* to = partial.get() + at * job_.channels + c * own.size();
@@ -287,7 +290,7 @@ class Worker {
     const auto blend = [&](auto type, int64_t image, int64_t first, int64_t strip) {
       const Range all = whole[image];
       const A* image_sums = sums.data() + at_image[image] * job_.channels;
-      std::vector<decltype(type)> buffer;
+      Scratch<decltype(type)> buffer(length(strip));
       const auto* index = indices(image, strip, length(strip), all.low, buffer);
       for (int64_t c = first; c < std::min(first + group, job_.channels); ++c) {
         paint_strip(offset(image, c, strip), index, length(strip), image_sums + c * all.size());

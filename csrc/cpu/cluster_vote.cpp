@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <memory>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -10,13 +9,14 @@
 
 #include "index_loops.h"
 #include "pack.h"
+#include "scratch.h"
 
 namespace molt {
 namespace {
 
 constexpr int64_t kSmall = 16384;     // pixels under which threads cost more than they save
 constexpr int64_t kTable = 1 << 18;   // votes that a table may hold whatever the size of the image
-constexpr int64_t kStrip = 4096;
+constexpr int64_t kStrip = 1024;
 
 // Votes of a segment's leading label above that label's complement: more votes win, of as many the lower label.
 using Lead = uint64_t;
@@ -27,13 +27,11 @@ MOLT_INLINE Lead lead_of(int32_t votes, int32_t label) {
 
 MOLT_INLINE int32_t label_of(Lead lead) { return static_cast<int32_t>(~static_cast<uint32_t>(lead)); }
 
-template <class L, class S>
-MOLT_INLINE void cells_of(const L* labels, const S* segments, int64_t n, int64_t low_label, int64_t low_segment,
-                          int32_t clusters, int32_t* cells, int32_t* parts) {
+template <class L>
+MOLT_INLINE void cells_of(const int32_t* parts, const L* labels, int64_t n, int64_t low, int32_t clusters,
+                          int32_t* cells) {
   for (int64_t i = 0; i < n; ++i) {
-    const int32_t part = static_cast<int32_t>(static_cast<int64_t>(segments[i]) - low_segment);
-    parts[i] = part;
-    cells[i] = part * clusters + static_cast<int32_t>(static_cast<int64_t>(labels[i]) - low_label);
+    cells[i] = parts[i] * clusters + static_cast<int32_t>(static_cast<int64_t>(labels[i]) - low);
   }
 }
 
@@ -82,23 +80,19 @@ MOLT_INLINE void write_of(const L* winners, const int32_t* parts, int64_t n, L* 
 }
 
 // target_clones does not take templates, hence one plain function a type.
-#define MOLT_PAIR_LOOPS(L, S)                                                                                   \
-  MOLT_CLONES void cells(const L* labels, const S* segments, int64_t n, int64_t low_label, int64_t low_segment, \
-                         int32_t clusters, int32_t* to, int32_t* parts) {                                       \
-    cells_of(labels, segments, n, low_label, low_segment, clusters, to, parts);                                 \
+#define MOLT_VOTE_LOOPS(L)                                                                                \
+  MOLT_CLONES void cells(const int32_t* parts, const L* labels, int64_t n, int64_t low, int32_t clusters, \
+                         int32_t* to) {                                                                   \
+    cells_of(parts, labels, n, low, clusters, to);                                                        \
+  }                                                                                                       \
+  MOLT_CLONES void write(const L* winners, const int32_t* parts, int64_t n, L* out) {                     \
+    write_of(winners, parts, n, out);                                                                     \
   }
-#define MOLT_OUT_LOOPS(L)                                                             \
-  MOLT_PAIR_LOOPS(L, uint8_t)                                                         \
-  MOLT_PAIR_LOOPS(L, int32_t)                                                         \
-  MOLT_PAIR_LOOPS(L, int64_t)                                                         \
-  MOLT_CLONES void write(const L* winners, const int32_t* parts, int64_t n, L* out) { \
-    write_of(winners, parts, n, out);                                                 \
-  }
-MOLT_OUT_LOOPS(uint8_t)
-MOLT_OUT_LOOPS(int32_t)
-MOLT_OUT_LOOPS(int64_t)
-#undef MOLT_OUT_LOOPS
-#undef MOLT_PAIR_LOOPS
+MOLT_VOTE_LOOPS(uint8_t)
+MOLT_VOTE_LOOPS(int32_t)
+MOLT_VOTE_LOOPS(int64_t)
+#undef MOLT_VOTE_LOOPS
+
 MOLT_CLONES int64_t runs(const int32_t* cells, int64_t n, int32_t* begins) { return runs_of(cells, n, begins); }
 MOLT_CLONES void cast(const int32_t* cells, const int32_t* parts, const int32_t* begins, int64_t runs,
                       int32_t clusters, int32_t* table, Lead* leads) {
@@ -143,22 +137,28 @@ class Voter {
     const int64_t parts = segments_[image].size();
     if (clusters * parts > std::max(4 * job_.pixels, kTable)) return by_sorting(image, out);
     // In strips, whose cells and runs stay in the cache.
-    const std::unique_ptr<int32_t[]> part(new int32_t[job_.pixels]);
-    std::vector<int32_t> cell(kStrip);
-    std::vector<int32_t> begins(kStrip + 1);
-    std::vector<int32_t> table(clusters * parts);
-    std::vector<Lead> leads(parts, 0);
+    Scratch<int32_t> part(kStrip);
+    Scratch<int32_t> cell(kStrip);
+    Scratch<int32_t> begins(kStrip + 1);
+    Scratch<int32_t> table(clusters * parts);
+    Scratch<Lead> leads(parts);
+    table.zero();
+    leads.zero();
     const int32_t width = static_cast<int32_t>(clusters);
     for (int64_t i = 0; i < job_.pixels; i += kStrip) {
       const int64_t n = std::min(kStrip, job_.pixels - i);
-      cells(labels(image) + i, segments(image) + i, n, labels_[image].low, segments_[image].low, width, cell.data(),
-            part.get() + i);
+      narrow(segments(image) + i, n, segments_[image].low, part.data());
+      cells(part.data(), labels(image) + i, n, labels_[image].low, width, cell.data());
       const int64_t number = runs(cell.data(), n, begins.data());
-      cast(cell.data(), part.get() + i, begins.data(), number, width, table.data(), leads.data());
+      cast(cell.data(), part.data(), begins.data(), number, width, table.data(), leads.data());
     }
-    std::vector<L> winners(parts);
+    Scratch<L> winners(parts);
     for (int64_t p = 0; p < parts; ++p) winners[p] = static_cast<L>(label_of(leads[p]) + labels_[image].low);
-    write(winners.data(), part.get(), job_.pixels, out);
+    for (int64_t i = 0; i < job_.pixels; i += kStrip) {
+      const int64_t n = std::min(kStrip, job_.pixels - i);
+      narrow(segments(image) + i, n, segments_[image].low, part.data());
+      write(winners.data(), part.data(), n, out + i);
+    }
   }
 
   // Numbers spread so wide that a table of votes would dwarf the image.

@@ -9,6 +9,7 @@
 #include "clones.h"
 #include "convert.h"
 #include "pack.h"
+#include "scratch.h"
 
 namespace molt {
 namespace {
@@ -279,24 +280,26 @@ class Fuser {
     const Axis<A>& down = rows_[s];
     const Axis<A>& right = columns_[s];
     const int64_t n = static_cast<int64_t>(right.corner_cell.size());
-    std::vector<A> row(scale.width + 1);
-    std::vector<A> upper(n);
-    std::vector<A> lower(n);
+    Scratch<A> row(scale.width + 1);
+    Scratch<A> above(n);
+    Scratch<A> below(n);
+    A* upper = above.data();
+    A* lower = below.data();
     *range = {std::numeric_limits<A>::infinity(), -std::numeric_limits<A>::infinity()};
     for (int64_t j = 0; j <= scale.height; ++j) {
       if (j < scale.height) {
         read(map, s, j, gain, row.data());
         if (!finite(row.data(), scale.width)) return false;
-        across(row.data(), right.corner_cell.data(), right.corner_share.data(), n, lower.data());
+        across(row.data(), right.corner_cell.data(), right.corner_share.data(), n, lower);
       }
       if (j > 0 && down.first[j - 1] >= 0) {
         const int32_t first = down.first[j - 1];
         const int32_t last = down.last[j - 1];
-        if (!widen(upper.data(), lower.data(), down.share[first], n, range)) return false;
-        if (last != first && !widen(upper.data(), lower.data(), down.share[last], n, range)) return false;
+        if (!widen(upper, lower, down.share[first], n, range)) return false;
+        if (last != first && !widen(upper, lower, down.share[last], n, range)) return false;
       }
-      upper.swap(lower);
-      if (j + 1 == scale.height) lower = upper;
+      std::swap(upper, lower);
+      if (j + 1 == scale.height) std::copy_n(upper, n, lower);
     }
     return true;
   }
@@ -330,18 +333,20 @@ class Fuser {
       for (int64_t y = begin; y < end; ++y) shorten_values(nan.data(), job_.width, out + y * job_.width);
       return;
     }
-    const bool alone = count_ == 1 && stretches[0].weight == A{1};
+    const bool alone = count_ == 1;
     A most = 0;
     for (const Stretch<A>& own : stretches) most += own.weight;
     // The two source rows around an output row, resized in x: row j lies in slot j % 2, the way between them in slot 2.
     const int64_t width = job_.width;
     const int64_t pitch = width + kLanes;
-    std::vector<A> slots(3 * count_ * pitch);
+    Scratch<A> slots(3 * static_cast<int64_t>(count_) * pitch);
     std::vector<int64_t> held(2 * count_, -1);
     std::vector<int64_t> between(count_, -1);
-    std::vector<A> mixed(std::is_same_v<Out, A> ? 0 : width);
+    Scratch<A> mixed(std::is_same_v<Out, A> ? 0 : width);
     std::vector<RowPart<A>> parts(count_);
-    std::vector<A> row;
+    int64_t widest = 0;
+    for (const Scale& scale : job_.scales) widest = std::max(widest, scale.width);
+    Scratch<A> row(widest + 1);
     for (int64_t y = begin; y < end; ++y) {
       for (size_t s = 0; s < count_; ++s) {
         const Stretch<A>& own = stretches[s];
@@ -352,7 +357,6 @@ class Fuser {
           for (int64_t j = upper; j <= lower; ++j) {
             if (held[2 * s + j % 2] == j) continue;
             held[2 * s + j % 2] = j;
-            row.resize(job_.scales[s].width + 1);
             read(map, s, j, own.gain, row.data());
             A* to = slot + j % 2 * pitch;
             if (!alone) weigh(own.low, own.factor * own.weight, job_.scales[s].width + 1, row.data());
@@ -372,6 +376,7 @@ class Fuser {
       if constexpr (std::is_same_v<Out, A>) to = out + y * width;
       if (alone) {
         molt::stretch(parts[0], stretches[0].low, stretches[0].factor, width, to);
+        if (most != A{1}) std::transform(to, to + width, to, [most](A unit) { return most * unit; });
       } else {
         mix(parts, most, width, to);
       }

@@ -45,6 +45,17 @@ MOLT_INLINE void nearest_of(const A* points, const A* centres, const A* lengths,
   }
 }
 
+// Of two centres the nearer one, by one product instead of two: `way` leads from the first to the second, and a point
+// beyond `bias` along it is nearer to the second.
+template <class A>
+MOLT_INLINE void side_of(const A* points, const A* way, A bias, int64_t dims, int32_t* labels) {
+  Pack<A> sums[kPoints] = {};
+  for (int64_t d = 0; d < dims; d += kLanes) {
+    for (int64_t p = 0; p < kPoints; ++p) sums[p] += pack(points + p * dims + d) * pack(way + d);
+  }
+  for (int64_t p = 0; p < kPoints; ++p) labels[p] = fold_pack<A>(sums[p]) > bias ? 1 : 0;
+}
+
 template <class A>
 MOLT_INLINE void add_point(const A* point, int64_t dims, double sign, double* total) {
   for (int64_t d = 0; d < dims; ++d) total[d] += sign * static_cast<double>(point[d]);
@@ -55,6 +66,9 @@ MOLT_INLINE void add_point(const A* point, int64_t dims, double sign, double* to
   MOLT_CLONES void nearest(const A* points, const A* centres, const A* lengths, int64_t clusters, int64_t dims, \
                            int32_t* labels, A* best) {                                                          \
     nearest_of(points, centres, lengths, clusters, dims, labels, best);                                         \
+  }                                                                                                             \
+  MOLT_CLONES void side(const A* points, const A* way, A bias, int64_t dims, int32_t* labels) {                 \
+    side_of(points, way, bias, dims, labels);                                                                   \
   }                                                                                                             \
   MOLT_CLONES void add(const A* point, int64_t dims, double* total) { add_point(point, dims, 1.0, total); }     \
   MOLT_CLONES void subtract(const A* point, int64_t dims, double* total) { add_point(point, dims, -1.0, total); }
@@ -74,6 +88,7 @@ class Lloyd {
         labels_(job.labels + unit * job.points),
         centres_(job.clusters * padded_),
         lengths_(job.clusters),
+        way_(padded_),
         block_(kPoints * padded_) {
     const A* starts = static_cast<const A*>(job.starts) + unit * job.clusters * job.dims;
     for (int64_t k = 0; k < job.clusters; ++k) {
@@ -92,7 +107,8 @@ class Lloyd {
       settled = !sweep(true);
       if (!settled) average();
     }
-    if (!settled) sweep(false);
+    // Two centres are told apart without the score, which is found last.
+    if (!settled || job_.clusters == 2) sweep(false);
     for (int64_t k = 0; k < job_.clusters; ++k) {
       std::copy_n(centres_.begin() + k * padded_, job_.dims, centres + k * job_.dims);
     }
@@ -119,14 +135,23 @@ class Lloyd {
       for (int64_t d = 0; d < padded_; ++d) length += centres_[k * padded_ + d] * centres_[k * padded_ + d];
       lengths_[k] = length;
     }
+    const bool two = move && job_.clusters == 2;
+    if (two) {
+      for (int64_t d = 0; d < padded_; ++d) way_[d] = centres_[padded_ + d] - centres_[d];
+    }
+    const A bias = two ? (lengths_[1] - lengths_[0]) / A{2} : A{0};
     score_ = 0;
     bool changed = false;
     for (int64_t at = 0; at < job_.points; at += kPoints) {
       const int64_t number = std::min(kPoints, job_.points - at);
       const A* points = block(at, number);
       int32_t labels[kPoints];
-      A best[kPoints];
-      nearest(points, centres_.data(), lengths_.data(), job_.clusters, padded_, labels, best);
+      A best[kPoints] = {};
+      if (two) {
+        side(points, way_.data(), bias, padded_, labels);
+      } else {
+        nearest(points, centres_.data(), lengths_.data(), job_.clusters, padded_, labels, best);
+      }
       for (int64_t p = 0; p < number; ++p) {
         score_ += static_cast<double>(best[p]);
         const int32_t before = labels_[at + p];
@@ -166,6 +191,7 @@ class Lloyd {
   int32_t* labels_;
   std::vector<A> centres_;
   std::vector<A> lengths_;
+  std::vector<A> way_;
   std::vector<A> block_;
   std::vector<double> totals_;
   std::vector<int64_t> members_;
