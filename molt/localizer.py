@@ -300,7 +300,7 @@ class Localizer:
     def _boxes(self, photos: list[Photo], maps: _Maps) -> list[Localization]:
         """Boxes of a batch in the photos' own pixels."""
         with self._stage("boxes"), self._ops():
-            found = ops.component_boxes(maps.refined, self.threshold, largest=not self.multi)
+            found = ops.component_boxes(maps.refined, self.threshold, largest=not self.multi).to("cpu")
             classes = maps.evidence.classes.cpu()
             probabilities = maps.evidence.probabilities.float().cpu()
             heat, clusters = maps.refined.float().cpu(), maps.clusters.cpu()

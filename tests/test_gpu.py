@@ -23,7 +23,7 @@ def test_operators_agree_with_the_cpu() -> None:
     on_gpu = ops.cluster_refine(fused.cuda(), labels.cuda(), 0.5, 8)
     assert on_gpu.is_cuda and torch.allclose(on_gpu.cpu(), refined, atol=1e-4)
     found, expected = ops.component_boxes(on_gpu, 0.5), ops.component_boxes(on_gpu.cpu(), 0.5)
-    assert torch.equal(found.boxes, expected.boxes)
+    assert found.boxes.is_cuda and torch.equal(found.boxes.cpu(), expected.boxes)
 
 
 def test_clusters_agree_with_the_cpu() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -31,6 +31,10 @@ class Components:
     mean: Tensor
     image: Tensor
     channel: Tensor
+
+    def to(self, device: torch.device | str) -> Components:
+        """Return the same on another device."""
+        return Components(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 def component_boxes(
