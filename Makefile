@@ -102,4 +102,4 @@ gpu:
 gpu: SHELL = /bin/bash
 
 clean:
-	rm -rf build dist *.egg-info molt/*.so $(VENV)/.demo $(VENV)/.dev $(VENV)/.bench
+	rm -rf build dist *.egg-info molt/*.so molt/_build_note.txt $(VENV)/.demo $(VENV)/.dev $(VENV)/.bench

@@ -145,6 +145,10 @@ def builder(require: bool) -> type[build_ext]:
             if reason is not None and len(self.extensions) > 1:
                 # A CUDA compiler that fails must not take the CPU operators along.
                 self.extensions = [e for e in self.extensions if e.name == "molt._C"]
+                self.force = True  # what molt._C says of itself changes
+                said = {"MOLT_CUDA_NOTE": '"off (the build failed)"', "MOLT_CUDA_ARCHS": '""'}
+                for extension in self.extensions:
+                    extension.define_macros = [(name, said.get(name, value)) for name, value in extension.define_macros]
                 reason = self.attempt() or f"CUDA: {reason}"
             write_note(folder, reason)
 
@@ -203,7 +207,7 @@ def main() -> None:
     else:
         try:
             modules, summary = extensions(os.environ)
-            commands["build_ext"] = builder(require)
+            commands["build_ext"] = builder(require or os.environ.get("MOLT_CUDA") == "1")
         except ImportError as error:
             if require:
                 raise SystemExit(f"MOLT_REQUIRE_EXT=1, but {error}; install torch and pybind11 first") from error

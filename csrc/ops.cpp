@@ -8,6 +8,7 @@
 #include "cpu/component_boxes.h"
 #include "cpu/fuse_and_refine.h"
 #include "cpu/fuse_maps.h"
+#include "cpu/index_loops.h"
 #include "cpu/kmeans.h"
 #include "tensors.h"
 #include "torch_parallel.h"
@@ -101,8 +102,14 @@ Tensor cluster_refine_cpu(
 
 std::tuple<Tensor, Tensor> cluster_mean_cpu(
     const Tensor& values, const Tensor& labels, int64_t num_clusters, const Maybe& counts) {
+  if (values.dim() == 4 && values.size(1) == 0 && values.size(0) * values.size(2) * values.size(3) > 0) {
+    // Without a channel the pixels are still counted.
+    const Tensor one = torch::stable::new_zeros(values, {values.size(0), 1, values.size(2), values.size(3)});
+    const auto [means, members] = cluster_mean_cpu(one, labels, num_clusters, counts);
+    return {empty_like(means, {values.size(0), 0, num_clusters}, means.scalar_type()), members};
+  }
   Labelled given(values, labels, num_clusters, counts);
-  require(num_clusters >= 0, "num_clusters: expected a number >= 0");
+  require(num_clusters >= 0 && num_clusters <= kMaxPixels, "num_clusters: expected a number from 0 to 2^30");
   Clusters& job = given.job;
   const Tensor means = empty_like(values, {job.batch, job.channels, num_clusters}, wide_type(job.map_type));
   const Tensor members = empty_like(values, {job.batch, num_clusters}, ScalarType::Long);

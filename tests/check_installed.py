@@ -77,6 +77,12 @@ def check_cluster_refine() -> None:
 if __name__ == "__main__":
     config = molt.config()
     assert config["native"], config["native_missing"]
+    # A CUDA half loads where torch has the same major version of CUDA, with or without a GPU.
+    build = config["native_build"]
+    built_for = build["torch"].partition("+cu")[2][:2]
+    if build["cuda_archs"] and (torch.version.cuda or "").split(".")[0] == built_for:
+        assert config["cuda"], config["cuda_missing"]
     check_cluster_refine()
     check_twins()
-    print("ok: torch", torch.__version__, "runs what", config["native_build"]["torch"], "built:", *CHECKS)
+    print("ok: torch", torch.__version__, "runs what", build["torch"], "built:", *CHECKS)
+    print("CUDA half:", "loaded" if config["cuda"] else config["cuda_missing"])

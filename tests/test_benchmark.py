@@ -120,8 +120,18 @@ def test_inputs_come_from_the_seed_and_their_bytes_are_counted(name: str) -> Non
 
 def test_large_gpu_cases_write_a_gibibyte() -> None:
     for name in ("upsample_normalize", "fuse_maps", "cluster_refine", "fuse_and_refine"):
-        most = max(OPERATIONS[name].cases_on("cuda"), key=lambda case: case.images)
-        assert most.images * inputs_of.SIDE**2 * 4 >= 2**30
+        large = [
+            case
+            for case in OPERATIONS[name].cases_on("cuda")
+            if case.images * inputs_of.SIDE**2 * case.dtype.itemsize >= 2**30
+        ]
+        assert {case.dtype for case in large} == {torch.float32, torch.float16}
+        assert any(case.headline for case in large), "the case that torch.compile runs on too, and first"
+    refined = [case.options for case in OPERATIONS["cluster_refine"].cases_on("cuda") if case.images == inputs_of.LARGE]
+    for kind in ("blocks", "random"):
+        for clusters in (32, 256):
+            for labels in (torch.uint8, torch.int32):
+                assert {"k": clusters, "labels": labels, "kind": kind} in refined
 
 
 @pytest.mark.parametrize("name", ["cluster_mean", "cluster_refine", "cluster_vote"])

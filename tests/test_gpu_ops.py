@@ -159,6 +159,7 @@ CALLS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "cluster_refine": lambda x: ops.cluster_refine(x["maps"], x["labels"], 0.5, 100, backend="native"),
     "cluster_refine-wide": lambda x: ops.cluster_refine(x["maps"], x["labels"], 0.5, 1000, backend="native"),
     "cluster_refine-uint8": lambda x: ops.cluster_refine(x["maps"], x["labels"].byte(), 0.5, backend="native"),
+    "cluster_refine-ragged": lambda x: ops.cluster_refine(x["maps"], x["labels"], 0.5, x["counts"], backend="native"),
     "fuse_and_refine": lambda x: ops.fuse_and_refine(x["small"], x["labels"], 0.5, 100, backend="native"),
     "cluster_vote": lambda x: ops.cluster_vote(x["labels"], x["segments"], 100, 400, backend="native"),
     "largest_box": lambda x: ops.largest_box(x["maps"], 0.9, backend="native"),
@@ -174,10 +175,13 @@ def inputs(batch: int = 6) -> dict[str, Any]:
         "maps": torch.rand(batch, 2, 224, 224),
         "labels": labels,
         "segments": labels_of((batch, 1, 224, 224), 400, torch.int32, 11),
+        "counts": torch.full((batch,), 90),
         "vectors": vectors,
         "starts": vectors[:, None, :4].clone(),
     }
-    return {k: [m.cuda() for m in v] if isinstance(v, list) else v.cuda() for k, v in on_cpu.items()}
+    return {
+        k: [m.cuda() for m in v] if isinstance(v, list) else v if k == "counts" else v.cuda() for k, v in on_cpu.items()
+    }
 
 
 def flat(result: Any) -> list[Tensor]:
@@ -198,7 +202,7 @@ def test_nothing_is_read_back(name: str, no_sync: None) -> None:
     CALLS[name](given)
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", [n for n in CALLS if n != "cluster_refine-ragged"])  # its counts come from the host
 def test_graphs_replay(name: str) -> None:
     given, other = inputs(), inputs()
     stream = torch.cuda.Stream()
@@ -309,8 +313,10 @@ def test_more_than_two_to_the_31_elements(dtype: torch.dtype) -> None:
         assert torch.equal(fused[image : image + 1], want)
         want = ops.cluster_refine(want, labels[:1], 0.5, 100, backend="native")
         assert torch.equal(refined[image : image + 1], want)
-    boxes, area, _ = ops.largest_box(fused[-20:], 0.5, backend="native")
-    assert (area > 0).all() and (boxes[..., 2] > boxes[..., 0]).all()
+    del refined
+    boxes, area, _ = ops.largest_box(fused, 0.5, backend="native")
+    last, last_area, _ = ops.largest_box(fused[-20:], 0.5, backend="native")
+    assert (area > 0).all() and torch.equal(boxes[-20:], last) and torch.equal(area[-20:], last_area)
 
 
 def test_one_map_of_many_pixels() -> None:

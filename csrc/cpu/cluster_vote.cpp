@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -135,7 +136,8 @@ class Voter {
     if (wide(labels_[image]) || wide(segments_[image])) return by_sorting(image, out);
     const int64_t clusters = labels_[image].size();
     const int64_t parts = segments_[image].size();
-    if (clusters * parts > std::max(4 * job_.pixels, kTable)) return by_sorting(image, out);
+    const int64_t most = std::min<int64_t>(std::max(4 * job_.pixels, kTable), std::numeric_limits<int32_t>::max());
+    if (clusters * parts > most) return by_sorting(image, out);
     // In strips, whose cells and runs stay in the cache.
     Scratch<int32_t> part(kStrip);
     Scratch<int32_t> cell(kStrip);

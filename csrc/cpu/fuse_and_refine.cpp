@@ -48,14 +48,18 @@ void both(const FuseMaps& fuse, const Clusters& clusters, const Parallel& parall
     if constexpr (direct) {
       run(0, clusters.batch, out, parallel);
     } else {
-      const std::unique_ptr<A[]> wide(new A[clusters.batch * size]);
-      run(0, clusters.batch, wide.get(), parallel);
-      parallel.for_each(clusters.batch,
-                        [&](int64_t i) { shorten_values(wide.get() + i * size, size, out + i * size); });
+      const std::unique_ptr<A[]> wide(new A[size]);
+      for (int64_t image = 0; image < clusters.batch; ++image) {
+        run(image, 1, wide.get(), parallel);
+        parallel.for_each(clusters.channels, [&](int64_t c) {
+          shorten_values(wide.get() + c * pixels, pixels, out + image * size + c * pixels);
+        });
+      }
     }
     return;
   }
-  const int64_t together = std::max<int64_t>(1, kCached / std::max<int64_t>(1, size));
+  // With 16-bit maps every image of a unit is there a second time, in single precision.
+  const int64_t together = direct ? std::max<int64_t>(1, kCached / std::max<int64_t>(1, size)) : 1;
   std::vector<std::exception_ptr> errors((clusters.batch + together - 1) / together);
   parallel.for_each(static_cast<int64_t>(errors.size()), [&](int64_t unit) {
     const int64_t first = unit * together;

@@ -16,8 +16,14 @@ struct ScratchBlock {
   size_t size = 0;
 };
 
+constexpr size_t kScratchBlocks = 16;
+
 inline std::vector<ScratchBlock>& scratch_shelf() {
-  thread_local std::vector<ScratchBlock> shelf;
+  thread_local std::vector<ScratchBlock> shelf = [] {
+    std::vector<ScratchBlock> empty;
+    empty.reserve(kScratchBlocks);  // so that giving back does not allocate
+    return empty;
+  }();
   return shelf;
 }
 
@@ -44,7 +50,9 @@ class Scratch {
 
   ~Scratch() {
     std::vector<ScratchBlock>& shelf = scratch_shelf();
-    if (block_.size <= kKeptBytes && shelf.size() < kKeptBlocks) shelf.push_back(std::move(block_));
+    if (block_.size > kKeptBytes) return;
+    if (shelf.size() == kScratchBlocks) shelf.erase(shelf.begin());  // the one that was given back first
+    shelf.push_back(std::move(block_));
   }
 
   T* data() { return reinterpret_cast<T*>(block_.data.get()); }
@@ -53,7 +61,6 @@ class Scratch {
 
  private:
   static constexpr size_t kKeptBytes = size_t{1} << 20;
-  static constexpr size_t kKeptBlocks = 16;
   size_t bytes_;
   ScratchBlock block_;
 };

@@ -106,7 +106,8 @@ __device__ inline void unpack_labels(const int64_t* from, uint64_t (&to)[4]) {
   to[0] = low.x, to[1] = low.y, to[2] = high.x, to[3] = high.y;
 }
 
-// Pixels count from the map's first, below 2^30. Labels minus `start` of kSteps quads, `stride` pixels apart; kNone outside [start, start + span) and from pixel `end`.
+// Pixels count from the map's first, below 2^30. Labels minus `start` of kSteps quads, `stride` pixels apart; kNone
+// outside [start, start + span) and from pixel `end`.
 template <int kSteps, class L>
 __device__ inline void load_ids(
     const L* row, int at, int stride, int end, int64_t start, unsigned span, unsigned (&ids)[kSteps][4]) {

@@ -40,12 +40,18 @@ def cases(describe: Callable[[Case], str], rows: Iterable[dict[str, Any]]) -> tu
     return tuple(built)
 
 
-def sizes(*, backward: bool = False, half: bool = True, **options: Any) -> list[dict[str, Any]]:
-    """The sizes that every map operator is measured at: 8, 32 and 64 images on the CPU; small to 1 GiB on a GPU."""
+def sizes(
+    *, backward: bool = False, half: bool = True, headline: int | None = None, **options: Any
+) -> list[dict[str, Any]]:
+    """The sizes that every map operator is measured at: 8, 32 and 64 images on the CPU; small to 1 GiB on a GPU.
+
+    `headline` is the number of images of the GPU's headline case, by default the largest.
+    """
+    headline = LARGE if headline is None else headline
     cpu: list[dict[str, Any]] = [{"images": n, "headline": n == 32} for n in (8, 32, 64)]
-    cuda: list[dict[str, Any]] = [{"images": n, "headline": n == MEDIUM} for n in (8, MEDIUM, LARGE)]
+    cuda: list[dict[str, Any]] = [{"images": n, "headline": n == headline} for n in (LARGE, MEDIUM, 8)]
     if half:
-        cuda.append({"images": LARGE, "dtype": torch.float16})
+        cuda.append({"images": 2 * LARGE, "dtype": torch.float16})
     if backward:
         cpu.append({"images": 32, "backward": True})
         cuda.append({"images": MEDIUM, "backward": True})

@@ -38,6 +38,13 @@ REFINE: list[dict[str, Any]] = [
     {"k": 256, "labels": torch.uint8, "kind": "random"},
     {"k": 256, "labels": torch.int32, "kind": "blocks"},
 ]
+# On a GPU at the size where only memory counts: few and many clusters, narrow and wide labels, coherent and not.
+REFINE_LARGE: list[dict[str, Any]] = [
+    {"k": k, "labels": labels, "kind": kind}
+    for kind in ("blocks", "random")
+    for k in (32, 256)
+    for labels in (torch.uint8, torch.int32)
+]
 MANY_CHANNELS: dict[str, Any] = {"k": 100, "labels": torch.int32, "kind": "blocks", "channels": 64}
 USUAL: dict[str, Any] = {"k": 100, "labels": torch.int32, "kind": "blocks"}
 
@@ -127,7 +134,15 @@ def _registry() -> tuple[Operation, ...]:
         ),
         Operation(
             name="cluster_refine",
-            cases=c.cases(c.name_clusters, [*c.sizes(backward=True, **USUAL), *c.both(REFINE), *many]),
+            cases=c.cases(
+                c.name_clusters,
+                [
+                    *c.on("cuda", REFINE_LARGE, images=c.LARGE),
+                    *c.sizes(backward=True, **USUAL),
+                    *c.on("cpu", REFINE, images=32),
+                    *many,
+                ],
+            ),
             make=c.make_cluster_refine,
             providers=(*own("cluster_refine", differentiable=True), *refine_providers()),
             moved=lambda inputs: 2 * size_of(inputs.args[0]) + size_of(inputs.args[1]),
@@ -195,7 +210,9 @@ def _registry() -> tuple[Operation, ...]:
         ),
         Operation(
             name="largest_box",
-            cases=c.cases(c.name_boxes, [*c.sizes(half=False, kind="smooth"), *c.both([{"kind": "noise"}])]),
+            cases=c.cases(
+                c.name_boxes, [*c.sizes(half=False, headline=c.MEDIUM, kind="smooth"), *c.both([{"kind": "noise"}])]
+            ),
             make=c.make_boxes,
             providers=(*own("largest_box", compiled=False, slow=c.MEDIUM), *box_providers(largest=True)),
             moved=lambda inputs: size_of(inputs.args[0]),

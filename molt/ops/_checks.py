@@ -114,7 +114,8 @@ def check_num_clusters(value: object, labels: Tensor) -> tuple[int, Tensor | Non
     """Check a number of clusters: one for all images of labels (B, H, W), one an image, or None.
 
     Returns:
-        The number, -1 where it is to be taken from the labels, and the (B,) int64 numbers where labels are, or None.
+        The number, -1 where it is to be taken from the labels, and the (B,) int64 numbers or None: where labels are, or
+        on the CPU.
 
     Raises:
         TypeError: neither integers nor None.
@@ -130,7 +131,7 @@ def check_num_clusters(value: object, labels: Tensor) -> tuple[int, Tensor | Non
             raise ValueError(f"num_clusters: got shape {tuple(value.shape)}, expected {(batch,)}, one number an image")
         if value.device.type == "cpu" and not torch.compiler.is_compiling() and batch and int(value.min()) < 0:
             raise ValueError(f"num_clusters: got {int(value.min())}, expected numbers >= 0")
-        return -1, value.to(labels.device, torch.int64)
+        return -1, value.to(value.device if value.device.type == "cpu" else labels.device, torch.int64)
     if isinstance(value, bool):
         raise TypeError("num_clusters: got bool, expected an integer, a (B,) integer tensor or None")
     if not isinstance(value, (int, torch.SymInt)):
@@ -148,7 +149,7 @@ def table_size(labels: Tensor, limit: int, counts: Tensor | None) -> tuple[int, 
     """Return the number of clusters and counts as the operators take them.
 
     The CPU core finds the size of its tables by itself; a GPU kernel must be told, which reads back from the device
-    unless one number was given or labels are uint8.
+    unless one number was given, or numbers on the CPU, or labels are uint8.
     """
     if limit >= 0 or labels.device.type == "cpu":
         return limit, counts

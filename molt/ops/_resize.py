@@ -42,6 +42,11 @@ def fuse_backward(grad: Tensor, maps: Tensor, weight: float) -> Tensor:
     With v = resized maps, n = (v - low) / (high - low) and g the gradient, all that is needed of g is its sum back
     onto the source grid, as the sums of g and of g * v follow from it.
     """
+    with torch.autocast(grad.device.type, enabled=False):
+        return _fuse_backward(grad, maps, weight)
+
+
+def _fuse_backward(grad: Tensor, maps: Tensor, weight: float) -> Tensor:
     wide = maps if maps.dtype == torch.float64 else maps.float()
     down, down_corners = _resizing(maps.shape[2], grad.shape[2], wide)
     right, right_corners = _resizing(maps.shape[3], grad.shape[3], wide)

@@ -52,7 +52,7 @@ def cluster_mean(
 def _size(labels: Tensor, counts: Tensor | None) -> int:
     if counts is not None:
         return int(counts.max()) if counts.numel() else 0
-    return int(labels.max()) + 1 if labels.numel() and int(labels.max()) >= 0 else 0
+    return max(0, int(labels.max()) + 1) if labels.numel() else 0
 
 
 def _fake(values: Tensor, labels: Tensor, num_clusters: int, counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -69,7 +69,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
     labels, members = ctx.saved_tensors
-    shares = torch.where(members > 0, 1 / members.clamp_min(1), 0).to(grad.dtype)[:, None] * grad
+    shares = torch.where((members > 0)[:, None], grad / members.clamp_min(1).to(grad.dtype)[:, None], 0)
     # A column of zeros for labels out of range, which no mean contains.
     shares = torch.cat([shares, shares.new_zeros(*shares.shape[:2], 1)], 2)
     index = labels.long().flatten(1)

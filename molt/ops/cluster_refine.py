@@ -58,7 +58,7 @@ def cluster_refine(
         alpha: share of the mean, in [0, 1]. 0 returns a copy of maps, 1 the mean alone.
         num_clusters: upper limit of the labels, for all images or as (B,) integers one an image; None sets none. Where
             the reference runs in a compiled graph it must be an integer. On a GPU a kernel must know how many clusters
-            there are: with an integer, or with uint8 labels, nothing is read back from the device.
+            there are: with an integer, a tensor on the CPU, or uint8 labels nothing is read back from the device.
         backend: ``"auto"``, ``"reference"`` or ``"native"``; None for the one in force (`molt.backend`).
 
     Returns:

@@ -26,8 +26,9 @@ def cluster_vote(
     Args:
         labels: (B, H, W) uint8, int32 or int64, at least 0.
         segments: (B, H, W) uint8, int32 or int64, at least 0, each image's own numbering.
-        num_clusters: above every label; None looks for the largest.
-        num_segments: above every segment; None looks for the largest. The reference needs both in a compiled graph.
+        num_clusters: above every label; None looks for the largest, which on a GPU is read back.
+        num_segments: above every segment; None looks for the largest, likewise. On a GPU their product may be up to
+            2^31. The reference needs both in a compiled graph.
         backend: ``"auto"``, ``"reference"`` or ``"native"``; None for the one in force (`molt.backend`).
 
     Returns:

@@ -21,7 +21,7 @@ class Components:
     Attributes:
         boxes: (N, 4) float32 xyxy in map pixels, edges: a lone pixel at the origin is [0, 0, 1, 1].
         area: (N,) int64 pixels.
-        mean: (N,) float32 mean of the map inside the component.
+        mean: (N,) float32 mean of the map inside the component; on a GPU added in steps of 2^-30 of the map's maximum.
         image: (N,) int64 index into the batch.
         channel: (N,) int64 index of the map within its image.
     """
@@ -78,7 +78,7 @@ def largest_box(
     """Threshold each map at a share of its maximum and box its largest connected component.
 
     The same component as ``component_boxes(..., largest=True)``, in tensors whose size does not depend on the values:
-    nothing is read back from a GPU.
+    the native form reads nothing back from a GPU.
 
     Args:
         maps: (B, C, h, w) float, any strides.

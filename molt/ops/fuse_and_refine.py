@@ -13,8 +13,9 @@ from molt._backend import Backend, use_native
 from molt.ops import reference
 from molt.ops._checks import LABELS, check_fraction, check_num_clusters, check_tensor, table_size
 from molt.ops._native import call, register
-from molt.ops._resize import no_kernel
 from molt.ops.fuse_maps import backward_of_scales, check_scales
+
+MOST_ON_GPU = 8
 
 
 def fuse_and_refine(
@@ -28,8 +29,8 @@ def fuse_and_refine(
 ) -> Tensor:
     """Fuse the maps of several scales and refine the result by clusters, without the fused maps in between.
 
-    The same as :func:`cluster_refine` of :func:`fuse_maps` at the labels' size, but for rounding: 16-bit maps stay in
-    float32 between the two. Differentiable in maps.
+    The same as :func:`cluster_refine` of :func:`fuse_maps` at the labels' size, but for rounding: on the CPU 16-bit
+    maps stay in float32 between the two. Differentiable in maps.
 
     Args:
         maps: one (B, C, h, w) tensor a scale; B, C, dtype and device agree, h and w may differ.
@@ -37,7 +38,8 @@ def fuse_and_refine(
         alpha: share of the mean, in [0, 1].
         num_clusters: upper limit of the labels, see :func:`cluster_refine`.
         weights: one non-negative number a scale, scaled here to sum to 1; None weighs all alike.
-        backend: ``"auto"``, ``"reference"`` or ``"native"``; None for the one in force (`molt.backend`).
+        backend: ``"auto"``, ``"reference"`` or ``"native"``; None for the one in force (`molt.backend`). On a GPU the
+            native form is for up to 8 scales.
 
     Returns:
         (B, C, H, W) in the dtype of maps.
@@ -55,7 +57,10 @@ def fuse_and_refine(
         raise ValueError(f"labels: got a tensor on {labels.device}, expected {maps[0].device}, where maps are")
     alpha = check_fraction("alpha", alpha)
     limit, counts = check_num_clusters(num_clusters, labels)
-    if not use_native("fuse_and_refine", labels.device, backend, no_kernel("resize_first", maps[0])):
+    without = None
+    if labels.device.type == "cuda" and len(maps) > MOST_ON_GPU:
+        without = f"the native kernel on cuda is for up to {MOST_ON_GPU} scales, got {len(maps)}"
+    if not use_native("fuse_and_refine", labels.device, backend, without):
         return reference.fuse_and_refine(list(maps), labels, shares, alpha, limit, counts)
     result: Tensor = call("fuse_and_refine", list(maps), labels, shares, alpha, *table_size(labels, limit, counts))
     return result

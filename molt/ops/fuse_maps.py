@@ -73,8 +73,8 @@ def check_scales(maps: object, weights: Sequence[float] | None) -> list[float]:
     if len(shares) != len(maps):
         raise ValueError(f"weights: got {len(shares)} numbers, expected one a scale ({len(maps)})")
     total = sum(shares)
-    if not all(math.isfinite(share) and share >= 0 for share in shares) or total == 0:
-        raise ValueError(f"weights: got {shares}, expected finite numbers, not negative and not all zero")
+    if not all(share >= 0 for share in shares) or total == 0 or not math.isfinite(total):
+        raise ValueError(f"weights: got {shares}, expected numbers of finite sum, not negative and not all zero")
     return [share / total for share in shares]
 
 

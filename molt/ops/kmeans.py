@@ -54,6 +54,7 @@ def kmeans(
 
     Returns:
         Labels, of equally near centres the first; and centres. A cluster that loses its last point keeps its centre.
+        NaN or infinite features leave their image's centres NaN; labels stay in range.
 
     Raises:
         TypeError, ValueError: an argument of another type, shape or range.

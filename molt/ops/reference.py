@@ -16,7 +16,7 @@ def cluster_mean(values: Tensor, labels: Tensor, num_clusters: int, counts: Tens
     batch, channels = values.shape[:2]
     on_cpu = values.device.type == "cpu"
     compiling = torch.compiler.is_compiling()
-    if on_cpu and not compiling and values.numel():
+    if on_cpu and not compiling:
         check_labels(labels, num_clusters, counts)
     wide = _wide(values).flatten(2)
     index = labels.flatten(1).long()
@@ -30,8 +30,6 @@ def cluster_mean(values: Tensor, labels: Tensor, num_clusters: int, counts: Tens
     sums = wide.new_zeros(batch, channels, num_clusters + 1).scatter_add(2, spread, wide)[..., :num_clusters]
     members = torch.zeros(batch, num_clusters + 1, dtype=torch.int64, device=values.device)
     members = members.scatter_add_(1, index, torch.ones_like(index))[:, :num_clusters]
-    if channels == 0:
-        members = torch.zeros_like(members)
     return sums / members.clamp(min=1)[:, None], members
 
 
@@ -86,16 +84,31 @@ def cluster_refine(maps: Tensor, labels: Tensor, alpha: float, num_clusters: int
 
 
 def cluster_vote(labels: Tensor, segments: Tensor, num_clusters: int, num_segments: int) -> Tensor:
-    """Majority label of each segment, the lowest of equals; -1 takes a limit from the values."""
+    """Majority label of each segment, the lowest of equals; -1 takes a limit from the values.
+
+    On the CPU values come checked, or in a compiled graph raise here; elsewhere a pixel that has one out of range has
+    no vote and keeps its label.
+    """
     batch = len(labels)
     clusters = num_clusters if num_clusters >= 0 else int(labels.max()) + 1
     limit = num_segments if num_segments >= 0 else int(segments.max()) + 1
     where, label = segments.reshape(batch, -1).long(), labels.reshape(batch, -1).long()
-    votes = torch.zeros(batch, limit * clusters, dtype=torch.int32, device=labels.device)
+    cell = where * clusters + label
+    inside = None
+    if labels.device.type != "cpu" or torch.compiler.is_compiling():
+        inside = (label >= 0) & (label < clusters) & (where >= 0) & (where < limit)
+        if labels.device.type == "cpu":
+            torch._assert_async(inside.all(), "labels, segments: expected values in [0, limit)")
+        # One more cell takes the votes that do not count.
+        cell, where = torch.where(inside, cell, limit * clusters), torch.where(inside, where, 0)
+    votes = torch.zeros(batch, limit * clusters + 1, dtype=torch.int32, device=labels.device)
     ones = torch.ones((), dtype=torch.int32, device=labels.device).expand_as(label)
-    votes.scatter_add_(1, where * clusters + label, ones)
-    winner = votes.view(batch, limit, clusters).argmax(-1)
-    return winner.gather(1, where).view_as(labels).to(labels.dtype)
+    votes.scatter_add_(1, cell, ones)
+    if limit * clusters == 0:
+        return labels.clone(memory_format=torch.contiguous_format)
+    winner = votes[:, :-1].unflatten(1, (limit, clusters)).argmax(-1).gather(1, where)
+    kept = winner if inside is None else torch.where(inside, winner, label)
+    return kept.view(labels.shape).to(labels.dtype)
 
 
 def upsample_normalize(maps: Tensor, size: tuple[int, int], order: str = "resize_first") -> Tensor:

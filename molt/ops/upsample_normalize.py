@@ -20,9 +20,10 @@ def upsample_normalize(
     """Resize maps bilinearly and min-max normalise each.
 
     Half-pixel centres (``align_corners=False``), no antialiasing, no epsilon. Differentiable in ``maps``, through the
-    minimum and the maximum too; where several pixels share one of these, each takes a share of its gradient. The
-    native forms compute positions in exact integers, the reference (`torch.nn.functional.interpolate`) in float32,
-    which for maps of thousands of pixels moves samples by up to 1e-3 of a source pixel.
+    minimum and the maximum too. Where several pixels share one of these, the reference spreads its gradient over all
+    output pixels that do, the native forms over the first and last of each source cell. The native forms compute
+    positions in exact integers, the reference (`torch.nn.functional.interpolate`) in float32, which for maps of
+    thousands of pixels moves samples by up to 1e-3 of a source pixel.
 
     Args:
         maps: (B, C, h, w) float16, bfloat16, float32 or float64, any strides; computed in float32, or float64.
