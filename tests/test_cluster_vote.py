@@ -274,3 +274,15 @@ def test_a_large_image(clusters: int) -> None:
     assert torch.equal(out, ops.cluster_vote(labels, segments, backend="reference"))
     counts = np.bincount(labels[segments == 450].numpy(), minlength=clusters)
     assert (out[segments == 450] == counts.argmax()).all()
+
+
+def test_a_compiled_reference_refuses_values_out_of_range() -> None:
+    labels, segments = torch.tensor([[[0, 3, 0]]]), torch.tensor([[[0, 0, 1]]])
+    vote = torch.compile(
+        lambda x, s: ops.cluster_vote(x, s, 2, 3, backend="reference"), fullgraph=True, backend="aot_eager"
+    )
+    assert vote(labels.clamp(max=1), segments).tolist() == [[[0, 0, 0]]]
+    with pytest.raises(RuntimeError, match="expected values in"):
+        vote(labels, segments)
+    with pytest.raises(RuntimeError, match="expected values in"):
+        vote(labels.clamp(max=1), segments + 2)

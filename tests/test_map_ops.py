@@ -358,6 +358,7 @@ def test_equal_extremes_share_their_gradient(dtype: torch.dtype, backend: str) -
         ([torch.rand(1, 1, 2, 2), torch.rand(1, 1, 2, 2, device="meta")], None, r"maps\[1\]: got device meta"),
         ([torch.rand(1, 1, 2, 0)], None, r"maps\[0\]: got shape \(1, 1, 2, 0\)"),
         ([torch.rand(1, 1, 2, 2)], [1, 2], "weights: got 2 numbers"),
+        ([torch.rand(1, 1, 2, 2)] * 2, [1e308, 1e308], "weights: .* expected numbers of finite sum"),
         ([torch.rand(1, 1, 2, 2)], [0], "weights"),
         ([torch.rand(1, 1, 2, 2)], [NAN], "weights"),
         ([torch.rand(1, 1, 2, 2)], [INF], "weights"),

@@ -384,3 +384,23 @@ def test_thresholds_that_nothing_passes() -> None:
 def test_a_lone_scale_obeys_its_weight() -> None:
     half = torch.ops.molt.fuse_maps([MAPS], 8, 9, [0.5])
     assert torch.equal(half, 0.5 * torch.ops.molt.upsample_normalize(MAPS, 8, 9))
+
+
+def test_gradients_under_autocast_are_those_without() -> None:
+    maps = torch.rand(1, 2, 7, 9, requires_grad=True)
+    weight = torch.randn(1, 2, 30, 31)
+
+    def gradient() -> torch.Tensor:
+        out = ops.fuse_maps([maps, maps[..., :5]], (30, 31), backend="native")
+        return torch.autograd.grad((out * weight).sum(), maps)[0]
+
+    want = gradient()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(gradient(), want)
+
+
+def test_mean_gradients_of_float64_are_float64() -> None:
+    values = torch.rand(1, 1, 1, 3, dtype=torch.float64, requires_grad=True)
+    means, _ = ops.cluster_mean(values, torch.zeros(1, 1, 3, dtype=torch.int64), 1, backend="native")
+    (grad,) = torch.autograd.grad(means.sum(), values)
+    assert (grad - 1 / 3).abs().max() < 1e-16
