@@ -20,7 +20,8 @@ help:
 	@echo "make wheel         a wheel for this Python in dist/, repaired by auditwheel (docs/wheels.md)"
 	@echo "make test-install  isolated build, oldest and newest torch: before a release (tens of GB, minutes);"
 	@echo "                   WHEEL=dist/FILE.whl tries that file instead of building one"
-	@echo "make gpu           build in place, GPU tests and benchmarks with \$$(PYTHON), 8 minutes; 8 files go to OUT=$(OUT)"
+	@echo "make gpu           build in place, GPU tests and benchmarks, 8 minutes; 8 files go to OUT=$(OUT);"
+	@echo "                   PYTHON=.venv/bin/python names a Python with torch, timm, pytest and pytest-benchmark"
 	@echo "make clean         remove what was built"
 
 # torch first and no build isolation: an isolated build would fetch torch's 5 GB a second time.
@@ -83,7 +84,8 @@ test-install:
 	bash tests/install_matrix.sh $(WHEEL)
 
 gpu:
-	@$(PYTHON) -c 'import torch' 2>/dev/null || { echo "make gpu: $(PYTHON) has no torch; set PYTHON to one that has"; exit 1; }
+	@$(PYTHON) -c 'import torch' 2>/dev/null || { echo "make gpu: $(PYTHON) has no torch; try make gpu PYTHON=.venv/bin/python after make test"; exit 1; }
+	@$(PYTHON) -c 'import pytest, pytest_benchmark, pybind11, timm' || { echo "make gpu: $(PYTHON) lacks this package; make test installs it in .venv"; exit 1; }
 	@$(PYTHON) -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "make gpu: torch sees no CUDA device (torch %s, CUDA %s)" % (torch.__version__, torch.version.cuda))'
 	@mkdir -p $(OUT)
 	MOLT_REQUIRE_EXT=1 $(PYTHON) setup.py build_ext --inplace > $(OUT)/build.log 2>&1 || { tail -n 30 $(OUT)/build.log; exit 1; }

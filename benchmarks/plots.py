@@ -35,10 +35,22 @@ Report = Mapping[str, Any]
 
 
 def load(path: Path) -> Report:
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file; molt benchmark writes molt-benchmark/<device>/{FILE}")
     report = json.loads(path.read_text(encoding="utf-8"))
     if report.get("schema") != 1 or not report.get("rows"):
         raise ValueError(f"{path}: not a report of this molt benchmark")
     return report
+
+
+def check_replaces(report: Report, path: Path, old: Path) -> None:
+    """Refuse to put a partial report in the place of a fuller one."""
+    if not old.is_file() or old.resolve() == path.resolve():
+        return
+    missing = [name for name in dict(cases(load(old))) if name not in cases(report)]
+    if missing:
+        lost = ", ".join(sorted({operation for operation, _ in missing}))
+        raise ValueError(f"{path} lacks cases that {old} has (of {lost}); a full `molt benchmark` measures them")
 
 
 def committed(root: Path) -> list[Report]:
@@ -170,6 +182,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
         for path in options.reports or sorted(results.glob(f"*/{FILE}")):
             report = load(path)
             folder = results / report["device"]
+            check_replaces(report, path, folder / FILE)
             folder.mkdir(parents=True, exist_ok=True)
             if path.resolve() != (folder / FILE).resolve():
                 (folder / FILE).write_bytes(path.read_bytes())
@@ -193,4 +206,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except ValueError as error:
+        sys.exit(f"plots.py: {error}")

@@ -446,8 +446,24 @@ def test_check_finds_a_changed_number(
     assert "README.md" in capsys.readouterr().err and "4.10 x" in page.read_text(), "and leaves it alone"
 
 
+def test_a_partial_report_takes_no_fuller_ones_place(site: tuple[Path, Path], plots: ModuleType) -> None:
+    pytest.importorskip("matplotlib")
+    root, path = site
+    assert plots.main([str(path)], root) == 0
+    report = json.loads(path.read_text())
+    report["rows"] = [row | {"case": "another"} for row in report["rows"]]
+    partial = path.with_name("partial.json")
+    partial.write_text(json.dumps(report))
+    before = {file: file.read_bytes() for file in root.rglob("*") if file.is_file()}
+    with pytest.raises(ValueError, match="lacks cases that .* has"):
+        plots.main([str(partial)], root)
+    assert before == {file: file.read_bytes() for file in root.rglob("*") if file.is_file()}
+    with pytest.raises(ValueError, match="there is no such file"):
+        plots.main([str(path.with_name("nothing.json"))], root)
+
+
 def test_committed_tables_are_those_of_the_committed_reports(plots: ModuleType) -> None:
-    assert ROOT / "benchmarks" / "README.md" in plots.pages(ROOT)
+    assert plots.pages(ROOT) == [ROOT / "README.md"]
     assert plots.main(["--check"]) == 0
 
 

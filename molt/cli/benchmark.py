@@ -25,7 +25,9 @@ def benchmark(
     providers: Annotated[
         str | None, typer.Option("--providers", metavar="A,B", help="Only these, e.g. reference,native.")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="One case an operator, in a minute or two.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One case an operator, about five minutes on 2 cores.")
+    ] = False,
     minutes: Annotated[
         float | None, typer.Option("--minutes", help="Begin no further case after so many minutes.")
     ] = None,
