@@ -141,11 +141,13 @@ def builder(require: bool) -> type[build_ext]:
             for extension in self.extensions:
                 extension.define_macros.append(("MOLT_VERSION", f'"{self.distribution.get_version()}"'))
             folder = Path(self.get_ext_fullpath("molt._C")).parent
+            asked = {"compiler": self.compiler, "inplace": self.inplace, "force": True}
             reason = self.attempt()
             if reason is not None and len(self.extensions) > 1:
                 # A CUDA compiler that fails must not take the CPU operators along.
                 self.extensions = [e for e in self.extensions if e.name == "molt._C"]
-                self.force = True  # what molt._C says of itself changes
+                # A run that fails leaves its own state behind; force, as what molt._C says of itself changes.
+                vars(self).update(asked)
                 said = {"MOLT_CUDA_NOTE": '"off (the build failed)"', "MOLT_CUDA_ARCHS": '""'}
                 for extension in self.extensions:
                     extension.define_macros = [(name, said.get(name, value)) for name, value in extension.define_macros]

@@ -3,6 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import setuptools
 import torch
 
 import molt
@@ -142,3 +143,41 @@ def test_bare_kernels_is_refused(monkeypatch):
     with pytest.raises(ImportError, match=r"import it as 'molt\.kernels'"):
         importlib.import_module("kernels")
     assert importlib.import_module("molt.kernels").__name__ == "molt.kernels"
+
+
+def test_a_failed_cuda_build_keeps_the_cpu_half(script, monkeypatch, tmp_path):
+    from setuptools import Distribution
+    from torch.utils.cpp_extension import BuildExtension
+
+    runs = []
+
+    def run(self):
+        runs.append([extension.name for extension in self.extensions])
+        assert self.compiler is None, "each run makes its compiler from a name"
+        assert self.inplace, "setuptools takes this away until a run has ended well"
+        self.compiler, self.inplace = object(), False
+        if "molt._C_cuda" in runs[-1]:
+            raise OSError("nvcc broke")
+
+    monkeypatch.setattr(BuildExtension, "run", run)
+    for require in (False, True):
+        runs.clear()
+        extensions = [setuptools.Extension(name, [], define_macros=macros()) for name in ("molt._C", "molt._C_cuda")]
+        build = script.builder(require)(Distribution({"name": "molt", "version": "1", "ext_modules": extensions}))
+        build.initialize_options()
+        build.build_lib, build.build_temp, build.inplace = str(tmp_path), str(tmp_path), True
+        monkeypatch.setattr(build, "get_ext_fullpath", lambda name: str(tmp_path / "molt" / "_C.so"))
+        build.extensions = extensions
+        if require:
+            with pytest.raises(OSError, match="nvcc broke"):
+                build.run()
+            continue
+        build.run()
+        assert runs == [["molt._C", "molt._C_cuda"], ["molt._C"]]
+        said = dict(extensions[0].define_macros)
+        assert said["MOLT_CUDA_NOTE"] == '"off (the build failed)"' and said["MOLT_CUDA_ARCHS"] == '""'
+        assert (tmp_path / "molt" / script.NOTE).read_text().startswith("CUDA: the build failed: OSError: nvcc broke")
+
+
+def macros():
+    return [("MOLT_CUDA_NOTE", '"on"'), ("MOLT_CUDA_ARCHS", '"9.0"')]

@@ -199,9 +199,6 @@ MOLT_INLINE void subtract_row(const A* lower, const A* upper, int64_t n, A* step
   MOLT_CLONES void subtract(const A* lower, const A* upper, int64_t n, A* step) {                                \
     subtract_row(lower, upper, n, step);                                                                         \
   }                                                                                                              \
-  MOLT_CLONES void mix1(const RowPart<A>* parts, A most, int64_t n, A* out) {                                    \
-    mix_rows<A, 1, false>(parts, most, n, out);                                                                  \
-  }                                                                                                              \
   MOLT_CLONES void mix2(const RowPart<A>* parts, A most, int64_t n, A* out) {                                    \
     mix_rows<A, 2, false>(parts, most, n, out);                                                                  \
   }                                                                                                              \
@@ -215,12 +212,11 @@ MOLT_FUSE_LOOPS(float)
 MOLT_FUSE_LOOPS(double)
 #undef MOLT_FUSE_LOOPS
 
+// Of two and more scales.
 template <class A>
 void mix(const std::vector<RowPart<A>>& parts, A most, int64_t n, A* out) {
   const size_t head = std::min<size_t>(parts.size(), 3);
-  if (head == 1) {
-    mix1(parts.data(), most, n, out);
-  } else if (head == 2) {
+  if (head == 2) {
     mix2(parts.data(), most, n, out);
   } else {
     mix3(parts.data(), most, n, out);
