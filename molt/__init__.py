@@ -12,6 +12,7 @@ _HOMES = {
     "Features": "molt.structures",
     "Localization": "molt.structures",
     "Localizer": "molt.localizer",
+    "auto_alpha": "molt._auto_alpha",
     "MOLT": "molt.methods",
     "WeightsInfo": "molt.structures",
     "backend": "molt._backend",
@@ -26,6 +27,7 @@ _ROOMS = ("backbones", "clustering", "data", "methods", "ops")
 
 if TYPE_CHECKING:
     from molt import backbones, clustering, data, methods, ops
+    from molt._auto_alpha import auto_alpha
     from molt._backend import backend, config, show_config
     from molt._refine import refine
     from molt.localizer import Localizer
@@ -39,6 +41,7 @@ __all__ = [
     "Localizer",
     "WeightsInfo",
     "__version__",
+    "auto_alpha",
     "backbones",
     "backend",
     "clustering",

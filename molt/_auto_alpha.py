@@ -1,0 +1,100 @@
+"""How far a map should follow its clusters, told from the map and the clusters alone."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from molt import ops
+from molt._arguments import check_number
+
+AUTO: Literal["auto"] = "auto"
+Alpha = float | Literal["auto"]
+
+GAIN = 3.0  # of 1 to 16, what served weak and strong maps together best on the development photos
+ENOUGH = 0.2  # share of a map's variance: clusters that explain less have little to do with it
+LEVELS = 256
+
+
+def check_alpha(value: object) -> Alpha:
+    """Check for ``"auto"`` or a number in [0, 1] and return it.
+
+    Raises:
+        TypeError: another type.
+        ValueError: out of range, or another string.
+    """
+    if isinstance(value, str):
+        if value != AUTO:
+            raise ValueError(f"alpha must be 'auto' or a number in [0, 1], got {value!r}")
+        return AUTO
+    number = check_number("alpha", value)
+    if number > 1:
+        raise ValueError(f"alpha must be in [0, 1] or 'auto', got {value}")
+    return number
+
+
+def auto_alpha(maps: Tensor, labels: Tensor, num_clusters: int | Tensor | None = None) -> Tensor:
+    """Choose the weight of the cluster mean for each map, with no box: 3 times what the clusters add to its contrast.
+
+    A map's contrast is the share of its variance that the best split into two levels explains (Otsu, 1979): 1 for a
+    map of object and ground only. Where each cluster's mean, painted over the cluster, has more contrast than the map,
+    the clusters tell object from ground better than the map does, and are followed; where it has less, the map is left
+    alone. Clusters that explain less than a fifth of the map's variance count for less, in proportion: few clusters
+    have high contrast even where they have nothing to do with the map. The rule and its numbers are our choice.
+
+    Args:
+        maps: (B, C, H, W) floating point, on any scale.
+        labels: (B, H, W) uint8, int32 or int64.
+        num_clusters: above every label, for all images or as (B,); None looks for the largest.
+
+    Returns:
+        (B, C) float32 in [0, 1]; 0 for a constant map or one with NaN or infinity.
+
+    Raises:
+        TypeError, ValueError: see :func:`molt.ops.cluster_mean`.
+    """
+    means, counts = ops.cluster_mean(maps, labels, num_clusters)
+    values = maps.detach().flatten(2).float()
+    if values.shape[2] == 0:
+        return values.new_zeros(values.shape[:2])
+    low, high = values.amin(2, keepdim=True), values.amax(2, keepdim=True)
+    sound = ((high - low) > 0) & (high - low).isfinite()
+    unit = torch.where(sound, (values - low) / (high - low), torch.zeros_like(values))
+    level = (unit * LEVELS).long().clamp_(0, LEVELS - 1)
+    histogram = torch.zeros(*values.shape[:2], LEVELS, device=maps.device).scatter_add_(2, level, torch.ones_like(unit))
+    centres = (torch.arange(LEVELS, device=maps.device) + 0.5) / LEVELS
+    before, spread = _contrast(centres.expand_as(histogram), histogram)
+    painted = torch.where(sound, (means.float() - low) / (high - low), torch.zeros_like(low))
+    painted, order = painted.sort(2)
+    after, explained = _contrast(painted, counts[:, None].expand_as(painted).gather(2, order).float())
+    share = (explained / spread.clamp_min(1e-12) / ENOUGH).clamp_max(1)
+    return (GAIN * (after - before) * share).clamp(0, 1) * sound[..., 0]
+
+
+def _contrast(levels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the largest share of the variance that a split of rising levels in two explains, and the variance, (...).
+
+    Args:
+        levels: (..., K), rising.
+        weights: (..., K), how often each occurs.
+    """
+    levels, weights = levels.double(), weights.double()
+    shares = weights / weights.sum(-1, keepdim=True).clamp_min(1)
+    below, sums = shares.cumsum(-1), (shares * levels).cumsum(-1)
+    mean = sums[..., -1:]
+    variance = (shares * (levels - mean).square()).sum(-1)
+    apart = (mean * below - sums).square() / (below * (1 - below)).clamp_min(1e-12)
+    contrast = torch.where(variance > 1e-12, apart.amax(-1) / variance.clamp_min(1e-12), torch.zeros_like(variance))
+    return contrast.float(), variance.float()
+
+
+def blend(maps: Tensor, labels: Tensor, alpha: Alpha, num_clusters: int | Tensor | None = None) -> Tensor:
+    """Return :func:`molt.ops.cluster_refine` of the maps, with a number, or with each map's own ``"auto"`` weight."""
+    if alpha != AUTO:
+        return ops.cluster_refine(maps, labels, float(alpha), num_clusters)
+    weight = auto_alpha(maps, labels, num_clusters)[..., None, None]
+    painted = ops.cluster_refine(maps, labels, 1.0, num_clusters)
+    # Not lerp: a map that is left alone stays as it is, to the bit, NaN and all.
+    return torch.where(weight > 0, maps + weight.to(maps.dtype) * (painted - maps), maps)

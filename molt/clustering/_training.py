@@ -1,0 +1,168 @@
+"""The training loop of deep clustering: a batch of images, a network each."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from molt import ops
+from molt._backend import use_native
+from molt.clustering._network import Fused, Grouped
+
+logger = logging.getLogger("molt")
+
+FORM = {"cuda": "products"}  # elsewhere grouped convolutions
+WARM_UP = 3  # steps before a CUDA graph is recorded, in which libraries take their workspaces
+MOST_GRAPHS = 8
+
+
+@dataclass(frozen=True)
+class Job:
+    """How the networks of one pass are trained.
+
+    Attributes:
+        steps: most steps.
+        min_labels: an image with this few labels stops.
+        continuity: weight of the loss on neighbouring differences.
+        dtype: of the convolutions.
+    """
+
+    steps: int
+    min_labels: int
+    continuity: float
+    dtype: torch.dtype
+
+
+@torch.no_grad()
+def train(
+    images: Tensor, segments: Tensor | None, limit: int | None, states: Sequence[Sequence[Tensor]], job: Job
+) -> Tensor:
+    """Return the responses (B, starts * C, h, w) float32 of each image's networks after training.
+
+    Args:
+        images: (B, D, h, w) float32, at least one, of at least two pixels.
+        segments: (B, h, w) superpixels that vote, or None.
+        limit: above every segment.
+        states: initial parameters of every image's networks, one list a start.
+        job: how to train.
+    """
+    if job.dtype == torch.float32 and images.device.type == "cpu" and use_native("deep_norm", images.device, None):
+        return torch.cat([_train_one(images, segments, limit, states, job, i) for i in range(len(images))])
+    if images.device.type == "cuda" and job.steps > WARM_UP:
+        responses = _replay(images, segments, limit, states, job)
+    else:
+        network = _grouped(images, states, job)
+        responses = _run(network, None if segments is None else network.repeat(segments), limit, job)
+    ordered: Tensor = responses.unflatten(0, (len(states), -1)).transpose(0, 1).flatten(1, 2)
+    return ordered
+
+
+def _train_one(
+    images: Tensor, segments: Tensor | None, limit: int | None, states: Sequence[Sequence[Tensor]], job: Job, index: int
+) -> Tensor:
+    """Train one image's networks, one after the other."""
+    image = images[index : index + 1]
+    votes = None if segments is None else segments[index : index + 1]
+    return torch.cat([_run(Fused(image, state, job.continuity), votes, limit, job) for state in states], 1)
+
+
+def _grouped(images: Tensor, states: Sequence[Sequence[Tensor]], job: Job) -> Grouped:
+    return Grouped(images, states, job.continuity, job.dtype, FORM.get(images.device.type, "grouped"))
+
+
+def _run(network: Grouped | Fused, segments: Tensor | None, limit: int | None, job: Job) -> Tensor:
+    """Train step by step; on the CPU until all images have stopped."""
+    responses = network.respond()
+    active = torch.ones(len(responses), dtype=torch.bool, device=responses.device)
+    for _ in range(job.steps):
+        step(network, segments, limit, active, job.min_labels)
+        responses = network.respond()
+        if responses.device.type == "cpu" and not bool(active.any()):
+            break
+    return responses
+
+
+def step(network: Grouped | Fused, segments: Tensor | None, limit: int | None, active: Tensor, min_labels: int) -> None:
+    """Learn from the latest responses, and mark in ``active`` (B,) which images go on."""
+    labels = network.answers()
+    channels = len(network.parameters[-1]) // len(active)
+    voted = labels if segments is None else ops.cluster_vote(labels, segments, channels, limit)
+    network.learn(voted, active)
+    kinds = torch.zeros(len(active), channels, dtype=torch.int64, device=labels.device)
+    kinds.scatter_(1, labels.flatten(1).long(), 1)
+    active &= kinds.sum(1) > min_labels
+
+
+class _Graph:
+    """A training step recorded on a GPU, to be replayed on other images of the same shape."""
+
+    def __init__(self, network: Grouped, segments: Tensor | None, limit: int | None, job: Job) -> None:
+        self.network, self.segments = network, segments
+        self.active = torch.ones(network.group, dtype=torch.bool, device=network.pixels.device)
+        self.initial = [value.detach().clone() for value in network.parameters]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                network.respond()
+                step(network, segments, limit, self.active, job.min_labels)
+        torch.cuda.current_stream().wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            network.respond()
+            step(network, segments, limit, self.active, job.min_labels)
+
+    def run(self, images: Tensor, segments: Tensor | None, steps: int) -> Tensor:
+        """Train on images from the initial state; nothing is read back."""
+        self.network.pixels.copy_(self.network.repeat(images).view_as(self.network.pixels))
+        if self.segments is not None and segments is not None:
+            self.segments.copy_(self.network.repeat(segments))
+        for value, first in zip(self.network.parameters, self.initial, strict=True):
+            value.copy_(first)
+        for speed in self.network.speeds:
+            speed.zero_()
+        self.active.fill_(True)
+        for _ in range(steps):
+            self.graph.replay()
+        return self.network.respond().clone()
+
+
+_graphs: OrderedDict[tuple, _Graph] = OrderedDict()
+
+
+def _replay(
+    images: Tensor, segments: Tensor | None, limit: int | None, states: Sequence[Sequence[Tensor]], job: Job
+) -> Tensor:
+    """Train by replaying a recorded step, which spares a GPU the host's time for every launch."""
+    if limit is not None:
+        limit = 1 << (limit - 1).bit_length()  # so that one recording serves photos with about as many superpixels
+    content = b"".join(value.cpu().numpy().tobytes() for state in states for value in state)
+    # What is recorded does not depend on the number of steps.
+    key = (
+        images.device,
+        images.shape,
+        limit,
+        None if segments is None else segments.dtype,
+        hashlib.blake2b(content).digest(),
+        len(states),
+        replace(job, steps=0),
+    )
+    graph = _graphs.pop(key, None)
+    if graph is None:
+        network = _grouped(images, states, job)
+        votes = None if segments is None else network.repeat(segments)
+        try:
+            graph = _Graph(network, votes, limit, job)
+        except RuntimeError as error:
+            logger.warning("deep clustering runs without a CUDA graph, which is slower: %s", str(error).splitlines()[0])
+            return _run(_grouped(images, states, job), votes, limit, job)
+    _graphs[key] = graph
+    while len(_graphs) > MOST_GRAPHS:
+        _graphs.popitem(last=False)
+    return graph.run(images, segments, job.steps)

@@ -1,0 +1,256 @@
+"""One clustering network for many photos: trained once on a folder, then a forward pass a photo."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from molt import ops
+from molt._arguments import LARGEST_SEED, check_int
+from molt._files import whole_file
+from molt.clustering._labels import shrink
+from molt.clustering._network import EPSILON, LEARNING_RATE, MOMENTUM
+from molt.clustering.deep import MOST_CHANNELS, MOST_LAYERS, PRESETS, random_state
+from molt.clustering.slic import segment
+from molt.data.images import PhotoError, find_photos, load_photo, read_photo
+
+logger = logging.getLogger("molt")
+
+FORMAT = 1
+SIDE = 448  # a photo is squashed to this square before the working size, as the localizer's photos are
+MOST_BYTES = 256 * 2**20  # of a checkpoint: the largest network allowed takes less
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A trained clustering network.
+
+    Attributes:
+        state: weight, bias, scale and shift of each layer, float32 on the CPU.
+        channels: its width.
+        layers: its 3x3 convolutions.
+        working_size: longest side in pixels of the images it was trained on, None for their own size.
+        digest: a hash of all of it.
+    """
+
+    state: tuple[Tensor, ...]
+    channels: int
+    layers: int
+    working_size: int | None
+    digest: str
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a fit went: steps taken, photos used, errors of those that could not be read, mean loss of the last steps."""
+
+    steps: int
+    photos: int
+    errors: tuple[PhotoError, ...]
+    loss: float
+
+
+def fit(
+    photos: str | Path | Sequence[Any],
+    out: str | Path,
+    *,
+    steps: int = 400,
+    batch_size: int = 8,
+    channels: int | None = None,
+    layers: int | None = None,
+    num_segments: int | None = None,
+    working_size: int | None = None,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    on_step: Callable[[int, float], None] | None = None,
+) -> Fit:
+    """Train one clustering network on many photos and write it, for ``DeepClustering(preset="amortised")``.
+
+    As deep clustering of a single photo (Kanezaki, ICASSP 2018), with weights that all photos share and batch
+    normalization by each photo's own statistics, which keeps every photo's labels apart (our choice). No labels are
+    used. Photos that cannot be read are skipped and reported.
+
+    Args:
+        photos: a folder, searched recursively, or a list of paths, PIL images, arrays or tensors.
+        out: safetensors file to write, atomically.
+        steps: gradient steps, at least 1.
+        batch_size: photos a step, at least 1.
+        channels: of the network, and most labels of a photo; None takes the preset's, as for the next three.
+        layers: 3x3 convolutions.
+        num_segments: superpixels that vote.
+        working_size: longest side in pixels of what the network sees.
+        seed: of the initial state and of the order of photos.
+        device: where to train.
+        on_step: called with the step, from 0, and its loss.
+
+    Raises:
+        TypeError, ValueError: an argument of another type or out of range; no photo that can be read.
+        FileNotFoundError: no such folder.
+        OSError: the file cannot be written.
+    """
+    base, amortised = PRESETS["fast"], PRESETS["amortised"]
+    steps = check_int("steps", steps, 1)
+    batch_size = check_int("batch_size", batch_size, 1)
+    channels = check_int("channels", amortised.channels if channels is None else channels, 2, MOST_CHANNELS)
+    layers = check_int("layers", amortised.layers if layers is None else layers, 1, MOST_LAYERS)
+    device = torch.device(device)
+    wanted = check_int("num_segments", base.num_segments if num_segments is None else num_segments, 1)
+    side = check_int("working_size", amortised.working_size if working_size is None else working_size, 2)
+    seed = check_int("seed", seed, 0, LARGEST_SEED)
+    sources = _sources(photos)
+    generator = torch.Generator().manual_seed(seed)
+    state = [value.to(device).requires_grad_() for value in random_state(channels, layers, generator, 3)]
+    optimiser = torch.optim.SGD(state, lr=LEARNING_RATE, momentum=MOMENTUM)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    errors: dict[int, PhotoError] = {}
+    seen: dict[int, tuple[Tensor, Tensor]] = {}
+    losses: list[float] = []
+    order = iter(_order(len(sources), generator))
+    for number in range(steps):
+        batch = _batch(order, sources, batch_size, side, wanted, seen, errors)
+        images, segments = (torch.stack(part).to(device) for part in zip(*batch, strict=True))
+        responses = respond(images, state)
+        labels = ops.cluster_vote(responses.detach().argmax(1), segments, channels, int(segments.max()) + 1)
+        loss = F.cross_entropy(responses, labels)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        losses.append(float(loss.detach()))
+        if on_step is not None:
+            on_step(number, losses[-1])
+    save_network(out, [value.detach().cpu() for value in state], side)
+    last = losses[-max(1, steps // 10) :]
+    return Fit(steps, len(seen), tuple(errors[i] for i in sorted(errors)), sum(last) / len(last))
+
+
+def respond(images: Tensor, state: Sequence[Tensor]) -> Tensor:
+    """Return responses (B, C, h, w) of images (B, 3, h, w) by one network, normalized by each image's own statistics.
+
+    Args:
+        images: float.
+        state: weight, bias, scale and shift of each layer.
+    """
+    x = images
+    layers = len(state) // 4
+    for layer in range(layers):
+        weight, bias, scale, shift = state[4 * layer : 4 * layer + 4]
+        x = F.conv2d(x, weight.to(x.dtype), bias.to(x.dtype), padding=weight.shape[2] // 2)
+        if layer < layers - 1:
+            x = x.relu()
+        x = F.instance_norm(x, weight=scale, bias=shift, eps=EPSILON)
+    return x
+
+
+def save_network(path: str | Path, state: Sequence[Tensor], working_size: int | None) -> None:
+    """Write a network's state as safetensors, atomically; OSError where that cannot be done."""
+    header = {"format": FORMAT, "working_size": working_size}
+    tensors = {f"{i:03d}": value.contiguous() for i, value in enumerate(state)}
+    with whole_file(Path(path).expanduser()) as part:
+        save_file(tensors, part, metadata={"molt_clusters": json.dumps(header)})
+
+
+def load_network(path: str | Path) -> Network:
+    """Read a network that :func:`fit` wrote.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not such a file, or one whose tensors do not fit together; the message says what.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path} does not exist or is not a file")
+    if path.stat().st_size > MOST_BYTES:
+        raise ValueError(f"checkpoint {path} is larger than {MOST_BYTES} bytes, no clustering network is")
+    try:
+        with safe_open(path, "pt") as file:
+            header = json.loads((file.metadata() or {}).get("molt_clusters", "null"))
+            tensors = {key: file.get_tensor(key) for key in sorted(file.keys())}
+    except (SafetensorError, ValueError, RecursionError) as error:
+        raise ValueError(f"checkpoint {path} is not a safetensors file of molt: {error}") from error
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise ValueError(f"checkpoint {path} holds no clustering network: molt.clustering.fit(FOLDER, FILE) writes one")
+    state = list(tensors.values())
+    size = header.get("working_size")
+    try:
+        if size is not None:
+            check_int("working_size", size, 1)
+        channels, layers = _shape(state)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"checkpoint {path} does not hold together: {error}") from error
+    content = b"".join(value.numpy().tobytes() for value in state) + json.dumps(header, sort_keys=True).encode()
+    return Network(tuple(state), channels, layers, size, hashlib.blake2b(content, digest_size=16).hexdigest())
+
+
+def _shape(state: Sequence[Tensor]) -> tuple[int, int]:
+    """Return channels and layers of a state whose tensors fit together."""
+    if len(state) < 8 or len(state) % 4:
+        raise ValueError(f"it has {len(state)} tensors, expected four a layer and two layers or more")
+    if any(value.dtype != torch.float32 or not bool(value.isfinite().all()) for value in state):
+        raise ValueError("expected finite float32 values")
+    channels, layers = len(state[1]) if state[1].ndim == 1 else 0, len(state) // 4 - 1
+    check_int("channels", channels, 2, MOST_CHANNELS)
+    check_int("layers", layers, 1, MOST_LAYERS)
+    for found, expected in zip(state, random_state(channels, layers, torch.Generator(), 3), strict=True):
+        if found.shape != expected.shape:
+            raise ValueError(f"it has {tuple(found.shape)} where {tuple(expected.shape)} is expected")
+    return channels, layers
+
+
+def _sources(photos: str | Path | Sequence[Any]) -> list[Any]:
+    if isinstance(photos, str | Path):
+        if not Path(photos).is_dir():
+            raise FileNotFoundError(f"photos: {photos} is no folder")
+        found, _ = find_photos(photos)
+        if not found:
+            raise ValueError(f"photos: no photo in {photos}")
+        return list(found)
+    listed = list(photos)
+    if not listed:
+        raise ValueError("photos: got an empty list, expected at least one photo")
+    return listed
+
+
+def _order(number: int, generator: torch.Generator) -> Iterable[int]:
+    """Yield photos without end, each once a round."""
+    while True:
+        yield from torch.randperm(number, generator=generator).tolist()
+
+
+def _batch(
+    order: Any,
+    sources: list[Any],
+    batch_size: int,
+    side: int,
+    num_segments: int,
+    seen: dict[int, tuple[Tensor, Tensor]],
+    errors: dict[int, PhotoError],
+) -> list[tuple[Tensor, Tensor]]:
+    """Return pixels and superpixels of the next photos that can be read, each read once."""
+    batch: list[tuple[Tensor, Tensor]] = []
+    while len(batch) < batch_size:
+        index = next(order)
+        if index not in seen and index not in errors:
+            try:
+                pixels = shrink(read_photo(load_photo(sources[index]), SIDE).pixels[None], side)
+                seen[index] = pixels[0].half(), segment(pixels, num_segments, 100.0)[0].to(torch.int32)
+            except PhotoError as error:
+                logger.warning("%s", error)
+                errors[index] = error
+        if index in seen:
+            pixels, segments = seen[index]
+            batch.append((pixels.float(), segments))
+        elif len(errors) == len(sources):
+            raise ValueError(f"photos: none of {len(sources)} can be read: {errors[index]}")
+    return batch
