@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from molt.clustering.cache import CachedClusterer
 from molt.clustering.deep import DeepClustering
 from molt.clustering.kmeans import TokenKMeans
 from molt.clustering.slic import Slic
@@ -25,4 +26,4 @@ def wants_features(clusterer: Any) -> bool:
     return bool(getattr(clusterer, "takes_features", True))
 
 
-__all__ = ["Clusterer", "DeepClustering", "Slic", "TokenKMeans", "wants_features"]
+__all__ = ["CachedClusterer", "Clusterer", "DeepClustering", "Slic", "TokenKMeans", "wants_features"]
