@@ -127,7 +127,7 @@ def localize(
     failures = _run(items, results, loc, folder, as_json)
     if cache is not None and (profile or not as_json):
         hits, misses = loc.clusterer.hits, loc.clusterer.misses
-        _say(f"clusters of {hits} photo{'s' * (hits != 1)} taken from {cache}, of {misses} computed")
+        _say(f"clusters of {misses} photo{'s' * (misses != 1)} computed, of {hits} taken from {cache}")
     if profile:
         _show_profile(loc)
     if failures:
