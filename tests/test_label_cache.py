@@ -154,7 +154,10 @@ def test_another_content_size_dtype_or_setting_is_another_map(tmp_path: Path) ->
         (Bands(), x.transpose(2, 3), None),
         (Bands(), x.reshape(1, 3, 27, 20), None),
         (Bands(), x.double(), None),
+        (Bands(), x.half(), None),
+        (Bands(), x.half().view(torch.bfloat16), None),
         (Bands(), x, (20, 26)),
+        (Bands(), x.reshape(1, 3, 27, 20), (20, 26)),
         (Bands(4), x, None),
         (Bands(other=1), x, None),
         (Bands(other=1.0), x, None),
@@ -476,14 +479,32 @@ def test_the_least_recently_used_go_first(tmp_path: Path) -> None:
 
 
 def test_one_map_larger_than_the_bound_is_not_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    noise, flat = images(1), torch.ones(1, 3, 20, 27)
     path, whole = kept(tmp_path)
     exact = CachedClusterer(Bands(), tmp_path / "exact", max_bytes=len(whole))
-    small = CachedClusterer(Bands(), tmp_path, max_bytes=len(whole) - 1)
+    small = CachedClusterer(Bands(), tmp_path / "small", max_bytes=len(whole) - 1)
     for cached in (exact, small):
-        for seed in (1, 0):
-            assert same(cached(images(1, seed=seed)), Bands()(images(1, seed=seed)))
-    assert len(maps(tmp_path / "exact")) == 1 and maps(tmp_path) == [path]
-    assert any("max_bytes" in line and str(tmp_path) in line for line in warnings(caplog))
+        for x in (flat, noise):
+            assert same(cached(x), Bands()(x))
+            assert len(maps(cached.folder)) == 1
+    assert maps(exact.folder)[0].read_bytes() == whole and maps(small.folder)[0].name != path.name
+    (line,) = warnings(caplog)
+    assert "max_bytes" in line and str(small.folder) in line
+
+
+def test_a_folder_cleared_under_our_hands_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    failures = [FileExistsError(), FileNotFoundError(), FileNotFoundError()]
+
+    def whole_file(path: Path, real: Any = files.whole_file) -> Any:
+        if failures:
+            raise failures.pop()
+        return real(path)
+
+    monkeypatch.setattr(files, "whole_file", whole_file)
+    CachedClusterer(Bands(), tmp_path)(images(1))
+    assert len(maps(tmp_path)) == 1 and warnings(caplog) == []
 
 
 def test_a_full_folder_is_not_looked_through_at_each_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
