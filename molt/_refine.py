@@ -15,7 +15,8 @@ from molt import ops
 from molt._arguments import check_clusterer
 from molt._backend import Backend
 from molt._backend import backend as use_backend
-from molt.clustering import TokenKMeans
+from molt.clustering import CachedClusterer, TokenKMeans
+from molt.clustering.cache import check_folder
 from molt.data.images import load_photo, read_photo
 from molt.ops._checks import check_size
 from molt.structures import Features
@@ -29,6 +30,7 @@ def refine(
     *,
     features: Features | Callable[[Tensor], Features] | None = None,
     clusterer: Any = None,
+    cache: str | Path | None = None,
     alpha: float = 0.5,
     size: Sequence[int] | None = None,
     normalize: bool = True,
@@ -51,6 +53,8 @@ def refine(
             the same photos.
         clusterer: callable ``labels, counts = clusterer(x, size)``, see :mod:`molt.clustering`; x is the Features
             where ``features`` is given, else the images. Default ``TokenKMeans()``.
+        cache: folder where label maps are kept, so that a photo's clusters are computed once, see
+            :class:`molt.clustering.CachedClusterer`; None keeps none.
         alpha: weight of the cluster mean, 0 to 1.
         size: (H, W) of the result in pixels; default the photos' own, else the features' image size.
         normalize: min-max each map to [0, 1], both as it comes in and as it goes out. False does neither, so that the
@@ -87,6 +91,8 @@ def refine(
     check_clusterer(clusterer)
     target = _target(photos, seen, size)
     cluster = TokenKMeans() if clusterer is None else clusterer
+    if cache is not None:
+        cluster = CachedClusterer(cluster, check_folder("cache", cache))
     with torch.no_grad():
         if seen is None:
             assert photos is not None

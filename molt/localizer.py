@@ -19,7 +19,8 @@ from molt._arguments import check_clusterer, check_int, check_number
 from molt._backend import Backend, use_native
 from molt._backend import backend as use_backend
 from molt.classes import OBJECT, class_name, find_class
-from molt.clustering import wants_features
+from molt.clustering import CachedClusterer, wants_features
+from molt.clustering.cache import check_folder, is_label_map
 from molt.data.images import Photo, PhotoError, find_photos, load_photo, read_photo
 from molt.methods import METHODS, MOLT, Evidence, Multiscale
 from molt.methods.evidence import Captions
@@ -96,6 +97,8 @@ class Localizer:
         clusterer: callable ``labels, counts = clusterer(x, size)``, see :mod:`molt.clustering`; x is the Features of
             the finest scale, or the images where the clusterer's ``takes_features`` is False. None takes the method's
             own: ``TokenKMeans(restarts=4)`` for ``seeded``, ``DeepClustering()`` for the paper's.
+        cache: folder where label maps are kept, so that a photo's clusters are computed once; None keeps none. See
+            :class:`molt.clustering.CachedClusterer`, which then is :attr:`clusterer` and counts hits and misses.
         alpha: weight of the cluster mean in the refined map, 0 (no refinement) to 1; None takes the method's own.
         profile: True books time and memory of each stage in :attr:`profile`.
 
@@ -119,6 +122,7 @@ class Localizer:
         checkpoint: str | Path | None = None,
         source: str = "auto",
         clusterer: Any = None,
+        cache: str | Path | None = None,
         alpha: float | None = None,
         profile: bool = False,
     ) -> None:
@@ -133,6 +137,9 @@ class Localizer:
         if alpha is not None and not 0 <= alpha <= 1:
             raise ValueError(f"alpha must be in [0, 1], got {alpha}")
         check_clusterer(clusterer)
+        if cache is not None:
+            cache = check_folder("cache", cache)
+            clusterer = None if clusterer is None else CachedClusterer(clusterer, cache)
         self.device = _pick_device(device)
         for op in ("fuse_maps", "cluster_refine", "component_boxes"):
             use_native(op, self.device, backend)  # a backend that is missing is told now
@@ -146,7 +153,9 @@ class Localizer:
         self.k = k
         self.threshold = self.method.threshold if threshold is None else threshold
         self.multi = multi
-        self.clusterer = self.method.clusterer() if clusterer is None else clusterer
+        if clusterer is None:
+            clusterer = self.method.clusterer() if cache is None else CachedClusterer(self.method.clusterer(), cache)
+        self.clusterer = clusterer
         self.alpha = self.method.alpha if alpha is None else alpha
         self.profile = Profile(self.device) if profile else None
 
@@ -172,7 +181,10 @@ class Localizer:
         if isinstance(x, list | tuple) or (isinstance(x, Tensor) and x.ndim == 4):
             return self._all(list(x), classes)
         if isinstance(x, str | Path) and Path(x).is_dir():
-            return self._all(find_photos(x)[0], classes)
+            found = find_photos(x)[0]
+            if isinstance(self.clusterer, CachedClusterer):
+                found = [photo for photo in found if not is_label_map(photo, self.clusterer.folder)]
+            return self._all(found, classes)
         return self._all([x], classes)[0]
 
     def stream(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 
@@ -32,7 +32,9 @@ class Item:
 
 
 def localize(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Photos, or folders searched recursively.")],
+    paths: Annotated[
+        list[Path] | None, typer.Argument(metavar="PATH", help="Photos, or folders searched recursively.")
+    ] = None,
     method: Annotated[
         str, typer.Option(help="seeded, or a trained model: molt_deit_{tiny,small,base}, molt_dinov2_small.")
     ] = "seeded",
@@ -58,6 +60,12 @@ def localize(
         bool | None,
         typer.Option("--page/--no-page", help="Every stage of the first photos in molt.html; on unless --json."),
     ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder where clusters are kept, to be computed once a photo.")
+    ] = None,
+    cache_clear: Annotated[
+        bool, typer.Option("--cache-clear", help="Empty the folder of --cache first; needs no PATH.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line an input on stdout.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Print time and peak memory of each stage.")] = False,
 ) -> None:
@@ -73,12 +81,21 @@ def localize(
     folder = out if out is not None or as_json else Path("molt-out")
     if folder is not None and folder.exists() and not folder.is_dir():
         _stop(f"--out {folder}: is a file, expected a folder", USAGE)
+    if cache is not None and cache.exists() and not cache.is_dir():
+        _stop(f"--cache {cache}: is a file, expected a folder", USAGE)
+    if cache_clear and cache is None:
+        _stop("--cache-clear: which folder? Give it with --cache DIR", USAGE)
+    if not paths:
+        if cache is None or not cache_clear:
+            _stop("PATH is missing: give photos or folders (molt localize --help)", USAGE)
+        _clear(cache)
+        return
 
     try:
         from molt.classes import find_class
         from molt.localizer import Localizer
 
-        items = expand(paths, folder)
+        items = expand(paths, folder, cache)
         # Told before the networks are loaded; other networks bring their own classes.
         for name in wanted or [] if backbone is None and method == "seeded" else []:
             find_class(name)
@@ -93,6 +110,7 @@ def localize(
             backbone=backbone,
             checkpoint=checkpoint,
             source=source,
+            cache=cache,
             profile=profile,
         )
         photos = [item.path for item in items if item.error is None]
@@ -104,7 +122,12 @@ def localize(
         _stop(str(error), USAGE)
     except (FileNotFoundError, RuntimeError) as error:
         _stop(str(error), FAILED)
+    if cache is not None and cache_clear:
+        _clear(cache)
     failures = _run(items, results, loc, folder, as_json)
+    if cache is not None and (profile or not as_json):
+        hits, misses = loc.clusterer.hits, loc.clusterer.misses
+        _say(f"clusters of {misses} photo{'s' * (misses != 1)} computed, of {hits} taken from {cache}")
     if profile:
         _show_profile(loc)
     if failures:
@@ -113,15 +136,16 @@ def localize(
         raise typer.Exit(FAILED)
 
 
-def expand(paths: list[Path], out: Path | None) -> list[Item]:
+def expand(paths: list[Path], out: Path | None, cache: Path | None = None) -> list[Item]:
     """Return the photos to try, in order, with one place each for their overlays.
 
-    A folder gives the photos below it, less those under ``out``; other files are counted on stderr. No two places
-    are the same, also where letter case does not count, and none is that of an input.
+    A folder gives the photos below it, less those under ``out`` and the label maps in ``cache``; other files are
+    counted on stderr. No two places are the same, also where letter case does not count, and none is that of an input.
 
     Raises:
         ValueError: ``out`` is itself a folder given as input, where overlays would mix with originals.
     """
+    from molt.clustering.cache import is_label_map
     from molt.data.images import PhotoError, find_photos
 
     items: list[Item] = []
@@ -157,6 +181,8 @@ def expand(paths: list[Path], out: Path | None) -> list[Item]:
         if out is not None and out.resolve().is_relative_to(path.resolve()):
             kept = [photo for photo in found if not photo.resolve().is_relative_to(out.resolve())]
             others, found = others + len(found) - len(kept), kept
+        if cache is not None:
+            found = [photo for photo in found if not is_label_map(photo, cache)]
         if others:
             _say(f"{path}: {others} other file{'s' * (others != 1)} left alone")
         if not found and not unreadable:
@@ -164,6 +190,16 @@ def expand(paths: list[Path], out: Path | None) -> list[Item]:
         for photo in found:
             add(photo, photo.relative_to(path))
     return items
+
+
+def _clear(cache: Path) -> None:
+    from molt.clustering.cache import clear
+
+    try:
+        files, size = clear(cache)
+    except OSError as error:
+        _stop(f"--cache {cache}: {error}", FAILED)
+    _say(f"{files} file{'s' * (files != 1)} of {size / 2**20:.1f} MiB removed from {cache}")
 
 
 def _run(
@@ -306,6 +342,6 @@ def _say(text: str, console: Any = None) -> None:
         print(f"molt: {text}", file=sys.stderr)
 
 
-def _stop(text: str, code: int) -> None:
+def _stop(text: str, code: int) -> NoReturn:
     _say(" ".join(text.split()))
     raise typer.Exit(code)

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from molt.clustering.cache import CachedClusterer
 from molt.clustering.deep import PRESETS, DeepClustering
 from molt.clustering.fitting import Fit, fit
 from molt.clustering.kmeans import TokenKMeans
@@ -26,4 +27,14 @@ def wants_features(clusterer: Any) -> bool:
     return bool(getattr(clusterer, "takes_features", True))
 
 
-__all__ = ["PRESETS", "Clusterer", "DeepClustering", "Fit", "Slic", "TokenKMeans", "fit", "wants_features"]
+__all__ = [
+    "PRESETS",
+    "CachedClusterer",
+    "Clusterer",
+    "DeepClustering",
+    "Fit",
+    "Slic",
+    "TokenKMeans",
+    "fit",
+    "wants_features",
+]
