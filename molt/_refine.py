@@ -13,6 +13,7 @@ from torch import Tensor
 
 from molt import ops
 from molt._arguments import check_clusterer
+from molt._auto_alpha import AUTO, Alpha, blend, check_alpha
 from molt._backend import Backend
 from molt._backend import backend as use_backend
 from molt.clustering import CachedClusterer, TokenKMeans
@@ -31,7 +32,7 @@ def refine(
     features: Features | Callable[[Tensor], Features] | None = None,
     clusterer: Any = None,
     cache: str | Path | None = None,
-    alpha: float = 0.5,
+    alpha: Alpha = AUTO,
     size: Sequence[int] | None = None,
     normalize: bool = True,
     backend: Backend | None = None,
@@ -55,7 +56,7 @@ def refine(
             where ``features`` is given, else the images. Default ``TokenKMeans()``.
         cache: folder where label maps are kept, so that a photo's clusters are computed once, see
             :class:`molt.clustering.CachedClusterer`; None keeps none.
-        alpha: weight of the cluster mean, 0 to 1.
+        alpha: weight of the cluster mean, 0 to 1; ``"auto"`` chooses it for each map, see :func:`molt.auto_alpha`.
         size: (H, W) of the result in pixels; default the photos' own, else the features' image size.
         normalize: min-max each map to [0, 1], both as it comes in and as it goes out. False does neither, so that the
             result stays within the map's own range.
@@ -77,8 +78,7 @@ def refine(
     stacks = [_stack(layer, name) for layer, name in zip(layers, names, strict=True)]
     if images is None and features is None:
         raise ValueError("images or features must be given: refinement needs the photos or what a network saw in them")
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must be in [0, 1], got {alpha}")
+    alpha = check_alpha(alpha)
     photos = None if images is None else _list(images)
     for stack, name in zip(stacks, names, strict=True):
         if photos is not None and len(photos) != len(stack):
@@ -104,10 +104,14 @@ def refine(
     for layer, stack in zip(layers, stacks, strict=True):
         labels = labels.to(stack.device)
         with use_backend(backend) if backend is not None else nullcontext():
-            if normalize:
-                refined = ops.upsample_normalize(ops.fuse_and_refine([stack], labels, alpha, limit), target)
+            if not normalize:
+                refined = blend(_resize(stack, target), labels, alpha, limit)
+            elif alpha == AUTO:
+                refined = ops.upsample_normalize(
+                    blend(ops.upsample_normalize(stack, target), labels, alpha, limit), target
+                )
             else:
-                refined = ops.cluster_refine(_resize(stack, target), labels, alpha, limit)
+                refined = ops.upsample_normalize(ops.fuse_and_refine([stack], labels, alpha, limit), target)
         refined = refined.reshape(*layer.shape[:-2], *target)
         results.append(refined.numpy() if isinstance(layer, np.ndarray) else refined)
     return results if isinstance(maps, list) else results[0]

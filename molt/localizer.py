@@ -16,6 +16,7 @@ from torch import Tensor
 
 from molt import ops
 from molt._arguments import check_clusterer, check_int, check_number
+from molt._auto_alpha import Alpha, blend, check_alpha
 from molt._backend import Backend, use_native
 from molt._backend import backend as use_backend
 from molt.classes import OBJECT, class_name, find_class
@@ -99,7 +100,8 @@ class Localizer:
             own: ``TokenKMeans(restarts=4)`` for ``seeded``, ``DeepClustering()`` for the paper's.
         cache: folder where label maps are kept, so that a photo's clusters are computed once; None keeps none. See
             :class:`molt.clustering.CachedClusterer`, which then is :attr:`clusterer` and counts hits and misses.
-        alpha: weight of the cluster mean in the refined map, 0 (no refinement) to 1; None takes the method's own.
+        alpha: weight of the cluster mean in the refined map, 0 (no refinement) to 1; ``"auto"`` chooses it for each
+            map, see :func:`molt.auto_alpha`; None takes the method's own.
         profile: True books time and memory of each stage in :attr:`profile`.
 
     Raises:
@@ -123,19 +125,14 @@ class Localizer:
         source: str = "auto",
         clusterer: Any = None,
         cache: str | Path | None = None,
-        alpha: float | None = None,
+        alpha: Alpha | None = None,
         profile: bool = False,
     ) -> None:
         if not isinstance(method, MOLT) and (not isinstance(method, str) or method not in METHODS):
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
         k = check_int("k", k, 1)
-        for name, number in (("threshold", threshold), ("alpha", alpha)):
-            if number is not None:
-                check_number(name, number)
-        if threshold is not None and not 0 < threshold < 1:
+        if threshold is not None and not 0 < check_number("threshold", threshold) < 1:
             raise ValueError(f"threshold must be in (0, 1), got {threshold}")
-        if alpha is not None and not 0 <= alpha <= 1:
-            raise ValueError(f"alpha must be in [0, 1], got {alpha}")
         check_clusterer(clusterer)
         if cache is not None:
             cache = check_folder("cache", cache)
@@ -156,7 +153,7 @@ class Localizer:
         if clusterer is None:
             clusterer = self.method.clusterer() if cache is None else CachedClusterer(self.method.clusterer(), cache)
         self.clusterer = clusterer
-        self.alpha = self.method.alpha if alpha is None else alpha
+        self.alpha = check_alpha(self.method.alpha if alpha is None else alpha)
         self.profile = Profile(self.device) if profile else None
 
     @property
@@ -304,7 +301,7 @@ class Localizer:
             with self._stage("refine"):
                 # A known limit spares the GPU from reading the counts back.
                 limit = getattr(self.clusterer, "num_clusters", counts)
-                refined = ops.cluster_refine(fused, clusters, self.alpha, limit)
+                refined = blend(fused, clusters, self.alpha, limit)
                 refined = ops.upsample_normalize(refined, size)
         return _Maps(evidence, fused, clusters, refined)
 

@@ -1,10 +1,10 @@
-"""Score cluster refinement on the benchmark photos: every clusterer on the plain CAM and on the default's seed map.
+"""Score cluster refinement on the benchmark photos: every clusterer on weak and strong maps, alpha fixed and auto.
 
     python benchmarks/photos/clusterers.py [FOLDER] [--json FILE]
 
-FOLDER is what fetch.py wrote. Maps are refined at 448 px with alpha 0.5, normalised again and boxed at the threshold of
-a grid that suits each best on these same photos, the map without refinement likewise. A clusterer with a random start
-counts as the mean over its seeds, photo by photo.
+FOLDER is what fetch.py wrote. The maps are the plain CAM and the seed maps of `weak` and of the default. They are refined
+at 448 px, normalised again and boxed at the threshold of a grid that suits each best on these same photos, the map without
+refinement likewise. A clusterer with a random start counts as the mean over its seeds, photo by photo.
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ from rich.table import Table
 
 import molt
 from molt import ops
+from molt._auto_alpha import blend
 from molt._files import whole_file
 from molt.clustering import DeepClustering, Slic, TokenKMeans
 from molt.data.images import read_photo
 
-ALPHA = 0.5
-SEEDS = (0, 1, 2)
-BASES = ("CAM, 448 px", "seed map, ViT patches")
+ALPHAS: tuple[float | str, ...] = (0.5, "auto")
+SEEDS = tuple(range(5))
+BASES = ("CAM, 448 px", "seed map, CNN patches", "seed map, ViT patches")
+ONE: dict[str, Any] = {"starts": 1, "merged": 0}
 
 
 def clusterers() -> dict[str, tuple[str, list[Any]]]:
@@ -43,9 +45,13 @@ def clusterers() -> dict[str, tuple[str, list[Any]]]:
         "k-means 5, CNN features": ("cnn", [TokenKMeans(seed=s) for s in SEEDS]),
         "k-means 5, ViT features": ("vit", [TokenKMeans(seed=s) for s in SEEDS]),
         "SLIC 100, colour": ("colour", [Slic(100)]),
-        "deep, superpixel vote": ("colour", [DeepClustering(seed=s) for s in SEEDS]),
-        "deep, continuity loss": ("colour", [DeepClustering(num_segments=0, continuity=1, seed=s) for s in SEEDS]),
-        "deep, ViT features": ("vit", [DeepClustering(seed=s) for s in SEEDS]),
+        "deep, fast": ("colour", [DeepClustering(seed=s) for s in SEEDS]),
+        "deep, one network, 40 steps": ("colour", [DeepClustering(steps=40, **ONE, seed=s) for s in SEEDS]),
+        "deep, one network, continuity loss": (
+            "colour",
+            [DeepClustering(steps=40, **ONE, num_segments=0, continuity=1, seed=s) for s in SEEDS],
+        ),
+        "deep, fast, ViT features": ("vit", [DeepClustering(seed=s) for s in SEEDS]),
     }
 
 
@@ -53,13 +59,15 @@ def evaluate(folder: Path, console: Console) -> dict[str, Any]:
     """Run everything and return the table with what it was measured on."""
     truth = read_boxes(folder)
     loc, weak = molt.Localizer(), molt.Localizer(weights="weak")
-    # ious[base, clusterer][seed][threshold] lists one IoU a photo; without refinement there is one seed.
-    ious: dict[tuple[str, str], dict[int, dict[float, list[float]]]] = defaultdict(
+    # ious[base, clusterer, alpha][seed][threshold] lists one IoU a photo; without refinement there is one seed.
+    ious: dict[tuple[str, str, Any], dict[int, dict[float, list[float]]]] = defaultdict(
         lambda: defaultdict(lambda: defaultdict(list))
     )
-    clusters, seconds = defaultdict(list), defaultdict(float)
+    clusters, seconds, weights = defaultdict(list), defaultdict(float), defaultdict(list)
 
-    def score(key: tuple[str, str], seed: int, maps: torch.Tensor, boxes: torch.Tensor, size: tuple[int, int]) -> None:
+    def score(
+        key: tuple[str, str, Any], seed: int, maps: torch.Tensor, boxes: torch.Tensor, size: tuple[int, int]
+    ) -> None:
         for threshold in GRID:
             ious[key][seed][threshold].append(best_iou(maps, threshold, boxes, size))
 
@@ -69,11 +77,12 @@ def evaluate(folder: Path, console: Console) -> dict[str, Any]:
         found, seen = loc._maps(pixels, None), weak._maps(pixels, None)
         bases = {
             "CAM, 448 px": ops.upsample_normalize(found.evidence.cam, (SIZE, SIZE)),
+            "seed map, CNN patches": seen.fused,
             "seed map, ViT patches": found.fused,
         }
         shown = {"colour": pixels, "vit": found.evidence.features, "cnn": seen.evidence.features}
         for base, maps in bases.items():
-            score((base, "none"), 0, maps, boxes, image.size)
+            score((base, "none", 0), 0, maps, boxes, image.size)
         for name, (what, instances) in clusterers().items():
             for seed, clusterer in enumerate(instances):
                 start = time.perf_counter()
@@ -81,29 +90,34 @@ def evaluate(folder: Path, console: Console) -> dict[str, Any]:
                 seconds[name] += (time.perf_counter() - start) / len(instances)
                 clusters[name].append(int(counts[0]))
                 for base, maps in bases.items():
-                    refined = ops.cluster_refine(maps, labels, ALPHA, counts)
-                    score((base, name), seed, ops.upsample_normalize(refined, (SIZE, SIZE)), boxes, image.size)
+                    weights[base, name].append(float(molt.auto_alpha(maps, labels, counts)[0, 0]))
+                    for alpha in ALPHAS:
+                        refined = ops.upsample_normalize(blend(maps, labels, alpha, counts), (SIZE, SIZE))
+                        score((base, name, alpha), seed, refined, boxes, image.size)
 
     single = np.array([len(boxes) == 1 for boxes in truth.values()])
     rows = []
     for base in BASES:
-        plain, _ = at_best(ious[base, "none"], single)
-        own = np.array(ious[base, "none"][0][loc.threshold])
-        for name in ("none", *clusterers()):
-            values, threshold = at_best(ious[base, name], single)
+        plain, _ = at_best(ious[base, "none", 0], single)
+        own = np.array(ious[base, "none", 0][0][loc.threshold])
+        for name, alpha in (("none", 0), *((name, alpha) for name in clusterers() for alpha in ALPHAS)):
+            values, threshold = at_best(ious[base, name, alpha], single)
             change = (values - plain).mean(0)[single]
-            fixed = np.mean([by[loc.threshold] for by in ious[base, name].values()], 0)
+            fixed = np.mean([by[loc.threshold] for by in ious[base, name, alpha].values()], 0)
             rows.append(
                 {
-                    "name": f"{base} + {name}" if name != "none" else base,
+                    "name": f"{base} + {name}, alpha {alpha}" if name != "none" else base,
                     "map": base,
                     "clusterer": name,
+                    "alpha": alpha,
+                    "mean_alpha": round(float(np.mean(weights[base, name])), 3) if alpha == "auto" else alpha,
                     "photos": int(single.sum()),
                     "seeds": len(values),
                     "threshold": threshold,
                     "mean_iou": round(float(values[:, single].mean()), 3),
                     "interval": interval(values.mean(0)[single]),
                     "mean_iou_by_seed": [round(float(v[single].mean()), 3) for v in values],
+                    "spread": round(float(values[:, single].std(0, ddof=1).mean()), 4) if len(values) > 1 else None,
                     "hits_all": round(float((values > 0.5).sum(1).mean()), 2),
                     "change": round(float(change.mean()), 3),
                     "change_interval": interval(change),
@@ -120,7 +134,6 @@ def evaluate(folder: Path, console: Console) -> dict[str, Any]:
         "versions": {"molt": molt.__version__, "torch": torch.__version__, "timm": timm.__version__}
         | {"python": platform.python_version()},
         "weights": [info.to_json() for info in loc.weights],
-        "alpha": ALPHA,
         "rows": rows,
     }
 
@@ -139,10 +152,10 @@ def main() -> None:
     arguments = parser.parse_args()
     console = Console()
     report = evaluate(arguments.folder, console)
-    columns = ("map", "clusterer", "threshold", "mean IoU", "change", "95 % interval", "improved", "worsened")
+    columns = ("map", "clusterer", "alpha", "threshold", "mean IoU", "change", "95 % interval", "improved", "worsened")
     table = Table(*columns, "change at .5", "clusters", "seconds")
     for r in report["rows"]:
-        cells = (r["map"], r["clusterer"], r["threshold"], r["mean_iou"], r["change"], r["change_interval"])
+        cells = (r["map"], r["clusterer"], r["alpha"], r["threshold"], r["mean_iou"], r["change"], r["change_interval"])
         table.add_row(
             *map(str, (*cells, r["improved"], r["worsened"], r["change_at_0.5"], r["clusters"], r["seconds"]))
         )

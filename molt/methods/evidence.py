@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from molt._auto_alpha import Alpha
 from molt.classes import OBJECT
 from molt.clustering import Clusterer
 from molt.structures import Features, WeightsInfo
@@ -67,7 +68,7 @@ class Method(nn.Module):
 
     Attributes:
         threshold: share of the refined map's maximum that a box encloses.
-        alpha: weight of the cluster mean in the refined map.
+        alpha: weight of the cluster mean in the refined map, or ``"auto"``.
         class_names: names of the classes, in order.
         size: (H, W) in pixels of the images wanted.
         weights: where the weights of each network came from.
@@ -77,7 +78,7 @@ class Method(nn.Module):
     """
 
     threshold: float
-    alpha: float
+    alpha: Alpha
     class_names: tuple[str, ...]
     size: tuple[int, int]
     weights: tuple[WeightsInfo, ...]
