@@ -17,13 +17,15 @@
 namespace molt {
 namespace {
 
-constexpr int64_t kSmall = 4096;    // pixels under which threads cost more than they save
+constexpr int64_t kSmall = 4096;    // values under which threads cost more than they save
+constexpr int64_t kLarge = 32768;   // pixels from which one image is worth several threads, which meet every round
 constexpr int64_t kRows = 16;       // of a strip; the order of sums depends on it, threads do not matter
 constexpr int64_t kReach = 2;       // how many steps from its centre a pixel may lie
 constexpr double kFarthest = 1e15;  // colour's distance in units of compactness, whose square float can hold
+constexpr int64_t kTally = 3;       // numbers of a sum before its channels
 constexpr float kNone = std::numeric_limits<float>::max();
 
-// Values of one row; their ends and whether all are finite.
+// The ends of values, and whether all are finite.
 template <class A>
 struct Ends {
   A low = std::numeric_limits<A>::max();
@@ -40,14 +42,30 @@ struct Ends {
 template <class A>
 MOLT_INLINE Ends<A> ends_of(const A* values, int64_t n) {
   Ends<A> ends;
-  int32_t odd = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    const A value = values[i];
-    ends.low = value < ends.low ? value : ends.low;
-    ends.high = value > ends.high ? value : ends.high;
-    odd |= !(value - value == A{0});
+  A odd = 0;  // NaN where a value is not finite
+  int64_t i = 0;
+  if (n >= kLanes) {
+    Pack<A> low = pack(values);
+    Pack<A> high = low;
+    Pack<A> nought = {};
+    for (; i + kLanes <= n; i += kLanes) {
+      const Pack<A> value = pack(values + i);
+      low = value < low ? value : low;
+      high = value > high ? value : high;
+      nought += value * A{0};
+    }
+    for (int64_t l = 0; l < kLanes; ++l) {
+      ends.low = std::min<A>(ends.low, low[l]);
+      ends.high = std::max<A>(ends.high, high[l]);
+      odd += nought[l];
+    }
   }
-  ends.sound = odd == 0;
+  for (; i < n; ++i) {
+    ends.low = std::min(ends.low, values[i]);
+    ends.high = std::max(ends.high, values[i]);
+    odd += values[i] * A{0};
+  }
+  ends.sound = odd == A{0};
   return ends;
 }
 
@@ -86,8 +104,8 @@ MOLT_INLINE void offer_to(const float* planes, int64_t plane, int64_t stride, in
     const float base = down * down;
     const float* row = planes + y * stride;
     const int64_t near = (y - first_row) * stride;
-    for (int64_t x = window.left; x < window.right; x += kLanes) {
-      const Pack<float> across = steps + static_cast<float>(static_cast<double>(x) - window.x);
+    Pack<float> across = steps + static_cast<float>(static_cast<double>(window.left) - window.x);
+    for (int64_t x = window.left; x < window.right; x += kLanes, across += static_cast<float>(kLanes)) {
       Pack<float> distance = (across * across + base) * window.weight;
       for (int64_t c = 0; c < count; ++c) {
         const Pack<float> apart = pack(row + c * plane + x) - colour[c];
@@ -95,23 +113,74 @@ MOLT_INLINE void offer_to(const float* planes, int64_t plane, int64_t stride, in
       }
       Pack<float>& nearest = pack(best + near + x);
       Pack<int32_t>& owners = pack(owner + near + x);
-      const Whole inside = lanes < static_cast<int32_t>(std::min<int64_t>(window.right - x, kLanes));
-      const Whole takes = (distance < nearest) & inside;
+      Whole takes = distance < nearest;
+      if (x + kLanes > window.right) takes &= lanes < static_cast<int32_t>(window.right - x);
       nearest = takes ? distance : nearest;
       owners = takes ? entry + Whole{} : owners;
     }
   }
 }
 
-#define MOLT_OFFER(name, number)                                                                                     \
-  MOLT_CLONES void name(const float* planes, int64_t plane, int64_t stride, int64_t channels, const Window& window, \
-                        const float* colour, int32_t entry, int64_t first_row, float* best, int32_t* owner) {       \
-    offer_to<number>(planes, plane, stride, channels, window, colour, entry, first_row, best, owner);               \
+// A row's pixels as they join centres: labels are written, and each run of one centre is added to its entry of `table`:
+// how many, their rows and columns, their channels. What no window reaches keeps its label, uncounted.
+template <int kChannels>
+MOLT_INLINE bool gather_of(const int32_t* owner, const int32_t* met, const float* row, int64_t plane, int64_t channels,
+                           int64_t y, int64_t width, int32_t* labels, double* table) {
+  const int64_t count = kChannels < 0 ? channels : kChannels;
+  int32_t moved = 0;
+  for (int64_t x = 0; x < width;) {
+    const int32_t entry = owner[x];
+    int64_t stop = x + 1;
+    while (stop + kGroup <= width && owner[stop] == entry && uniform(owner + stop)) stop += kGroup;
+    while (stop < width && owner[stop] == entry) ++stop;
+    if (entry >= 0) {
+      const int32_t k = met[entry];
+      for (int64_t i = x; i < stop; ++i) {
+        moved |= labels[i] ^ k;
+        labels[i] = k;
+      }
+      double* own = table + entry * (count + kTally);
+      const double members = static_cast<double>(stop - x);
+      own[0] += members;
+      own[1] += members * static_cast<double>(y);
+      own[2] += members * (0.5 * static_cast<double>(x + stop - 1));
+      for (int64_t c = 0; c < count; ++c) {
+        const float* values = row + c * plane;
+        int64_t i = x;
+        float sum = 0;
+        if (stop - x >= kLanes) {
+          Pack<float> lanes = {};
+          for (; i + kLanes <= stop; i += kLanes) lanes += pack(values + i);
+          sum = ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
+        }
+        for (; i < stop; ++i) sum += values[i];
+        own[kTally + c] += static_cast<double>(sum);
+      }
+    }
+    x = stop;
   }
-MOLT_OFFER(offer_place, 0)
-MOLT_OFFER(offer_three, 3)
-MOLT_OFFER(offer_any, -1)
-#undef MOLT_OFFER
+  return moved != 0;
+}
+
+// target_clones does not take templates, hence one plain function a number of channels.
+#define MOLT_SLIC_LOOPS(name, number)                                                                                \
+  MOLT_CLONES void offer_##name(const float* planes, int64_t plane, int64_t stride, int64_t channels,               \
+                                const Window& window, const float* colour, int32_t entry, int64_t first_row,        \
+                                float* best, int32_t* owner) {                                                      \
+    offer_to<number>(planes, plane, stride, channels, window, colour, entry, first_row, best, owner);               \
+  }                                                                                                                 \
+  MOLT_CLONES bool gather_##name(const int32_t* owner, const int32_t* met, const float* row, int64_t plane,         \
+                                 int64_t channels, int64_t y, int64_t width, int32_t* labels, double* table) {      \
+    return gather_of<number>(owner, met, row, plane, channels, y, width, labels, table);                            \
+  }
+MOLT_SLIC_LOOPS(three, 3)
+MOLT_SLIC_LOOPS(any, -1)
+#undef MOLT_SLIC_LOOPS
+MOLT_CLONES void offer_place(const float* planes, int64_t plane, int64_t stride, int64_t channels,
+                             const Window& window, const float* colour, int32_t entry, int64_t first_row, float* best,
+                             int32_t* owner) {
+  offer_to<0>(planes, plane, stride, channels, window, colour, entry, first_row, best, owner);
+}
 
 template <class T>
 class Superpixels {
@@ -132,7 +201,7 @@ class Superpixels {
     if (!prepare()) return false;
     seed();
     for (int64_t i = 0; i < job_.iterations; ++i) {
-      if (!step(i == 0) && i > 1) break;
+      if (!step(i == 0)) break;
     }
     const int64_t clusters = static_cast<int64_t>(centres_.size());
     *count = job_.connected
@@ -234,16 +303,17 @@ class Superpixels {
   // The centres whose windows meet each strip, in order.
   void list() {
     const int64_t clusters = static_cast<int64_t>(centres_.size());
+    windows_.resize(clusters);
     begins_.assign(strips_ + 1, 0);
     for (int64_t k = 0; k < clusters; ++k) {
-      const Window all = window(k);
+      const Window& all = windows_[k] = window(k);
       for (int64_t strip = all.top / kRows; strip <= (all.bottom - 1) / kRows; ++strip) ++begins_[strip + 1];
     }
     for (int64_t strip = 0; strip < strips_; ++strip) begins_[strip + 1] += begins_[strip];
     met_.resize(begins_[strips_]);
     std::vector<int64_t> next(begins_.begin(), begins_.end() - 1);
     for (int64_t k = 0; k < clusters; ++k) {
-      const Window all = window(k);
+      const Window& all = windows_[k];
       for (int64_t strip = all.top / kRows; strip <= (all.bottom - 1) / kRows; ++strip) {
         met_[next[strip]++] = static_cast<int32_t>(k);
       }
@@ -254,9 +324,13 @@ class Superpixels {
   // colours yet and goes by place alone. False where no pixel moved.
   bool step(bool first) {
     list();
-    const int64_t entries = static_cast<int64_t>(met_.size());
-    sums_.assign(entries * job_.channels, 0.0);
-    tallies_.assign(entries, Tally{});
+    const int64_t width = job_.channels + kTally;
+    sums_.assign(met_.size() * width, 0.0);
+    const double unit = first ? 1.0 : place_;
+    const double side = static_cast<double>(std::max(down_.step, across_.step));
+    const float weight = static_cast<float>(unit * unit / (side * side));
+    const auto offer = first ? offer_place : job_.channels == 3 ? offer_three : offer_any;
+    const auto gather = job_.channels == 3 ? gather_three : gather_any;
     std::vector<uint8_t> moved(strips_, 0);
     for_each_strip([&](int64_t strip, int64_t begin, int64_t end) {
       Scratch<float> best((end - begin) * stride_);
@@ -266,78 +340,41 @@ class Superpixels {
       const int64_t offset = begins_[strip];
       for (int64_t e = offset; e < begins_[strip + 1]; ++e) {
         const int64_t k = met_[e];
-        Window own = window(k);
+        Window own = windows_[k];
         own.top = std::max(own.top, begin);
         own.bottom = std::min(own.bottom, end);
-        const double side = static_cast<double>(std::max(down_.step, across_.step));
-        own.weight = static_cast<float>((first ? 1.0 : place_) * (first ? 1.0 : place_) / (side * side));
-        const auto offer = first ? offer_place : job_.channels == 3 ? offer_three : offer_any;
+        own.weight = weight;
         offer(planes_.data(), plane_, stride_, job_.channels, own, colours_.data() + k * job_.channels,
               static_cast<int32_t>(e - offset), begin, best.data(), owner.data());
       }
-      moved[strip] = gather(offset, begin, end, owner.data());
+      bool any = false;
+      for (int64_t y = begin; y < end; ++y) {
+        any |= gather(owner.data() + (y - begin) * stride_, met_.data() + offset, planes_.data() + y * stride_, plane_,
+                      job_.channels, y, job_.width, labels_ + y * job_.width, sums_.data() + offset * width);
+      }
+      moved[strip] = any;
     });
     move();
     return std::any_of(moved.begin(), moved.end(), [](uint8_t one) { return one != 0; });
   }
 
-  // Writes a strip's labels and adds up its pixels, run by run. What no window reaches keeps its label, uncounted.
-  bool gather(int64_t offset, int64_t begin, int64_t end, const int32_t* owner) {
-    bool moved = false;
-    for (int64_t y = begin; y < end; ++y) {
-      const int32_t* own = owner + (y - begin) * stride_;
-      int32_t* label = labels_ + y * job_.width;
-      for (int64_t x = 0; x < job_.width;) {
-        const int32_t entry = own[x];
-        int64_t stop = x + 1;
-        while (stop < job_.width && own[stop] == entry) ++stop;
-        if (entry >= 0) {
-          const int64_t at = offset + entry;
-          const int32_t k = met_[at];
-          for (int64_t i = x; i < stop; ++i) {
-            moved |= label[i] != k;
-            label[i] = k;
-          }
-          tallies_[at].members += stop - x;
-          tallies_[at].y += y * (stop - x);
-          tallies_[at].x += (x + stop - 1) * (stop - x) / 2;
-          for (int64_t c = 0; c < job_.channels; ++c) {
-            const float* values = planes_.data() + c * plane_ + y * stride_;
-            double sum = 0;
-            for (int64_t i = x; i < stop; ++i) sum += static_cast<double>(values[i]);
-            sums_[at * job_.channels + c] += sum;
-          }
-        }
-        x = stop;
-      }
-    }
-    return moved;
-  }
-
   void move() {
-    const int64_t clusters = static_cast<int64_t>(centres_.size());
-    std::vector<Tally> tallies(clusters);
-    std::vector<double> sums(clusters * job_.channels, 0.0);
+    const int64_t width = job_.channels + kTally;
+    totals_.assign(centres_.size() * width, 0.0);
     for (int64_t e = 0; e < static_cast<int64_t>(met_.size()); ++e) {
-      const int64_t k = met_[e];
-      tallies[k].members += tallies_[e].members;
-      tallies[k].y += tallies_[e].y;
-      tallies[k].x += tallies_[e].x;
-      for (int64_t c = 0; c < job_.channels; ++c) sums[k * job_.channels + c] += sums_[e * job_.channels + c];
+      double* total = totals_.data() + met_[e] * width;
+      for (int64_t i = 0; i < width; ++i) total[i] += sums_[e * width + i];
     }
-    for (int64_t k = 0; k < clusters; ++k) {
-      if (tallies[k].members == 0) continue;
-      const double members = static_cast<double>(tallies[k].members);
-      centres_[k] = {static_cast<double>(tallies[k].y) / members, static_cast<double>(tallies[k].x) / members};
+    for (int64_t k = 0; k < static_cast<int64_t>(centres_.size()); ++k) {
+      const double* total = totals_.data() + k * width;
+      if (total[0] == 0) continue;
+      const double share = 1.0 / total[0];
+      centres_[k] = {total[1] * share, total[2] * share};
       for (int64_t c = 0; c < job_.channels; ++c) {
-        colours_[k * job_.channels + c] = static_cast<float>(sums[k * job_.channels + c] / members);
+        colours_[k * job_.channels + c] = static_cast<float>(total[kTally + c] * share);
       }
     }
   }
-
-  struct Tally {
-    int64_t members = 0, y = 0, x = 0;
-  };
 
   const Slic& job_;
   const Parallel parallel_;
@@ -351,8 +388,8 @@ class Superpixels {
   std::vector<float> colours_;
   std::vector<int64_t> begins_;
   std::vector<int32_t> met_;
-  std::vector<double> sums_;
-  std::vector<Tally> tallies_;
+  std::vector<Window> windows_;
+  std::vector<double> sums_, totals_;
 };
 
 template <class T>
@@ -362,10 +399,11 @@ void run(const Slic& job, const Parallel& parallel) {
     sound[image] = Superpixels<T>(job, image, threads).run(job.counts + image);
   };
   // Whole images where there are enough for every thread, else strips of one after the other.
-  if (job.batch >= 4 * parallel.threads) {
+  if (job.batch >= 4 * parallel.threads || (job.batch > 1 && job.height * job.width < kLarge)) {
     parallel.for_each(job.batch, [&](int64_t image) { one(image, parallel.alone()); });
   } else {
-    for (int64_t image = 0; image < job.batch; ++image) one(image, parallel);
+    const bool small = job.height * job.width < kLarge;
+    for (int64_t image = 0; image < job.batch; ++image) one(image, small ? parallel.alone() : parallel);
   }
   for (int64_t image = 0; image < job.batch; ++image) {
     if (!sound[image]) {

@@ -9,6 +9,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from molt.ops._checks import check_labels
+from molt.ops._slic_reference import slic as slic
 
 
 def cluster_mean(values: Tensor, labels: Tensor, num_clusters: int, counts: Tensor | None) -> tuple[Tensor, Tensor]:
