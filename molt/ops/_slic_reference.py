@@ -12,6 +12,8 @@ from torch import Tensor
 
 REACH = 2  # steps of the grid from a centre to the ends of its window
 FARTHEST = 1e15  # between colours, in units of compactness
+NOBODY = 2**63 - 1
+ENTRIES = 2**20  # pixels of windows looked at together, for the memory they take
 TO_XYZ = (
     (0.4124564, 0.3575761, 0.1804375),
     (0.2126729, 0.7151522, 0.0721750),
@@ -88,7 +90,7 @@ def _values(images: Tensor, compactness: float, lab: bool) -> tuple[Tensor, Tens
 
 
 def _rounds(values: Tensor, place: Tensor, grid: tuple[range, range], iterations: int) -> Tensor:
-    """The centre that each pixel joins, (B, H * W) int64: a window's row at a time, for all centres at once."""
+    """The centre that each pixel joins, (B, H * W) int64: lines of the windows of all centres at once."""
     batch, pixels, channels = values.shape
     rows, columns = grid
     height, width = rows.stop, columns.stop
@@ -96,32 +98,32 @@ def _rounds(values: Tensor, place: Tensor, grid: tuple[range, range], iterations
     number = seeds.shape[1]
     centres = torch.cat([seeds, seeds.new_zeros(batch, number, channels)], 2)
     reach = torch.tensor([REACH * rows.step, REACH * columns.step])
+    wide = min(2 * REACH * columns.step + 2, width)
+    lines = max(1, ENTRIES // (batch * number * wide))
     index = torch.arange(pixels)
     points = torch.cat([torch.stack([index // width, index % width], 1).expand(batch, -1, -1).double(), values], 2)
     labels = torch.full((batch, pixels), -1)
-    name = torch.arange(number)[:, None].expand(number, int(2 * reach[1] + 2))
+    name = torch.arange(number)[:, None, None]
     for turn in range(iterations):
-        first = (centres[..., :2] - reach).clamp_min(0).long()
-        last = torch.minimum((centres[..., :2] + reach + 1).long(), torch.tensor([height, width]))
+        first = (centres[..., :2] - reach).clamp_min(0).long()[..., None, None]
+        last = torch.minimum((centres[..., :2] + reach + 1).long(), torch.tensor([height, width]))[..., None, None]
         weight = (place**2 if turn else torch.ones(batch)) / max(rows.step, columns.step) ** 2
-        best = torch.full((batch, pixels), torch.inf)
-        owner = torch.full((batch, pixels), number)
-        for line in range(int(2 * reach[0] + 2)):
-            y = first[..., :1] + line
-            x = first[..., 1:] + torch.arange(name.shape[1])
-            inside = ((y < last[..., :1]) & (x < last[..., 1:])).flatten(1)
-            at = (y * width + x).flatten(1).clamp_max(pixels - 1)
-            apart = (y - centres[..., :1]) ** 2 + (x - centres[..., 1:2]) ** 2
-            distance = (apart * weight[:, None, None]).flatten(1).float()
+        # The distance above the centre's number: the nearest, of equals the first, is then the lowest.
+        best = torch.full((batch, pixels), NOBODY)
+        for line in range(0, min(2 * REACH * rows.step + 2, height), lines):
+            y = first[:, :, 0] + torch.arange(line, line + lines)[:, None]
+            x = first[:, :, 1] + torch.arange(wide)
+            inside = (y < last[:, :, 0]) & (x < last[:, :, 1])
+            at = (y * width + x).clamp_max(pixels - 1).flatten(1)
+            apart = (y - centres[..., :1, None]) ** 2 + (x - centres[..., 1:2, None]) ** 2
+            distance = (apart * weight[:, None, None, None]).float()
             if turn:
-                colours = values.gather(1, at[..., None].expand(-1, -1, channels)).unflatten(1, name.shape)
-                distance += (colours - centres[:, :, None, 2:].float()).square().sum(-1).flatten(1)
-            distance = torch.where(inside, distance, torch.inf)
-            nearest = best.scatter_reduce(1, at, distance, "amin")
-            takes = torch.where(inside & (distance == nearest.gather(1, at)), name.reshape(-1), number)
-            owner = torch.where(nearest < best, number, owner).scatter_reduce(1, at, takes, "amin")
-            best = nearest
-        reached = owner < number
+                colours = values.gather(1, at[..., None].expand(-1, -1, channels)).unflatten(1, inside.shape[1:])
+                distance += (colours - centres[:, :, None, None, 2:].float()).square().sum(-1)
+            key = torch.where(inside, (distance.view(torch.int32).long() << 32) + name, NOBODY)
+            best.scatter_reduce_(1, at, key.flatten(1), "amin")
+        reached = best < NOBODY
+        owner = torch.where(reached, best & (2**32 - 1), number)
         moved = (reached & (owner != labels)).any(1)
         labels = torch.where(reached, owner, labels)
         if not moved.any():

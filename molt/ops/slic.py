@@ -74,13 +74,14 @@ def slic(
     sizes = (check_number("min_size_factor", min_size_factor), check_number("max_size_factor", max_size_factor))
     num_segments = min(num_segments, 2**62)
     values = images.detach().cpu()
-    run = reference.slic
     if use_native("slic", values.device, backend):
         labels, counts = call(
             "slic", values, num_segments, compactness, iterations, bool(lab), bool(enforce_connectivity), *sizes
         )
     else:
-        labels, counts = run(values, num_segments, compactness, iterations, lab, enforce_connectivity, *sizes)
+        labels, counts = reference.slic(
+            values, num_segments, compactness, iterations, lab, enforce_connectivity, *sizes
+        )
     return Superpixels(labels.to(images.device), counts.to(images.device))
 
 
