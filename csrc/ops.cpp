@@ -272,9 +272,10 @@ std::tuple<Tensor, Tensor> slic_cpu(const Tensor& images, int64_t num_segments, 
   require(num_segments > 0 && iterations > 0, "num_segments, iterations: expected numbers above 0");
   require(compactness > 0 && min_size >= 0 && max_size >= 0,
           "compactness, min_size, max_size: expected a number above 0 and two of at least 0");
+  const int64_t pixels = images.size(2) * images.size(3);
+  if (pixels > kMaxPixels) throw std::runtime_error(too_many_pixels("images", pixels));
   const Tensor values = contiguous(images);
-  const Tensor labels =
-      empty_like(values, {values.size(0), values.size(2), values.size(3)}, ScalarType::Int);
+  const Tensor labels = empty_like(values, {values.size(0), values.size(2), values.size(3)}, ScalarType::Int);
   const Tensor counts = empty_like(values, {values.size(0)}, ScalarType::Long);
   const Slic job{values.const_data_ptr(),
                  map_type(values, "images"),

@@ -438,7 +438,6 @@ void slic_grid(int64_t height, int64_t width, int64_t wanted, SlicGrid* rows, Sl
 void slic(const Slic& job, const Parallel& given) {
   if (job.batch == 0) return;
   const int64_t pixels = job.height * job.width;
-  if (pixels > kMaxPixels) throw std::invalid_argument(too_many_pixels("images", pixels));
   const Parallel parallel = job.batch * pixels * job.channels < kSmall ? given.alone() : given;
   switch (job.type) {
     case MapType::float16:

@@ -7,8 +7,8 @@
 
 namespace molt {
 
-// Contiguous images (batch, channels, height, width), at least a pixel and a channel each; labels (batch, height,
-// width), counts (batch).
+// Contiguous images (batch, channels, height, width), at least a pixel and a channel each, at most kMaxPixels; labels
+// (batch, height, width), counts (batch).
 struct Slic {
   const void* images;
   MapType type;
