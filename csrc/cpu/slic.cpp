@@ -204,9 +204,9 @@ class Superpixels {
       if (!step(i == 0)) break;
     }
     const int64_t clusters = static_cast<int64_t>(centres_.size());
-    *count = job_.connected
-                 ? slic_connect(labels_, job_.height, job_.width, clusters, job_.min_size, job_.max_size)
-                 : slic_renumber(labels_, pixels_, clusters);
+    *count = job_.connected ? slic_connect(labels_, job_.height, job_.width, clusters, job_.min_size, job_.max_size,
+                                           planes_.data(), job_.channels, stride_)
+                            : slic_renumber(labels_, pixels_, clusters);
     return true;
   }
 

@@ -45,10 +45,11 @@ void slic_grid(int64_t height, int64_t width, int64_t wanted, SlicGrid* rows, Sl
 
 // Makes each segment one 4-connected piece of about the mean size `pixels / clusters`, in place; returns their number.
 // Pieces are flooded from their first pixels in reading order and cut at `max_size` times the mean. One smaller than
-// `min_size` times the mean joins the segment left of its first pixel, or above it in the first column; where that is
-// the image's first pixel, the first other segment in reading order that touches it.
+// `min_size` times the mean joins, of the segments before it that it touches, the one whose own piece has the nearest
+// mean colour, of equals the first. The first piece, which has none before it, is asked last and may join any.
+// `planes` are the colours (channels, height, stride); stride is above width.
 int64_t slic_connect(int32_t* labels, int64_t height, int64_t width, int64_t clusters, double min_size,
-                     double max_size);
+                     double max_size, const float* planes, int64_t channels, int64_t stride);
 
 // Numbers labels in [0, clusters) anew in reading order; returns how many there are.
 int64_t slic_renumber(int32_t* labels, int64_t pixels, int64_t clusters);

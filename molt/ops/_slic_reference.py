@@ -44,10 +44,10 @@ def slic(
     values, place = _values(images, compactness, lab)
     labels = _rounds(values, place, (rows, columns), iterations).view(batch, height, width)
     found = [
-        _connect(one, *(int(min(f * (height * width / seeds), height * width)) for f in (min_size, max_size)))
+        _connect(one, own, *(int(min(f * (height * width / seeds), height * width)) for f in (min_size, max_size)))
         if connected
         else _renumber(one)
-        for one in labels.numpy()
+        for one, own in zip(labels.numpy(), values.numpy(), strict=True)
     ]
     return (
         torch.from_numpy(np.stack(found).astype(np.int32)),
@@ -143,27 +143,43 @@ def _renumber(labels: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.argsort(np.argsort(first))[inverse].reshape(labels.shape)
 
 
-def _connect(labels: NDArray[np.int64], least: int, most: int) -> NDArray[np.int64]:
-    """One 4-connected piece a label. See `slic_connect` in csrc/cpu/slic.h."""
-    width = labels.shape[1]
-    pieces = _cut(_pieces(labels), max(most, 1)).ravel()
-    sizes, starts = np.bincount(pieces), np.unique(pieces, return_index=True)[1]
+def _connect(labels: NDArray[np.int64], values: NDArray[np.float32], least: int, most: int) -> NDArray[np.int64]:
+    """One 4-connected piece a label, of pixels (H * W, D). See `slic_connect` in csrc/cpu/slic.h."""
+    pieces = _cut(_pieces(labels), max(most, 1))
+    sizes = np.bincount(pieces.ravel())
+    means = np.stack([np.bincount(pieces.ravel(), channel) for channel in values.T], 1) / sizes[:, None]
+    touching = _touching(pieces)
     names = np.zeros(len(sizes), np.int64)
-    number = 1
+    colours = [means[0]]
     for piece in range(1, len(sizes)):
-        start = starts[piece]
         if sizes[piece] >= least:
-            names[piece] = number
-            number += 1
+            names[piece] = len(colours)
+            colours.append(means[piece])
         else:
-            names[piece] = names[pieces[start - 1 if start % width else start - width]]
-    found = names[pieces].reshape(labels.shape)
-    own = found == 0
-    if own.all() or own.sum() >= least:
+            before = touching.indices[touching.indptr[piece] : touching.indptr[piece + 1]]
+            names[piece] = _nearest(names[before[before < piece]], means[piece], colours)
+    found = names[pieces]
+    if not found.any() or (found == 0).sum() >= least:
         return found
-    framed = np.pad(own, 1)
-    beside = framed[:-2, 1:-1] | framed[2:, 1:-1] | framed[1:-1, :-2] | framed[1:-1, 2:]
-    return _renumber(np.where(found == found[beside & ~own][0], 0, found))
+    around = _touching(found)
+    other = _nearest(around.indices[: around.indptr[1]], means[0], colours)
+    return _renumber(np.where(found == other, 0, found))
+
+
+def _nearest(names: NDArray[np.int64], mean: NDArray[np.float64], colours: list[NDArray[np.float64]]) -> int:
+    """The name whose colour is nearest, of equals the lowest."""
+    names = np.unique(names)
+    apart = ((np.stack([colours[name] for name in names]) - mean) ** 2).sum(1)
+    return int(names[apart.argmin()])
+
+
+def _touching(labels: NDArray[np.int64]) -> sparse.csr_matrix:
+    """Which labels touch which, both ways."""
+    pairs = [(labels[:, 1:], labels[:, :-1]), (labels[1:], labels[:-1])]
+    ends = np.concatenate([np.stack([a[a != b], b[a != b]]) for a, b in pairs], 1)
+    ends = np.concatenate([ends, ends[::-1]], 1)
+    number = int(labels.max()) + 1
+    return sparse.coo_matrix((np.ones(ends.shape[1]), tuple(ends)), (number, number)).tocsr()
 
 
 def _pieces(labels: NDArray[np.int64]) -> NDArray[np.int64]:

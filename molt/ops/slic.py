@@ -50,7 +50,8 @@ def slic(
         lab: True takes images (B, 3, H, W) for RGB, stretches each to [0, 1], so that its contrast does not matter,
             and compares colours in CIELAB. False compares channels as they are.
         enforce_connectivity: True makes every superpixel one 4-connected piece.
-        min_size_factor: pieces below this share of the mean size H * W / seeds join a neighbour; at least 0.
+        min_size_factor: pieces below this share of the mean size H * W / seeds join the neighbour of nearest colour
+            (our choice); at least 0.
         max_size_factor: pieces above this share are cut; at least 0. Both are for connected superpixels only.
         backend: ``"auto"``, ``"reference"`` or ``"native"``; None for the one in force (`molt.backend`).
 
