@@ -10,6 +10,7 @@
 #include "cpu/fuse_maps.h"
 #include "cpu/index_loops.h"
 #include "cpu/kmeans.h"
+#include "cpu/slic.h"
 #include "tensors.h"
 #include "torch_parallel.h"
 
@@ -263,6 +264,38 @@ std::tuple<Tensor, Tensor, Tensor> kmeans_cpu(const Tensor& features, const Tens
   return {labels, centres, score};
 }
 
+std::tuple<Tensor, Tensor> slic_cpu(const Tensor& images, int64_t num_segments, double compactness, int64_t iterations,
+                                    bool lab, bool connected, double min_size, double max_size) {
+  require(images.dim() == 4 && images.size(1) > 0 && images.size(2) > 0 && images.size(3) > 0,
+          "images: expected (B, D, H, W) with a channel and a pixel");
+  require(!lab || images.size(1) == 3, "images: expected 3 channels for lab");
+  require(num_segments > 0 && iterations > 0, "num_segments, iterations: expected numbers above 0");
+  require(compactness > 0 && min_size >= 0 && max_size >= 0,
+          "compactness, min_size, max_size: expected a number above 0 and two of at least 0");
+  const int64_t pixels = images.size(2) * images.size(3);
+  if (pixels > kMaxPixels) throw std::runtime_error(too_many_pixels("images", pixels));
+  const Tensor values = contiguous(images);
+  const Tensor labels = empty_like(values, {values.size(0), values.size(2), values.size(3)}, ScalarType::Int);
+  const Tensor counts = empty_like(values, {values.size(0)}, ScalarType::Long);
+  const Slic job{values.const_data_ptr(),
+                 map_type(values, "images"),
+                 values.size(0),
+                 values.size(1),
+                 values.size(2),
+                 values.size(3),
+                 num_segments,
+                 compactness,
+                 iterations,
+                 lab,
+                 connected,
+                 min_size,
+                 max_size,
+                 labels.mutable_data_ptr<int32_t>(),
+                 counts.mutable_data_ptr<int64_t>()};
+  run_core([&] { slic(job, torch_parallel()); });
+  return {labels, counts};
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(molt, m) {
@@ -279,6 +312,9 @@ STABLE_TORCH_LIBRARY(molt, m) {
       "(Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("largest_box(Tensor maps, float threshold, int connectivity) -> (Tensor, Tensor, Tensor)");
   m.def("kmeans(Tensor features, Tensor centres, int iterations, bool cosine) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "slic(Tensor images, SymInt num_segments, float compactness, int iterations, bool lab, bool connected, "
+      "float min_size, float max_size) -> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(molt, CPU, m) {
@@ -291,4 +327,5 @@ STABLE_TORCH_LIBRARY_IMPL(molt, CPU, m) {
   m.impl("component_boxes", TORCH_BOX(&component_boxes_cpu));
   m.impl("largest_box", TORCH_BOX(&largest_box_cpu));
   m.impl("kmeans", TORCH_BOX(&kmeans_cpu));
+  m.impl("slic", TORCH_BOX(&slic_cpu));
 }

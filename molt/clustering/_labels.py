@@ -46,12 +46,12 @@ def shrink(images: Tensor, working_size: int | None) -> Tensor:
 
 
 def in_chunks(
-    run: Callable[[Tensor], tuple[Tensor, Tensor]], values: Tensor, size: tuple[int, int], *, one_by_one: bool = False
+    run: Callable[[Tensor], tuple[Tensor, Tensor]], values: Tensor, size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
     """Return labels (B, *size) and counts of a batch in units of fixed size, so that they do not depend on the batch.
 
-    One photo at a time on the CPU, or where ``one_by_one`` is True; on other devices 8 at a time, and the rest as 2 or
-    8, filled up with copies of the last photo.
+    One photo at a time on the CPU; on other devices 8 at a time, and the rest as 2 or 8, filled up with copies of the
+    last photo.
     """
     results = [
         (
@@ -59,7 +59,7 @@ def in_chunks(
             torch.zeros(0, dtype=torch.int64, device=values.device),
         )
     ]
-    for start, stop, padded in chunks(len(values), "cpu" if one_by_one else values.device.type):
+    for start, stop, padded in chunks(len(values), values.device.type):
         chunk = values[start:stop]
         if padded > len(chunk):
             chunk = torch.cat([chunk, chunk[-1:].expand(padded - len(chunk), -1, -1, -1)])

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
+from molt import ops
 from molt._arguments import check_int, check_number
-from molt.clustering._labels import compact, in_chunks, prepare, repeat, shrink
+from molt.clustering._labels import compact, prepare, repeat, shrink
 from molt.structures import Features
 
 CIELAB_UNITS = 2 / 100  # a unit of CIELAB, in distances between unit vectors
 
 
 class Slic:
-    """Superpixels: k-means in colour and position, with connected clusters (Achanta et al., PAMI 2012; scikit-image).
+    """Superpixels: k-means in colour and position, with connected clusters (Achanta et al., PAMI 2012).
 
-    Runs on the CPU, one photo at a time, whatever the device of the images. There is nothing random in it. A photo's
-    contrast does not matter: scikit-image stretches its values to [0, 1] first.
+    Runs on the CPU, whatever the device of the images (`molt.ops.slic`). There is nothing random in it. A photo's
+    contrast does not matter: its values are stretched to [0, 1] first.
 
     Args:
         num_segments: superpixels wanted, at least 1; SLIC comes near, with fewer where they do not fit.
@@ -49,13 +49,11 @@ class Slic:
             TypeError, ValueError: images of another type or shape, or on the CPU with NaN or infinite values.
         """
         values, target = prepare(x, size)
-
-        def run(chunk: Tensor) -> tuple[Tensor, Tensor]:
-            small = chunk if isinstance(x, Features) else shrink(chunk, self.working_size)
-            labels = segment(small, self.num_segments, self.compactness, lab=not isinstance(x, Features))
-            return compact(repeat(labels, target), int(labels.max()) + 1)
-
-        return in_chunks(run, values, target, one_by_one=True)
+        lab = not isinstance(x, Features)
+        labels = segment(
+            shrink(values, self.working_size) if lab else values, self.num_segments, self.compactness, lab=lab
+        )
+        return compact(repeat(labels, target), int(labels.max()) + 1 if labels.numel() else 0)
 
 
 def segment(images: Tensor, num_segments: int, compactness: float, *, lab: bool = True) -> Tensor:
@@ -67,16 +65,5 @@ def segment(images: Tensor, num_segments: int, compactness: float, *, lab: bool 
         compactness: weight of position against the channels' distance.
         lab: True takes them for RGB in [0, 1] and compares them in CIELAB.
     """
-    from skimage.segmentation import slic
-
-    found = []
-    for image in images.permute(0, 2, 3, 1).cpu().numpy():
-        # scikit-image cannot place more centres than pixels.
-        wanted = min(num_segments, image.shape[0] * image.shape[1])
-        weight = compactness
-        if not lab:
-            # It stretches values to [0, 1], which is undone here.
-            weight *= CIELAB_UNITS / max(float(image.max() - image.min()), 1e-12)
-        labels = slic(image, wanted, weight, convert2lab=lab, start_label=0, channel_axis=-1)
-        found.append(torch.from_numpy(labels))
-    return torch.stack(found).long().to(images.device)
+    weight = compactness if lab else compactness * CIELAB_UNITS
+    return ops.slic(images, num_segments, weight, lab=lab).labels.long()

@@ -9,11 +9,13 @@ from molt.ops.component_boxes import Components, component_boxes, largest_box
 from molt.ops.fuse_and_refine import fuse_and_refine
 from molt.ops.fuse_maps import fuse_maps
 from molt.ops.kmeans import KMeans, kmeans
+from molt.ops.slic import Superpixels, slic
 from molt.ops.upsample_normalize import upsample_normalize
 
 __all__ = [
     "Components",
     "KMeans",
+    "Superpixels",
     "cluster_mean",
     "cluster_refine",
     "cluster_vote",
@@ -22,5 +24,6 @@ __all__ = [
     "fuse_maps",
     "kmeans",
     "largest_box",
+    "slic",
     "upsample_normalize",
 ]

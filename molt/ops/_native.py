@@ -26,7 +26,7 @@ def call(name: str, *arguments: Any) -> Any:
     try:
         return op(*arguments)
     except RuntimeError as error:
-        if str(error).startswith(("labels: ", "segments: ", "num_clusters: ")):
+        if str(error).startswith(("labels: ", "segments: ", "num_clusters: ", "images: ")):
             raise ValueError(str(error)) from None
         raise
 

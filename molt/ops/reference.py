@@ -9,6 +9,20 @@ from scipy import ndimage
 from torch import Tensor
 
 from molt.ops._checks import check_labels
+from molt.ops._slic_reference import slic
+
+__all__ = [
+    "cluster_mean",
+    "cluster_refine",
+    "cluster_vote",
+    "component_boxes",
+    "fuse_and_refine",
+    "fuse_maps",
+    "kmeans",
+    "largest_box",
+    "slic",
+    "upsample_normalize",
+]
 
 
 def cluster_mean(values: Tensor, labels: Tensor, num_clusters: int, counts: Tensor | None) -> tuple[Tensor, Tensor]:
