@@ -2,9 +2,9 @@
 
     python benchmarks/photos/clusterers.py [FOLDER] [--json FILE]
 
-FOLDER is what fetch.py wrote. The maps are the plain CAM and the seed maps of `weak` and of the default. They are refined
-at 448 px, normalised again and boxed at the threshold of a grid that suits each best on these same photos, the map without
-refinement likewise. A clusterer with a random start counts as the mean over its seeds, photo by photo.
+FOLDER is what fetch.py wrote. The maps are the plain CAM and the seed maps of `weak` and of the default. They are
+refined at 448 px, normalised again and boxed at the threshold of a grid that suits each best on these same photos, the
+map without refinement likewise. A clusterer with a random start counts as the mean over its seeds, photo by photo.
 """
 
 from __future__ import annotations

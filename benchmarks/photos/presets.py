@@ -3,8 +3,8 @@
     python benchmarks/photos/presets.py [FOLDER] [--labels DIR] [--json FILE] [--plot FILE]
 
 FOLDER is what fetch.py wrote. The plain CAM at 448 px is refined with alpha 0.5, normalised again and boxed at the
-threshold of a grid that suits each row best on these same photos. `published` takes at most 200 steps at 224 px, with two
-seeds: most of an hour on 2 CPU cores. Label maps are kept in DIR (default: FOLDER/labels), so that a run that was
+threshold of a grid that suits each row best on these same photos. `published` takes at most 200 steps at 224 px, with
+two seeds: half an hour on 2 CPU cores. Label maps are kept in DIR (default: FOLDER/labels), so that a run that was
 interrupted goes on where it was. Times are of clustering one photo after the other, measured apart, on the first
 photos; that of `published` over 20 steps and extrapolated.
 """
