@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 import typer
 
 if TYPE_CHECKING:
+    from molt._auto_alpha import Alpha
     from molt._backend import Backend
     from molt.data.samples import SamplePhoto
     from molt.localizer import Explanation, Localizer
@@ -47,6 +48,10 @@ def localize(
     wanted: Annotated[
         list[str] | None,
         typer.Option("--class", metavar="NAME", help="Class name or index, or 'object' for any; repeatable."),
+    ] = None,
+    alpha: Annotated[
+        str | None,
+        typer.Option(metavar="A", help="Weight of the clusters, 0 to 1 or auto; the method's own if not given."),
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1...")] = None,
     backend: Annotated[str | None, typer.Option(help="auto, reference or native.")] = None,
@@ -111,6 +116,7 @@ def localize(
             checkpoint=checkpoint,
             source=source,
             cache=cache,
+            alpha=_alpha(alpha),
             profile=profile,
         )
         photos = [item.path for item in items if item.error is None]
@@ -190,6 +196,16 @@ def expand(paths: list[Path], out: Path | None, cache: Path | None = None) -> li
         for photo in found:
             add(photo, photo.relative_to(path))
     return items
+
+
+def _alpha(text: str | None) -> Alpha | None:
+    """Return the number, or "auto", that an option says."""
+    if text is None or text == "auto":
+        return cast("Alpha | None", text)
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"--alpha {text}: expected a number in [0, 1] or auto") from None
 
 
 def _clear(cache: Path) -> None:
