@@ -290,7 +290,7 @@ class Localizer:
                 fused = ops.fuse_maps(evidence.maps, size, self.method.scale_weights, order=self.method.order)
             with self._stage("cluster"):
                 shown = evidence.features if wants_features(self.clusterer) else images
-                with _full_precision(self.device):
+                with full_precision(self.device):
                     clusters, counts = self.clusterer(shown, size)
             with self._stage("refine"):
                 # A known limit spares the GPU from reading the counts back.
@@ -342,7 +342,7 @@ class Localizer:
         return nullcontext() if self.backend is None else use_backend(self.backend)
 
 
-def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     """Leave autocast: it keeps the copies it made of weights, and a clusterer that trains would not see its steps."""
     if not torch.is_autocast_enabled(device.type):
         return nullcontext()
