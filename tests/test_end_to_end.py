@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import importlib.util
 import json
 import time
 from collections.abc import Callable
@@ -27,15 +30,20 @@ COLUMNS |= {"peak_mib", "extrapolated", "photos_timed", "steps_timed", "steps_fu
 COLUMNS |= {"iou_reference", "ari_reference", "photos_compared", "hits", "photos_hit"}
 
 
-def tiny(device: str = "cpu", size: int = 48) -> package.Localizer:
+@functools.cache
+def model(size: int) -> package.MOLT:
     torch.manual_seed(0)
-    model = package.create_model("molt_deit_tiny", 5, (32, size), pretrained=False)
-    for transformer in model.transformers:
+    made = package.create_model("molt_deit_tiny", 5, (32, size), pretrained=False)
+    for transformer in made.transformers:
         transformer.backbone.model.blocks = transformer.backbone.model.blocks[:2]
         for block in transformer.backbone.model.blocks:
             block.attn.qkv.weight.data *= 8
-    model.mark_trained(True)
-    return package.Localizer(model, device=device, alpha=0.5)
+    made.mark_trained(True)
+    return made
+
+
+def tiny(device: str = "cpu", size: int = 48) -> package.Localizer:
+    return package.Localizer(copy.deepcopy(model(size)), device=device, alpha=0.5)
 
 
 real_clusterer = pipelines.make_clusterer
@@ -53,7 +61,7 @@ def small_clusterer(name: str, steps: int | None = None) -> Any:
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipelines, "METHODS", {"molt_tiny": pipelines.Method(tiny)})
     monkeypatch.setattr(pipelines, "make_clusterer", small_clusterer)
-    monkeypatch.setattr(end_to_end, "SECONDS", 0.01)
+    monkeypatch.setattr(end_to_end, "SECONDS", {"cpu": 0.01})
 
 
 @pytest.fixture
@@ -206,10 +214,10 @@ def test_papers_loops_are_those_of_the_paper() -> None:
 
 def test_bare_forward_passes_have_the_weights_and_no_hooks() -> None:
     loc = tiny()
-    model = loc.method.model
+    network = loc.method.model
     seen: list[torch.Tensor] = []
-    transformer = model.transformer(1)
-    x = model.pyramid(model.normalize(images()))[1]
+    transformer = network.transformer(1)
+    x = network.pyramid(network.normalize(images()))[1]
     with torch.inference_mode():
         logits = pipelines._transformer(transformer)(x)
         assert torch.allclose(logits, transformer(x), atol=1e-5)
@@ -327,7 +335,9 @@ def test_half_precision_is_for_both(registered: None) -> None:
     def hooked(module: torch.nn.Module, args: Any, output: torch.Tensor) -> None:
         seen.append(output.dtype)
 
-    bench._loc.method.model.transformer(0).backbone.model.blocks[0].mlp.register_forward_hook(hooked)
+    bench._built["molt_tiny", 48][0].method.model.transformer(0).backbone.model.blocks[0].mlp.register_forward_hook(
+        hooked
+    )
     row = bench.row(one())
     assert row["dtype"] == "bfloat16" and row["note"] is None and set(seen) == {torch.bfloat16}
 
@@ -474,3 +484,42 @@ def test_wrong_usage_is_one_line(
 def test_list_names_the_configurations(capsys: pytest.CaptureFixture) -> None:
     assert molt("benchmark", "--end-to-end", "--list", "--device", "cuda") == 0
     assert capsys.readouterr().out.splitlines()[0] == "* seeded, none, native, 64 x 448 px"
+
+
+def plots() -> Any:
+    spec = importlib.util.spec_from_file_location("plots", Path(__file__).parents[1] / "benchmarks" / "plots.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_table_and_plot_come_from_the_report(bench: end_to_end.Bench, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    rows = []
+    for provider, whole in (("native", 11.0), ("reference", 15.0), ("published", 400.0)):
+        row = end_to_end.empty_row(one("deep_fast", provider), torch.float32)
+        end_to_end.add_times(row, {"whole": [whole], "bare": [10.0]}, 2, 1 if provider == "published" else 2)
+        rows.append(row | {"iou_reference": 0.98765, "ari_reference": 1.0})
+    rows.append(end_to_end.empty_row(one("deep_amortised"), torch.float32) | {"note": "not run: no preset"})
+    report = end_to_end.report(rows, bench, quick=True, seconds_total=1) | {"device": "toaster"}
+    path = tmp_path / "end_to_end.json"
+    path.write_text(json.dumps(report))
+    draw = plots()
+    page = tmp_path / "README.md"
+    page.write_text(f"before\n\n{draw.WHOLE_BEGIN}\nold\n{draw.WHOLE_END}\n\nafter\n")
+    assert draw.main([str(path)], tmp_path) == 0
+    text = page.read_text()
+    line = "| `molt_tiny` | deep_fast | 182 | 1.10 x | 1.50 x |  | ~80 x | 0.988, 1.000 |"
+    assert line in text and "| `molt_tiny` | deep_amortised | not run: no preset | | | | | |" in text
+    assert "`toaster`" in text and "2 x 48 px, float32" in text and text.endswith("\nafter\n") and "old" not in text
+    folder = tmp_path / "benchmarks" / "results" / "toaster"
+    assert {file.name for file in folder.iterdir()} == {"end_to_end.json", "end_to_end.svg"}
+    svg = (folder / "end_to_end.svg").read_text()
+    assert "deep_fast, published" in svg and "~80 x" in svg and "1.10 x" in svg
+    assert draw.main(["--check"], tmp_path) == 0
+    page.write_text(text.replace("1.50 x", "1.60 x"))
+    assert draw.main(["--check"], tmp_path) == 1
+    partial = tmp_path / "partial.json"
+    partial.write_text(json.dumps(report | {"rows": rows[1:]}))
+    with pytest.raises(ValueError, match="lacks cases that .* has .of deep_fast."):
+        draw.main([str(partial)], tmp_path)

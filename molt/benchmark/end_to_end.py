@@ -23,9 +23,10 @@ from molt.profiling import Profile
 
 SCHEMA = 1
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-SECONDS = 4.0  # of timing a row, where a round is that quick
+SECONDS = {"cpu": 4.0, "cuda": 1.0}  # of timing a row, where a round is that quick
 LEAST_ROUNDS, MOST_ROUNDS = 3, 30
-PATIENCE_S = 20.0  # a round slower than this is timed once
+PATIENCE_S = 6.0  # a round slower than this is timed once
+KEPT = 2  # networks
 LOOP_PHOTOS = 2  # that the papers' loops are timed on; they take one after the other
 FIRST_STEPS, STEPS = 1, 20  # of deep_published: timed after the first, and between those two
 QUALITY_S, QUALITY_BATCH = 10.0, 8
@@ -59,13 +60,11 @@ class Bench:
         self.device = torch.device(device)
         self.dtype = dtype
         self.folder = folder
-        self.seconds = SECONDS if seconds is None else seconds
+        self.seconds = SECONDS[device] if seconds is None else seconds
         self.clock = timing.make_clock(self.device)
         self.source = photos.load(folder, (32, 32)).source
-        self._at: tuple[str, int] | None = None
-        self._loc: Localizer | None = None
-        self._photos: photos.Photos | None = None
-        self._references: dict[str, list[Found]] = {}
+        self._built: dict[tuple[str, int], tuple[Localizer, photos.Photos]] = {}
+        self._references: dict[tuple[str, int, str], list[Found]] = {}
         self._compared: dict[tuple[Any, ...], dict[str, Any]] = {}
 
     def row(self, one: Configuration) -> dict[str, Any]:
@@ -81,8 +80,6 @@ class Bench:
             text = first_line(error)
             missing = CANNOT in text
             row["note"] = f"not run: {text}" if missing else f"raises {type(error).__name__}: {text}"
-        if self._loc is not None:
-            self._loc.profile, self._loc.clusterer = None, None
         timing.release(self.device)
         return row
 
@@ -112,10 +109,12 @@ class Bench:
                 runs["results"] = results
             taken = take_turns(runs, self.clock, self.seconds)
         add_times(row, taken, one.batch, timed, steps)
-        row["peak_mib"] = None if slow else self._peak(whole)
+        # Where a run takes long, the peaks of its stages tell the whole's.
+        long = row["ms"] > 1000 * PATIENCE_S * one.batch / timed
+        row["peak_mib"] = None if long or slow else self._peak(whole)
         timing.release(self.device)
         profile = self._profile(one, loc, fewer, steps, 1 if row["ms"] > 1000 * one.batch / timed else 3)
-        if slow:
+        if long or slow:
             row["peak_mib"] = max((s["peak_mib"] for s in profile if s["peak_mib"] is not None), default=None)
         step = row["step_ms"] or 0.0
         row["stages"] = stages(profile, one.batch, timed, 0.0 if steps is None else (FULL_STEPS - steps) * step * timed)
@@ -123,19 +122,18 @@ class Bench:
             self._quality(one, loc, given, row)
 
     def _prepare(self, one: Configuration) -> tuple[Localizer, photos.Photos]:
-        """Return the network and the photos at its size; the last ones are kept."""
+        """Return the network and the photos at its size; the last two of them are kept."""
         at = (one.method, one.size)
-        if self._at != at or self._loc is None or self._photos is None:
-            self._at = self._loc = self._photos = None
-            self._references.clear()
-            timing.release(self.device)
-            self._loc = pipelines.METHODS[one.method].build(str(self.device), one.size)
-            self._photos = photos.load(self.folder, self._loc.method.size)
-            self._at = at
-        loop = one.provider.startswith("published")
-        self._loc.backend = None if loop else one.provider  # type: ignore[assignment]
-        self._loc.profile = None
-        return self._loc, self._photos
+        if at not in self._built:
+            if len(self._built) == KEPT:
+                del self._built[next(iter(self._built))]
+                timing.release(self.device)
+            loc = pipelines.METHODS[one.method].build(str(self.device), one.size)
+            self._built[at] = loc, photos.load(self.folder, loc.method.size)
+        loc, given = self._built[at]
+        loc.backend = None if one.provider.startswith("published") else one.provider  # type: ignore[assignment]
+        loc.profile = None
+        return loc, given
 
     def _autocast(self, run: Callable[[], Any]) -> Callable[[], Any]:
         """Return a run under autocast, entered anew each time, so that each pays for its casts."""
@@ -187,17 +185,18 @@ class Bench:
     def _quality(self, one: Configuration, loc: Localizer, given: photos.Photos, row: dict[str, Any]) -> None:
         """Fill in the agreement with the reference and the share of right boxes."""
         # Whatever the batch of the row.
-        key = (one.method, one.size, one.clusterer, one.provider)
+        at = (one.method, one.size, one.clusterer)
+        key = (*at, one.provider)
         if key not in self._compared:
             found = self._see(one, loc, given, len(given.images))
             if one.provider == "reference":
-                self._references[one.clusterer] = found
-            elif one.clusterer not in self._references:
+                self._references[at] = found
+            elif at not in self._references:
                 backend, loc.backend = loc.backend, "reference"
-                self._references[one.clusterer] = self._see(replace(one, provider="reference"), loc, given, len(found))
+                self._references[at] = self._see(replace(one, provider="reference"), loc, given, len(found))
                 loc.backend = backend
             truth = given.boxes if pipelines.METHODS[one.method].trained else None
-            self._compared[key] = compare(found, self._references[one.clusterer], loc.threshold, truth)
+            self._compared[key] = compare(found, self._references[at], loc.threshold, truth)
         row |= self._compared[key]
 
     def _see(self, one: Configuration, loc: Localizer, given: photos.Photos, number: int) -> list[Found]:
