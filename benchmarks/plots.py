@@ -136,11 +136,11 @@ def whole_table(report: Report) -> str:
             lines.append(f"| `{method}` | {clusterer} | {why} | | | | | |")
             continue
         ratios = [whole_ratio(by_name.get(name)) for name in ("native", "reference", "published_bincount", "published")]
+        name = f"`{method}`{', random head' if native['trained'] is False else ''}"
         alike = [f"{native[key]:.3f}" for key in ("iou_reference", "ari_reference") if native[key] is not None]
         mark = "~" if native["extrapolated"] else ""
         lines.append(
-            f"| `{method}` | {clusterer} | {mark}{native['photos_per_s']:.3g} | {' | '.join(ratios)} "
-            f"| {', '.join(alike)} |"
+            f"| {name} | {clusterer} | {mark}{native['photos_per_s']:.3g} | {' | '.join(ratios)} | {', '.join(alike)} |"
         )
     if any(row["extrapolated"] for rows in groups.values() for row in rows):
         lines += ["", "~ extrapolated from fewer photos or clustering steps."]

@@ -499,7 +499,7 @@ def test_table_and_plot_come_from_the_report(bench: end_to_end.Bench, tmp_path: 
     for provider, whole in (("native", 11.0), ("reference", 15.0), ("published", 400.0)):
         row = end_to_end.empty_row(one("deep_fast", provider), torch.float32)
         end_to_end.add_times(row, {"whole": [whole], "bare": [10.0]}, 2, 1 if provider == "published" else 2)
-        rows.append(row | {"iou_reference": 0.98765, "ari_reference": 1.0})
+        rows.append(row | {"trained": False, "iou_reference": 0.98765, "ari_reference": 1.0})
     rows.append(end_to_end.empty_row(one("deep_amortised"), torch.float32) | {"note": "not run: no preset"})
     report = end_to_end.report(rows, bench, quick=True, seconds_total=1) | {"device": "toaster"}
     path = tmp_path / "end_to_end.json"
@@ -509,7 +509,7 @@ def test_table_and_plot_come_from_the_report(bench: end_to_end.Bench, tmp_path: 
     page.write_text(f"before\n\n{draw.WHOLE_BEGIN}\nold\n{draw.WHOLE_END}\n\nafter\n")
     assert draw.main([str(path)], tmp_path) == 0
     text = page.read_text()
-    line = "| `molt_tiny` | deep_fast | 182 | 1.10 x | 1.50 x |  | ~80 x | 0.988, 1.000 |"
+    line = "| `molt_tiny`, random head | deep_fast | 182 | 1.10 x | 1.50 x |  | ~80 x | 0.988, 1.000 |"
     assert line in text and "| `molt_tiny` | deep_amortised | not run: no preset | | | | | |" in text
     assert "`toaster`" in text and "2 x 48 px, float32" in text and text.endswith("\nafter\n") and "old" not in text
     folder = tmp_path / "benchmarks" / "results" / "toaster"

@@ -112,7 +112,6 @@ class Bench:
         # Where a run takes long, the peaks of its stages tell the whole's.
         long = row["ms"] > 1000 * PATIENCE_S * one.batch / timed
         row["peak_mib"] = None if long or slow else self._peak(whole)
-        timing.release(self.device)
         profile = self._profile(one, loc, fewer, steps, 1 if row["ms"] > 1000 * one.batch / timed else 3)
         if long or slow:
             row["peak_mib"] = max((s["peak_mib"] for s in profile if s["peak_mib"] is not None), default=None)
@@ -175,7 +174,6 @@ class Bench:
         return [row | {"seconds": row["seconds"] / runs} for row in rows]
 
     def _peak(self, whole: Callable[[], Found]) -> float | None:
-        timing.release(self.device)
         profile = Profile(self.device)
         with profile.stage("whole"):
             whole()

@@ -153,7 +153,7 @@ def extra_bytes(run: Callable[[], Any], device: torch.device) -> int | None:
         result = run()
         torch.cuda.synchronize(device)
         return max(0, int(torch.cuda.max_memory_allocated(device)) - before - _held(result, device))
-    release(device)
+    _trim()
     before_cpu = _resident("VmRSS")
     try:
         _CLEAR.write_text("5")
@@ -169,6 +169,10 @@ def release(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    _trim()
+
+
+def _trim() -> None:
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
