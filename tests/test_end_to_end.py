@@ -135,6 +135,8 @@ def test_columns_on_quality() -> None:
         "hits": 0.5,
         "photos_hit": 2,
     }
+    row = end_to_end.compare([same], [same, same], 0.5, truth)
+    assert row["hits"] is None and row["photos_compared"] == 1, "a part of the photos would not compare"
     row = end_to_end.compare([found(maps, None, None)], [found(maps, None, None)], 0.5, None)
     assert row["ari_reference"] is None and row["hits"] is None and row["iou_reference"] == 1
 

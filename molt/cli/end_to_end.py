@@ -179,7 +179,7 @@ def show(console: Any, rows: Sequence[Mapping[str, Any]]) -> None:
                 f"{mark}{row['photos_per_s']:.3g}",
                 f"{mark}{row['ms']:.4g}",
                 f"{row['bare_ms']:.4g}",
-                f"{mark}{row['ratio']:.2f}",
+                f"{mark}{row['ratio']:{'.2f' if row['ratio'] < 10 else '.0f'}}",
                 number(row["peak_mib"], "{:.0f}"),
                 number(row["iou_reference"], "{:.3f}"),
                 number(row["ari_reference"], "{:.3f}"),
