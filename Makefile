@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV ?= .venv
 OUT ?= gpu-results
 GPU_MINUTES ?= 4
+GPU_END_TO_END_MINUTES ?= 1
+PHOTOS ?= $(wildcard photos-data)
 BIN = $(VENV)/bin
 BUILD = MOLT_REQUIRE_EXT=1 PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --no-build-isolation
 SOURCES = setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*)
@@ -15,12 +17,12 @@ SOURCES = setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*)
 help:
 	@sed -n 's/^# make/make/p' Makefile
 	@echo "make lint          ruff and mypy"
-	@echo "make bench         operators against their peers on this machine's CPU: molt benchmark, pytest-benchmark"
+	@echo "make bench         on this machine's CPU: operators against their peers, photos to boxes, pytest-benchmark"
 	@echo "make photos        fetch the benchmark photos and print the table of boxes (Debian or Ubuntu)"
 	@echo "make wheel         a wheel for this Python in dist/, repaired by auditwheel (docs/wheels.md)"
 	@echo "make test-install  isolated build, oldest and newest torch: before a release (tens of GB, minutes);"
 	@echo "                   WHEEL=dist/FILE.whl tries that file instead of building one"
-	@echo "make gpu           build in place, GPU tests and benchmarks, 8 minutes; 8 files go to OUT=$(OUT);"
+	@echo "make gpu           build in place, GPU tests and benchmarks, 9 minutes; 8 files go to OUT=$(OUT);"
 	@echo "                   PYTHON=.venv/bin/python names a Python with torch, timm, pytest and pytest-benchmark"
 	@echo "make clean         remove what was built"
 
@@ -58,6 +60,7 @@ $(VENV)/.bench: $(VENV)/.dev
 
 bench: $(VENV)/.bench
 	$(BIN)/molt benchmark --device cpu
+	$(BIN)/molt benchmark --end-to-end --device cpu
 	$(BIN)/python -m pytest benchmarks --benchmark-only
 
 photos: $(VENV)/.bench
@@ -91,14 +94,17 @@ gpu:
 	MOLT_REQUIRE_EXT=1 $(PYTHON) setup.py build_ext --inplace > $(OUT)/build.log 2>&1 || { tail -n 30 $(OUT)/build.log; exit 1; }
 	$(PYTHON) -c 'import json, molt; print(json.dumps(molt.config(), indent=1, default=str))' > $(OUT)/config.json
 	set -o pipefail; failed=; \
-	echo "1 of 3: tests"; \
+	echo "1 of 4: tests"; \
 	$(PYTHON) -m pytest -m gpu tests --junitxml=$(OUT)/tests.xml 2>&1 | tee $(OUT)/tests.log || failed="$$failed tests"; \
-	echo "2 of 3: operators, $(GPU_MINUTES) minutes at most"; \
+	echo "2 of 4: operators, $(GPU_MINUTES) minutes at most"; \
 	$(PYTHON) -m molt.cli benchmark --device cuda --minutes $(GPU_MINUTES) --out $(OUT) 2>&1 \
-		| tee $(OUT)/operators.log || failed="$$failed operators"; \
-	echo "3 of 3: pytest-benchmark"; \
+		| tee $(OUT)/benchmarks.log || failed="$$failed operators"; \
+	echo "3 of 4: photos to boxes, $(GPU_END_TO_END_MINUTES) minute and the row then begun"; \
+	$(PYTHON) -m molt.cli benchmark --end-to-end --device cuda --minutes $(GPU_END_TO_END_MINUTES) --out $(OUT) \
+		$(addprefix --photos ,$(PHOTOS)) 2>&1 | tee -a $(OUT)/benchmarks.log || failed="$$failed end-to-end"; \
+	echo "4 of 4: pytest-benchmark"; \
 	$(PYTHON) -m pytest benchmarks --benchmark-only --benchmark-json=$(OUT)/benchmarks.json 2>&1 \
-		| tee $(OUT)/benchmarks.log || failed="$$failed benchmarks"; \
+		| tee -a $(OUT)/benchmarks.log || failed="$$failed benchmarks"; \
 	if [ -n "$$failed" ]; then echo "make gpu: failed:$$failed; see the logs in $(OUT)"; exit 1; fi
 
 gpu: SHELL = /bin/bash

@@ -13,8 +13,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-import published
 import torch
+
+from molt.benchmark import published
 
 
 def _sample(size: int, random: bool, seed: int) -> published.Floats:

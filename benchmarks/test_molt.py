@@ -5,9 +5,6 @@ Weights are random, which does not change the time. Each case checks that the re
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,6 +13,7 @@ import torch
 import molt
 from molt import ops
 from molt.backbones import ViTBackbone
+from molt.benchmark import published
 from molt.clustering import DeepClustering, Slic, TokenKMeans
 from molt.clustering.slic import segment
 
@@ -29,16 +27,6 @@ def wait() -> None:
 
 
 @pytest.fixture(scope="module")
-def published() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("published", Path(__file__).with_name("published.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
 def smooth() -> torch.Tensor:
     """(1, 3, 224, 224) in [0, 1], smooth enough for superpixels to have a shape."""
     noise = torch.rand(1, 3, 14, 14, generator=torch.Generator().manual_seed(0))
@@ -47,7 +35,7 @@ def smooth() -> torch.Tensor:
 
 @pytest.mark.parametrize("provider", ["tokens alone", "molt: class rows beside fused attention", "unfused attention"])
 @pytest.mark.parametrize("side", [224, 448])
-def test_attention(benchmark: Any, published: ModuleType, provider: str, side: int) -> None:
+def test_attention(benchmark: Any, provider: str, side: int) -> None:
     benchmark.group = f"class-row attention, DINOv2 small, {side} px"
     torch.manual_seed(0)
     vit = ViTBackbone(pretrained=False).to(DEVICE)
@@ -93,7 +81,7 @@ def test_molt(benchmark: Any, provider: str) -> None:
 @pytest.mark.parametrize("provider", ["molt", "published"])
 @pytest.mark.parametrize(("side", "channels", "segments"), [(112, 32, 800), (224, 100, 10000)])
 def test_deep_clustering(
-    benchmark: Any, published: ModuleType, smooth: torch.Tensor, provider: str, side: int, channels: int, segments: int
+    benchmark: Any, smooth: torch.Tensor, provider: str, side: int, channels: int, segments: int
 ) -> None:
     """The loop alone, 5 steps: superpixels are found before."""
     benchmark.group = f"deep clustering, {side} px, {channels} channels, {STEPS} steps"
@@ -117,7 +105,7 @@ def test_deep_clustering(
 
 
 @pytest.mark.parametrize("provider", ["molt", "published"])
-def test_vote(benchmark: Any, published: ModuleType, smooth: torch.Tensor, provider: str) -> None:
+def test_vote(benchmark: Any, smooth: torch.Tensor, provider: str) -> None:
     benchmark.group = "superpixel vote, 224 px, 100 labels, 10000 superpixels"
     superpixels = segment(smooth, 10000, 100.0)
     labels = torch.randint(0, 100, superpixels.shape, generator=torch.Generator().manual_seed(0)).to(DEVICE)

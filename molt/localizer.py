@@ -104,6 +104,8 @@ class Localizer:
             map, see :func:`molt.auto_alpha`; None takes the method's own.
         profile: True books time and memory of each stage in :attr:`profile`.
 
+    Under torch.autocast the networks and the maps have its precision; clusters are found in float32.
+
     Raises:
         TypeError, ValueError: an argument of another type, unknown or out of range.
         FileNotFoundError: weights that are nowhere to be had; the message says how to get them.
@@ -297,7 +299,8 @@ class Localizer:
                 fused = ops.fuse_maps(evidence.maps, size, self.method.scale_weights, order=self.method.order)
             with self._stage("cluster"):
                 shown = evidence.features if wants_features(self.clusterer) else images
-                clusters, counts = self.clusterer(shown, size)
+                with full_precision(self.device):
+                    clusters, counts = self.clusterer(shown, size)
             with self._stage("refine"):
                 # A known limit spares the GPU from reading the counts back.
                 limit = getattr(self.clusterer, "num_clusters", counts)
@@ -346,6 +349,13 @@ class Localizer:
 
     def _ops(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.backend is None else use_backend(self.backend)
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Leave autocast: it keeps the copies it made of weights, and a clusterer that trains would not see its steps."""
+    if not torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def _pick_device(device: str | torch.device | None) -> torch.device:

@@ -366,8 +366,8 @@ def test_command_stops_beginning_cases_when_the_time_is_over(
     ("arguments", "said"),
     [
         (["cluster_sing"], "no operation cluster_sing"),
-        (["--providers", "native,nobody"], "--providers nobody: no such provider"),
-        (["--providers", ","], "--providers: names nobody"),
+        (["--providers", "native,nobody"], "--providers nobody: no such name here"),
+        (["--providers", ","], "--providers: names nothing"),
         (["--device", "tpu"], "--device tpu: expected cpu or cuda"),
         (["--minutes", "0"], "--minutes 0: expected a number above 0"),
         (["--device", "cpu", "--out", "FILE"], "where a folder is needed"),
@@ -478,8 +478,9 @@ def test_make_gpu_goes_on_after_failed_tests(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode != 0 and "make gpu: failed: tests" in done.stdout
     calls = log.read_text()
-    order = ["build_ext", "-m gpu tests", "molt.cli benchmark --device cuda", "pytest benchmarks --benchmark-only"]
+    order = ["build_ext", "-m gpu tests", "molt.cli benchmark --device cuda", "benchmark --end-to-end --device cuda"]
+    order.append("pytest benchmarks --benchmark-only")
     assert [calls.index(part) for part in order] == sorted(calls.index(part) for part in order)
     files = {path.name for path in (tmp_path / "out").iterdir()}
-    made = {"tests.xml", "operators.json", "benchmarks.json"}
+    made = {"tests.xml", "operators.json", "end_to_end.json", "benchmarks.json"}
     assert len(files | made) <= 8, files

@@ -1,13 +1,11 @@
-"""The papers' literal loops (benchmarks/published.py) and the library agree."""
+"""The papers' literal loops (molt/benchmark/published.py) and the library agree."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -16,20 +14,12 @@ import torch.nn.functional as F
 
 import molt
 from molt import ops
+from molt.benchmark import published
 from molt.clustering import DeepClustering
 from molt.clustering.slic import segment
 from molt.data import read_photo, samples
 
-PUBLISHED = Path(__file__).parents[1] / "benchmarks" / "published.py"
-
-
-@pytest.fixture(scope="module")
-def published() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("published", PUBLISHED)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+SPEED = Path(__file__).parents[1] / "benchmarks" / "published_speed.py"
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +40,7 @@ FORMS = [
 
 
 @pytest.mark.parametrize(("form", "seed"), [*zip(FORMS, (0, 0, 7, 7), strict=True), (FORMS[0], 7)])
-def test_first_steps_have_equal_labels(published: ModuleType, cat: torch.Tensor, form: dict, seed: int) -> None:
+def test_first_steps_have_equal_labels(cat: torch.Tensor, form: dict, seed: int) -> None:
     """From one initial state, at most one pixel in a thousand differs in each of the first five steps."""
     clusterer = DeepClustering(**form, seed=seed, steps=5, min_labels=1)
     segments = superpixels = None
@@ -78,7 +68,7 @@ def test_first_steps_have_equal_labels(published: ModuleType, cat: torch.Tensor,
         assert (ours != labels).mean() <= 0.001, f"after {steps} steps"
 
 
-def test_both_stop_at_the_same_step(published: ModuleType, cat: torch.Tensor) -> None:
+def test_both_stop_at_the_same_step(cat: torch.Tensor) -> None:
     clusterer = DeepClustering(channels=8, steps=60, min_labels=5, num_segments=0, continuity=2)
     last = published.deep_cluster(as_array(cat), clusterer.initial_state(), 8, 2, 60, 5, None, 2.0)
     assert 1 < last.steps < 60, "it stops by its rule"
@@ -87,7 +77,34 @@ def test_both_stop_at_the_same_step(published: ModuleType, cat: torch.Tensor) ->
     assert torch.equal(ours, clusterer.train(cat[None])[0])
 
 
-def test_labels_at_full_size_agree(published: ModuleType, cat: torch.Tensor) -> None:
+def test_both_votes_lead_to_the_same_labels(cat: torch.Tensor) -> None:
+    segments = published.superpixels(as_array(cat), 200, 100.0)
+    state = published.initial_state(12, 2)
+    loop, counted = (
+        published.deep_cluster(as_array(cat), state, 12, 2, 4, 1, segments, 0.0, vote=vote) for vote in published.VOTES
+    )
+    assert np.array_equal(loop.labels, counted.labels) and np.array_equal(loop.responses, counted.responses)
+    with pytest.raises(ValueError, match="vote must be one of numpy, bincount, got 'majority'"):
+        published.deep_cluster(as_array(cat), state, 12, 2, 4, 1, segments, 0.0, vote="majority")
+
+
+def test_votes_agree_with_ties_and_empty_superpixels() -> None:
+    random = np.random.default_rng(1)
+    labels, segments = random.integers(0, 4, (17, 23)), random.integers(0, 60, (17, 23)) * 3
+    counted = published.superpixel_vote_bincount(torch.from_numpy(labels), torch.from_numpy(segments), 4)
+    assert np.array_equal(counted.numpy(), published.superpixel_vote(labels, segments))
+
+
+def test_largest_box_agrees() -> None:
+    maps = torch.rand(4, 1, 31, 44, generator=torch.Generator().manual_seed(0))
+    maps[1], maps[2, :, 5:9, 40:] = 0, 3
+    found = ops.largest_box(maps, 0.6)[0]
+    assert published.largest_box(maps[1, 0].numpy(), 0.6) is None
+    for i in (0, 2, 3):
+        assert np.array_equal(published.largest_box(maps[i, 0].numpy(), 0.6), found[i, 0].numpy())
+
+
+def test_labels_at_full_size_agree(cat: torch.Tensor) -> None:
     """The library renumbers labels; otherwise they are the same."""
     clusterer = DeepClustering(channels=12, steps=3)
     large = F.interpolate(cat[None], (151, 230), mode="bilinear").clamp(0, 1)
@@ -102,7 +119,7 @@ def test_labels_at_full_size_agree(published: ModuleType, cat: torch.Tensor) -> 
     assert (labels[0].numpy() != renumbered).mean() <= 0.002
 
 
-def test_vote_and_cluster_mean_agree(published: ModuleType) -> None:
+def test_vote_and_cluster_mean_agree() -> None:
     random = np.random.default_rng(0)
     labels, segments = random.integers(0, 6, (30, 41)), random.integers(0, 50, (30, 41))
     voted = ops.cluster_vote(torch.from_numpy(labels)[None], torch.from_numpy(segments)[None])
@@ -117,7 +134,7 @@ def test_vote_and_cluster_mean_agree(published: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_the_whole_method_agrees(published: ModuleType, cat: torch.Tensor, shared: bool) -> None:
+def test_the_whole_method_agrees(cat: torch.Tensor, shared: bool) -> None:
     torch.manual_seed(3)
     sizes = (32, (48, 80))
     model = molt.create_model("molt_deit_tiny", 6, sizes, shared=shared, pretrained=False)
@@ -146,7 +163,7 @@ def test_the_whole_method_agrees(published: ModuleType, cat: torch.Tensor, share
     )
     with torch.no_grad():
         assert np.allclose(model(x)[0].numpy(), literal.logits, atol=1e-5)
-        assert np.allclose(model.localize(x, list(range(6)))[0].numpy(), literal.maps, atol=1e-4)
+        assert np.allclose(model.localize(x, [4, 1])[0].numpy(), literal.maps, atol=1e-4)
     loc = molt.Localizer(model, device="cpu", clusterer=clusterer, alpha=0.5)
     found = loc._maps(images, torch.tensor([4, 1]))
     # The localizer puts the likelier class first.
@@ -154,7 +171,7 @@ def test_the_whole_method_agrees(published: ModuleType, cat: torch.Tensor, share
     assert np.allclose(found.refined[0].numpy(), literal.refined[order], atol=1e-3)
 
 
-def test_reference_twins_agree_with_the_literal_maps(published: ModuleType) -> None:
+def test_reference_twins_agree_with_the_literal_maps() -> None:
     generator = torch.Generator().manual_seed(0)
     cams = [torch.randn(3, *grid, generator=generator) for grid in ((4, 5), (6, 9), (1, 1))]
     cams[1][2] = 1.5  # constant
@@ -167,7 +184,7 @@ def test_its_command_runs(tmp_path: Path) -> None:
     path = tmp_path / "loop.json"
     command = [
         sys.executable,
-        PUBLISHED.with_name("published_speed.py"),
+        SPEED,
         "--steps",
         "2",
         "--size",

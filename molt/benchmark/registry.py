@@ -15,7 +15,7 @@ from molt import ops
 Kind = Literal["reference", "compiled", "native", "variant", "peer", "published"]
 Device = Literal["cpu", "cuda"]
 DEVICES: tuple[Device, ...] = ("cpu", "cuda")
-_CANNOT = "backend 'native' cannot run: "
+CANNOT = "backend 'native' cannot run: "
 
 
 class NotRun(Exception):
@@ -172,9 +172,9 @@ def operator(name: str, backend: str) -> Callable[[], Callable[..., Any]]:
             try:
                 return call(*args, **kwargs)
             except RuntimeError as error:
-                if _CANNOT not in str(error):
+                if CANNOT not in str(error):
                     raise
-                raise NotRun(first_line(error).partition(_CANNOT)[2]) from None
+                raise NotRun(first_line(error).partition(CANNOT)[2]) from None
 
         return native
 

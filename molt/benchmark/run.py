@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import os
 import platform
@@ -62,7 +61,7 @@ def run_case(
     rows = {provider.name: _row(operation, case, provider.name, provider.kind) for provider in chosen}
     try:
         calls = _pass_gate(operation, case, chosen, rows)
-        _free(device)
+        timing.release(device)
         _time(operation, case, calls, rows, seconds)
     except torch.OutOfMemoryError as error:
         _say_all(rows, f"out of memory: {first_line(error)}")
@@ -71,7 +70,7 @@ def run_case(
     except _NoTruth as error:
         for row in rows.values():
             row["match"], row["note"] = False, str(error)
-    _free(device)
+    timing.release(device)
     return list(rows.values())
 
 
@@ -262,12 +261,6 @@ def add_ratios(rows: Mapping[str, dict[str, Any]], limit: str) -> None:
         row["speedup_peer"] = None if peer is None else peer / mine
 
 
-def _free(device: torch.device) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
 def run_all(
     operations: Iterable[Operation],
     device: str,
@@ -319,6 +312,11 @@ def report(rows: list[dict[str, Any]], device: str, *, quick: bool, seconds_tota
     the median), share (the limit's time over this), speedup_reference, speedup_peer (times faster than the fastest
     peer; below 1 slower) and extra_bytes (peak memory of a call beyond its result). Times are None where nothing ran.
     """
+    return about(device, SCHEMA) | {"quick": quick, "seconds_total": round(seconds_total, 1), "rows": rows}
+
+
+def about(device: str, schema: int) -> dict[str, Any]:
+    """Return what every report says of itself: schema, device, cuda, threads, versions, commit, modified and date."""
     found = {"molt": molt.__version__, "torch": torch.__version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -327,7 +325,7 @@ def report(rows: list[dict[str, Any]], device: str, *, quick: bool, seconds_tota
             continue
     commit, modified = _commit()
     return {
-        "schema": SCHEMA,
+        "schema": schema,
         "device": device_name(device),
         "cuda": torch.version.cuda if device == "cuda" else None,
         "threads": torch.get_num_threads(),
@@ -335,9 +333,6 @@ def report(rows: list[dict[str, Any]], device: str, *, quick: bool, seconds_tota
         "commit": commit,
         "modified": modified,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "quick": quick,
-        "seconds_total": round(seconds_total, 1),
-        "rows": rows,
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -152,8 +153,7 @@ def extra_bytes(run: Callable[[], Any], device: torch.device) -> int | None:
         result = run()
         torch.cuda.synchronize(device)
         return max(0, int(torch.cuda.max_memory_allocated(device)) - before - _held(result, device))
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
+    _trim()
     before_cpu = _resident("VmRSS")
     try:
         _CLEAR.write_text("5")
@@ -162,6 +162,19 @@ def extra_bytes(run: Callable[[], Any], device: torch.device) -> int | None:
     result = run()
     high = _resident("VmHWM")
     return None if before_cpu is None or high is None else max(0, high - before_cpu - _held(result, device))
+
+
+def release(device: torch.device) -> None:
+    """Give memory that nobody uses back: the C library's to the system, on a GPU PyTorch's to the device."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    _trim()
+
+
+def _trim() -> None:
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _held(result: Any, device: torch.device) -> int:

@@ -1,4 +1,4 @@
-"""`molt benchmark`: operators against their peers, checked first."""
+"""`molt benchmark`: operators against their peers, checked first; and the whole pipeline."""
 
 from __future__ import annotations
 
@@ -36,33 +36,68 @@ def benchmark(
         Path, typer.Option("--out", help=f"Folder of the report, written to DEVICE-NAME/{FILE} in it.")
     ] = Path("molt-benchmark"),
     show_list: Annotated[bool, typer.Option("--list", help="List operators, cases and providers, and stop.")] = False,
+    whole: Annotated[
+        bool, typer.Option("--end-to-end", help="From photos to boxes, beside the networks' bare forward passes.")
+    ] = False,
+    photos: Annotated[
+        Path | None, typer.Option("--photos", help="Of --end-to-end: folder of photos, with boxes.csv for true boxes.")
+    ] = None,
+    batch: Annotated[
+        str | None, typer.Option("--batch", metavar="1,8", help="Of --end-to-end: photos at once.")
+    ] = None,
+    size: Annotated[str | None, typer.Option("--size", metavar="224,448", help="Of --end-to-end: side, px.")] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", metavar="A,B", help="Of --end-to-end: seeded, weak, molt_...")
+    ] = None,
+    clusterer: Annotated[
+        str | None, typer.Option("--clusterer", metavar="A,B", help="Of --end-to-end: none, token_kmeans, slic...")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="Of --end-to-end: float32, or autocast to bfloat16 or float16.")
+    ] = None,
 ) -> None:
-    """Time operators against plain PyTorch, torch.compile, other packages and a bare copy.
+    """Time operators against plain PyTorch, torch.compile, other packages and a bare copy; or the whole pipeline.
 
-    Every result is compared with the truth first; what does not match is not timed, and the exit code is then 1.
+    Every operator's result is compared with the truth first; what does not match is not timed, and the exit code is
+    then 1.
     """
     import torch
     from rich.console import Console
 
     from molt.benchmark import OPERATIONS, device_name, failed, report, run_all
+    from molt.cli import end_to_end
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device not in ("cpu", "cuda"):
         raise typer.BadParameter(f"--device {device}: expected cpu or cuda")
+    if minutes is not None and not minutes > 0:
+        raise typer.BadParameter(f"--minutes {minutes:g}: expected a number above 0")
+    if whole:
+        if operations:
+            raise typer.BadParameter(f"--end-to-end: measures no operator, got {', '.join(operations)}")
+        end_to_end.run(
+            end_to_end.Choice(providers, method, clusterer, batch, size, dtype, photos),
+            device,
+            out,
+            quick=quick,
+            minutes=minutes,
+            as_json=as_json,
+            show_list=show_list,
+            write=_write,
+            dumps=dumps,
+        )
+        return
+    ours = {"photos": photos, "batch": batch, "size": size, "method": method, "clusterer": clusterer, "dtype": dtype}
+    for name, value in ours.items():
+        if value is not None:
+            raise typer.BadParameter(f"--{name}: goes with --end-to-end only")
     chosen = list(dict.fromkeys(operations or OPERATIONS))
     for name in chosen:
         if name not in OPERATIONS:
             raise typer.BadParameter(f"no operation {name}; expected {', '.join(OPERATIONS)}")
     work = [OPERATIONS[name] for name in chosen]
     known = list(dict.fromkeys(provider.name for operation in work for provider in operation.providers))
-    wanted = None if providers is None else [name.strip() for name in providers.split(",") if name.strip()]
-    for name in wanted or []:
-        if name not in known:
-            raise typer.BadParameter(f"--providers {name}: no such provider here; expected {', '.join(known)}")
-    if wanted == []:
-        raise typer.BadParameter(f"--providers: names nobody; expected {', '.join(known)}")
-    if minutes is not None and not minutes > 0:
-        raise typer.BadParameter(f"--minutes {minutes:g}: expected a number above 0")
+    wanted = end_to_end.names("--providers", providers, known)
     if show_list:
         _list(work, device)
         return
@@ -136,6 +171,8 @@ def _show(console: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     """Print the rows of one case as a table, and below it why rows have no time."""
     from rich.table import Table
 
+    from molt.cli.end_to_end import number
+
     title = f"{rows[0]['operation']}: {rows[0]['case']}"
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("provider", no_wrap=True)
@@ -159,18 +196,14 @@ def _show(console: Any, rows: Sequence[Mapping[str, Any]]) -> None:
             f"{_milliseconds(row['p20_ms'])}-{_milliseconds(row['p80_ms'])}",
             str(row["runs"]),
             f"{row['GBps']:.3g}",
-            _number(row["share"], "{:.0%}"),
-            _number(row["speedup_reference"], "{:.2f}"),
-            _number(row["speedup_peer"], "{:.2f}"),
-            _number(None if row["extra_bytes"] is None else row["extra_bytes"] / 2**20, "{:.0f}"),
+            number(row["share"], "{:.0%}"),
+            number(row["speedup_reference"], "{:.2f}"),
+            number(row["speedup_peer"], "{:.2f}"),
+            number(None if row["extra_bytes"] is None else row["extra_bytes"] / 2**20, "{:.0f}"),
         )
     console.print(table)
     for reason in reasons:
         console.print(reason, markup=False, soft_wrap=True)
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else form.format(value)
 
 
 def _milliseconds(value: float) -> str:

@@ -9,13 +9,14 @@ Sources:
     Kim: Kim, Kanezaki and Tanaka, "Unsupervised Learning of Image Segmentation Based on Differentiable Feature
         Clustering", IEEE TIP 2020.
 
-`published_speed.py` times the clustering loop.
+Superpixels need scikit-image, boxes SciPy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,8 @@ from torch.nn import functional as F
 
 Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
+Vote = Literal["numpy", "bincount"]
+VOTES = ("numpy", "bincount")
 
 LEARNING_RATE = 0.1
 MOMENTUM = 0.9
@@ -39,7 +42,7 @@ class Clustering(NamedTuple):
 
 
 class Localization(NamedTuple):
-    """What `localize` gives: float32 logits (C,), maps (C, H, W), int64 labels (H, W), float32 refined (K, H, W)."""
+    """What `localize` gives: float32 logits (C,), maps (K, H, W), int64 labels (H, W), float32 refined (K, H, W)."""
 
     logits: Floats
     maps: Floats
@@ -221,9 +224,15 @@ def superpixels(image: Floats, num_segments: int, compactness: float) -> Labels:
     Returns:
         (H, W) int64 from 0.
 
+    Raises:
+        ImportError: scikit-image is not installed.
+
     Source: Kanezaki, the constraint on spatial continuity, with scikit-image's SLIC.
     """
-    from skimage.segmentation import slic
+    try:
+        from skimage.segmentation import slic
+    except ImportError as error:
+        raise ImportError("superpixels need scikit-image: pip install scikit-image") from error
 
     pixels = image.shape[0] * image.shape[1]
     segments = slic(image, n_segments=min(num_segments, pixels), compactness=compactness, start_label=0)
@@ -266,6 +275,23 @@ def superpixel_vote(labels: Labels, segments: Labels, members: Sequence[npt.NDAr
         # Values rise, and argmax takes the first of equals: the lowest label.
         voted[places] = values[counts.argmax()]
     return voted.reshape(labels.shape)
+
+
+def superpixel_vote_bincount(labels: Tensor, segments: Tensor, channels: int) -> Tensor:
+    """`superpixel_vote` by one count of all pairs of superpixel and label, on the labels' device.
+
+    Args:
+        labels: (H, W) int64 in [0, channels).
+        segments: (H, W) int64, at least 0.
+        channels: number of labels.
+
+    Returns:
+        (H, W) int64; of equals the lowest label.
+
+    Source: the same vote, written as a user of PyTorch would; our choice.
+    """
+    pairs = torch.bincount((segments * channels + labels).flatten(), minlength=channels * (int(segments.max()) + 1))
+    return pairs.view(-1, channels).argmax(dim=1)[segments]
 
 
 def clustering_net(channels: int, layers: int) -> nn.Sequential:
@@ -318,6 +344,7 @@ def deep_cluster(
     segments: Labels | None,
     continuity: float,
     on_step: Callable[[int, Labels], None] | None = None,
+    vote: Vote = "numpy",
 ) -> Clustering:
     """Clusters of one photo's pixels, from a small network trained on that photo alone.
 
@@ -332,15 +359,21 @@ def deep_cluster(
         segments: (H, W) int superpixels, or None for no vote.
         continuity: weight of the continuity loss, 0 for none.
         on_step: called with the step, from 0, and the (H, W) int64 labels of its forward, from before the vote.
+        vote: "numpy", the published loop over superpixels; or "bincount", see `superpixel_vote_bincount`.
 
     Returns:
         labels: (H, W) int64 in [0, channels), the argmax of the responses; not renumbered, and not voted on.
         responses: (channels, H, W) float32 of any value, from a last forward after the loop.
         steps: how many steps were taken.
 
+    Raises:
+        ValueError: a state of other shapes, or an unknown vote.
+
     Source: Kanezaki, algorithm 1, with segments and no continuity; Kim, algorithm 1, with continuity and no segments.
         Both together is our choice.
     """
+    if vote not in VOTES:
+        raise ValueError(f"vote must be one of {', '.join(VOTES)}, got {vote!r}")
     device = state[0].device
     net = clustering_net(channels, layers).to(device)
     with torch.no_grad():
@@ -352,7 +385,8 @@ def deep_cluster(
     data = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32))[None].to(device)
     similarity = nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(net.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM)
-    members = None if segments is None else superpixel_members(segments)
+    members = None if segments is None or vote == "bincount" else superpixel_members(segments)
+    places = torch.from_numpy(segments).to(device) if segments is not None and vote == "bincount" else None
 
     taken = 0
     for step in range(steps):
@@ -364,7 +398,9 @@ def deep_cluster(
         found = len(np.unique(labels))
         if on_step is not None:
             on_step(step, labels.copy())
-        if segments is not None:
+        if places is not None:
+            target = superpixel_vote_bincount(target, places, channels)
+        elif segments is not None:
             target = torch.from_numpy(superpixel_vote(labels, segments, members)).to(device)
 
         loss = similarity(responses.permute(1, 2, 0).reshape(-1, channels), target.reshape(-1))
@@ -446,14 +482,38 @@ def refine(cam: Floats, labels: Labels, alpha: float) -> Floats:
     return minmax((1 - alpha) * cam + alpha * cluster_mean(cam, labels))
 
 
+def largest_box(refined: Floats, threshold: float) -> Floats | None:
+    """The box of the largest connected component of a map, corners touching.
+
+    Args:
+        refined: (H, W) float32 in [0, 1].
+        threshold: in (0, 1), the share of the map's maximum that belongs to the object.
+
+    Returns:
+        (4,) float32 xyxy in pixels, the right and lower sides one past the last pixel; None for a map without a
+        positive value.
+
+    Source: TS-CAM's evaluation, by SciPy's labelling in place of OpenCV's contours.
+    """
+    from scipy import ndimage
+
+    if not refined.max() > 0:
+        return None
+    components, _ = ndimage.label(refined >= threshold * refined.max(), np.ones((3, 3)))
+    sizes = np.bincount(components.reshape(-1))
+    sizes[0] = 0
+    rows, columns = np.nonzero(components == sizes.argmax())
+    return np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], dtype=np.float32)
+
+
 def localize(
     models: Sequence[Any],
     heads: Sequence[tuple[Tensor, Tensor | None]],
     pixels_per_scale: Sequence[Tensor],
     size: tuple[int, int],
-    classes: Sequence[int],
+    classes: Sequence[int] | None,
     image: Floats,
-    state: Sequence[Tensor],
+    state: Sequence[Tensor] | None,
     *,
     channels: int = 100,
     layers: int = 2,
@@ -463,6 +523,8 @@ def localize(
     compactness: float = 100.0,
     continuity: float = 0.0,
     alpha: float = 0.5,
+    vote: Vote = "numpy",
+    stage: Callable[[str], AbstractContextManager[Any]] = nullcontext,
 ) -> Localization:
     """The whole method on one photo: maps of each scale, their mean, clusters, and maps refined by the clusters.
 
@@ -471,9 +533,10 @@ def localize(
         heads: one ((C, D, 3, 3) weight, (C,) bias) a scale.
         pixels_per_scale: one (1, 3, Hs, Ws) float a scale, normalised; Hs and Ws multiples of the patch.
         size: (H, W) of the maps.
-        classes: K classes in [0, C) to refine the maps of.
+        classes: K classes in [0, C) to make maps of; None takes the likeliest.
         image: (h, w, 3) float RGB in [0, 1] at the size to cluster at, of any size.
-        state: first weights of the clustering, as `initial_state` gives.
+        state: first weights of the clustering, as `initial_state` gives; None leaves the maps unrefined, and the
+            labels all 0.
         channels: of the clustering, see `deep_cluster`.
         layers: of the clustering.
         steps: of the clustering, at most.
@@ -482,30 +545,38 @@ def localize(
         compactness: of the superpixels.
         continuity: weight of the continuity loss.
         alpha: in [0, 1], see `refine`.
+        vote: of the superpixels, see `deep_cluster`.
+        stage: opens the stages "forward", "cam", "fuse", "cluster" and "refine", to time them.
 
     Returns:
-        logits (C,), maps (C, H, W) in [0, 1], labels (H, W) int64, refined (K, H, W) in [0, 1], in classes' order.
+        logits (C,), maps (K, H, W) in [0, 1], labels (H, W) int64, refined (K, H, W) in [0, 1], in classes' order.
 
     Source: TS-CAM for the maps, Kanezaki and Kim for the clusters and their settings; joining them is our choice.
     """
-    per_scale, full = [], []
-    for model, (weight, bias), pixels in zip(models, heads, pixels_per_scale, strict=True):
-        tokens, rows = attention_maps(model, pixels)
-        patch_height, patch_width = model.patch_embed.patch_size
-        grid = (pixels.shape[2] // patch_height, pixels.shape[3] // patch_width)
-        maps = class_maps(tokens, grid, weight, bias)
-        per_scale.append(maps)
-        full.append(upsample_minmax(class_activation_maps(rows, maps), size))
-    combined = combine(full)
+    with stage("forward"):
+        seen = [attention_maps(model, pixels) for model, pixels in zip(models, pixels_per_scale, strict=True)]
+    with stage("cam"):
+        per_scale, cams = [], []
+        for model, (tokens, rows), (weight, bias), pixels in zip(models, seen, heads, pixels_per_scale, strict=True):
+            patch_height, patch_width = model.patch_embed.patch_size
+            grid = (pixels.shape[2] // patch_height, pixels.shape[3] // patch_width)
+            maps = class_maps(tokens, grid, weight, bias)
+            per_scale.append(maps)
+            cams.append(class_activation_maps(rows, maps))
+        scores = logits(per_scale)
+        chosen = [int(scores.argmax())] if classes is None else list(classes)
+    with stage("fuse"):
+        combined = combine([upsample_minmax(cam[chosen], size) for cam in cams])
+    if state is None:
+        return Localization(scores, combined, np.zeros(size, dtype=np.int64), np.stack([minmax(m) for m in combined]))
 
-    segments = superpixels(image, num_segments, compactness) if num_segments > 0 else None
-    clusters = deep_cluster(image, state, channels, layers, steps, min_labels, segments, continuity)
-    labels = upsample_labels(clusters, size)
-
-    refined = np.empty((len(classes), *size), dtype=np.float32)
-    for k, c in enumerate(classes):
-        refined[k] = refine(combined[c], labels, alpha)
-    return Localization(logits(per_scale), combined, labels, refined)
+    with stage("cluster"):
+        segments = superpixels(image, num_segments, compactness) if num_segments > 0 else None
+        clusters = deep_cluster(image, state, channels, layers, steps, min_labels, segments, continuity, vote=vote)
+        labels = upsample_labels(clusters, size)
+    with stage("refine"):
+        refined = np.stack([refine(cam, labels, alpha) for cam in combined])
+    return Localization(scores, combined, labels, refined)
 
 
 def _resize(cam: Tensor, size: tuple[int, int]) -> Floats:
