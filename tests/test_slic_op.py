@@ -92,8 +92,7 @@ SHAPES = [(1, 1, 1), (3, 1, 7), (3, 7, 1), (2, 1, 40), (5, 9, 13), (1, 16, 16), 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("number", [1, 2, 5, 40, 10**9])
 def test_equals_the_twin_on_noise(shape: tuple[int, int, int], number: int) -> None:
-    """Continuous noise of few pixels has no two distances as near as rounding. Among more pixels some are, and what
-    goes another way takes others with it."""
+    """In these continuous noises no pixel has two distances as near as rounding."""
     images = torch.rand(3, *shape, generator=torch.Generator().manual_seed(number % 1000))
     for more in ({}, {"min_size_factor": 0.9, "max_size_factor": 1.0}, {"enforce_connectivity": False}):
         for compactness in (0.05, 0.5, 20.0):
@@ -101,10 +100,6 @@ def test_equals_the_twin_on_noise(shape: tuple[int, int, int], number: int) -> N
             native = ops.slic(images, number, compactness, backend="native", **options)
             twin = ops.slic(images, number, compactness, backend="reference", **options)
             check_numbering(native)
-            if shape[1] * shape[2] > 300:
-                pairs = zip(native.labels, twin.labels, strict=True)
-                assert np.mean([same_partition(found, expected) for found, expected in pairs]) >= 0.98
-                continue
             assert torch.equal(native.labels, twin.labels)
             assert torch.equal(native.counts, twin.counts)
 
@@ -318,7 +313,7 @@ def test_values_at_the_ends_of_their_range(dtype: torch.dtype) -> None:
     images = torch.full((1, 3, 16, 16), -top, dtype=dtype)
     images[..., 7:] = top
     small = max(torch.finfo(dtype).tiny, 1e-200)
-    for given in (images, torch.where(images > 0, small, 0.0).to(dtype)):
+    for given in (images, (images > 0).to(dtype) * small):
         for lab, compactness in ((True, 1.0), (False, 1e-30 if given is images else small / 100)):
             for backend in ("native", "reference"):
                 found = ops.slic(given, 4, compactness, lab=lab, backend=backend)
