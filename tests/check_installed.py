@@ -32,6 +32,7 @@ CHECKS: dict[str, Callable[[str], Any]] = {
     "component_boxes": lambda backend: ops.component_boxes(MAPS, 0.75, backend=backend),
     "largest_box": lambda backend: ops.largest_box(MAPS, 0.75, backend=backend),
     "kmeans": lambda backend: ops.kmeans(POINTS, 3, restarts=4, seed=1, backend=backend),
+    "slic": lambda backend: ops.slic(MAPS.expand(-1, 2, -1, -1), 20, 0.5, lab=False, backend=backend),
 }
 
 

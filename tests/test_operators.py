@@ -58,6 +58,7 @@ def arguments(name: str, batch: int = 2, dtype: torch.dtype = torch.float32, sid
         "component_boxes": (large, 0.6),
         "largest_box": (large, 0.6),
         "kmeans": (torch.randn(batch, side**2, 5).to(dtype), 4),
+        "slic": (torch.rand(batch, 3, side, side + 2).to(dtype), 9),
     }[name]
 
 
@@ -72,6 +73,7 @@ def raw(name: str, batch: int = 2, dtype: torch.dtype = torch.float32) -> tuple[
         "component_boxes": lambda: (*given, 8, False),
         "largest_box": lambda: (*given, 8),
         "kmeans": lambda: (given[0], torch.randn(batch, 3, 4, 5, dtype=wide), 5, True),
+        "slic": lambda: (*given, 10.0, 4, True, True, 0.5, 3.0),
     }.get(name, lambda: given)()
 
 
@@ -107,7 +109,7 @@ def run(name: str, backend: str, given: tuple[Any, ...]) -> list[torch.Tensor]:
 
 
 def test_every_operator_has_a_schema_a_fake_and_a_twin() -> None:
-    assert len(OPERATORS) == 9
+    assert len(OPERATORS) == 10
     for name in OPERATORS:
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"molt::{name}", "CPU")
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"molt::{name}", "Meta")
@@ -357,6 +359,17 @@ WRONG: dict[str, list[tuple]] = {
         (POINTS.int(), STARTS, 2, False),
         (POINTS[:, :0], STARTS, 2, False),
         (POINTS, STARTS[:, :, :0], 2, False),
+    ],
+    "slic": [
+        (MAPS[0], 2, 10.0, 4, False, True, 0.5, 3.0),
+        (MAPS.int(), 2, 10.0, 4, False, True, 0.5, 3.0),
+        (MAPS[:, :0], 2, 10.0, 4, False, True, 0.5, 3.0),
+        (MAPS[:, :1].expand(-1, 2, -1, -1), 2, 10.0, 4, True, True, 0.5, 3.0),
+        (MAPS, 0, 10.0, 4, False, True, 0.5, 3.0),
+        (MAPS, 2, 0.0, 4, False, True, 0.5, 3.0),
+        (MAPS, 2, 10.0, 0, False, True, 0.5, 3.0),
+        (MAPS, 2, 10.0, 4, False, True, -0.5, 3.0),
+        (MAPS * torch.nan, 2, 10.0, 4, False, True, 0.5, 3.0),
     ],
 }
 

@@ -368,10 +368,10 @@ class Superpixels {
     for (int64_t k = 0; k < static_cast<int64_t>(centres_.size()); ++k) {
       const double* total = totals_.data() + k * width;
       if (total[0] == 0) continue;
-      const double share = 1.0 / total[0];
-      centres_[k] = {total[1] * share, total[2] * share};
+      // Divided, not multiplied by a reciprocal: windows end where a whole number is, which the mean may well be.
+      centres_[k] = {total[1] / total[0], total[2] / total[0]};
       for (int64_t c = 0; c < job_.channels; ++c) {
-        colours_[k * job_.channels + c] = static_cast<float>(total[kTally + c] * share);
+        colours_[k * job_.channels + c] = static_cast<float>(total[kTally + c] / total[0]);
       }
     }
   }

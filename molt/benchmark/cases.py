@@ -162,6 +162,27 @@ def make_kmeans(case: Case, generator: torch.Generator) -> Inputs:
     return Inputs((features, k), {"metric": case.options["metric"], "iterations": STEPS, "centres": start})
 
 
+def make_slic(case: Case, generator: torch.Generator) -> Inputs:
+    """Return images as photos are, smooth over several scales with edges and a little noise; and the number wanted."""
+    side = case.options["side"]
+
+    def field(cells: int, channels: int) -> Tensor:
+        seeds = rand(generator, case.images, channels, cells, cells)
+        return F.interpolate(seeds, (side, side), mode="bicubic", align_corners=False)
+
+    shades = 0.5 * field(4, 3) + 0.2 * field(16, 3) + 0.1 * field(48, 3)
+    edges = (field(6, 3) > 0.5).float().mean(1, keepdim=True) * 0.2
+    noise = 0.02 * torch.randn(shades.shape, generator=generator, device=generator.device)
+    images = (shades + edges + noise).clamp(0, 1).to(case.dtype)
+    return Inputs((images, case.options["segments"], case.options["compactness"]))
+
+
+def name_slic(case: Case) -> str:
+    """Describe a case of images to cut into superpixels."""
+    side = case.options["side"]
+    return f"{case.images} images, {side} x {side}, {case.options['segments']} segments, {short(case.dtype)}"
+
+
 def name_maps(case: Case) -> str:
     """Describe a case of maps that grow."""
     scales = "+".join(map(str, case.options["scales"]))

@@ -114,6 +114,38 @@ def clusters(result: Any, truth: Any, inputs: Inputs) -> float:
     return float(short.max().nan_to_num(nan=WRONG))
 
 
+def superpixels(result: Any, truth: Any, inputs: Inputs) -> float:
+    """How far superpixels fall short of the truth's at explaining the colours, as a share of the images' variance.
+
+    One that is better is not wrong, so only falling short counts. Labels themselves need not agree: a pixel halfway
+    between two centres takes others with it, and who joins small pieces to which neighbour is free. A result is wrong
+    where its segments are not about as many, so that more of them cannot buy the colours.
+    """
+    images = inputs.args[0]
+    explained = []
+    for value in (result, truth):
+        found = tensors(value, images.device)[0].long()
+        if found.shape != (len(images), *images.shape[2:]) or (found.numel() and int(found.min()) < 0):
+            return WRONG
+        explained.append(_explained(images, found))
+    (mine, many), (right, expected) = explained
+    if ((many - expected).abs() > 0.1 * expected + 2).any():
+        return WRONG
+    return float((right - mine).clamp_min(0).max().nan_to_num(nan=WRONG)) if len(images) else 0.0
+
+
+def _explained(images: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
+    """Share (B,) of each image's variance between its segments, and how many (B,) there are."""
+    values, index = images.double().flatten(2), found.flatten(1)
+    number = int(index.max()) + 1
+    members = values.new_zeros(len(values), number).scatter_add_(1, index, torch.ones_like(index, dtype=values.dtype))
+    sums = values.new_zeros(*values.shape[:2], number)
+    sums.scatter_add_(2, index[:, None].expand_as(values), values)
+    centre = values.mean(2, keepdim=True)
+    between = ((sums / members.clamp_min(1)[:, None] - centre).square() * members[:, None]).sum((1, 2))
+    return between / (values - centre).square().sum((1, 2)).clamp_min(1e-30), (members > 0).sum(1)
+
+
 def _distance(features: Tensor, found: Tensor, centres: Tensor) -> Tensor:
     """(B,) squared distance of the points to their centres, image by image to save memory."""
     return torch.stack(

@@ -18,6 +18,7 @@ from molt.benchmark.peers_maps import (
     fuse_providers,
     kmeans_providers,
     resize_providers,
+    slic_providers,
 )
 from molt.benchmark.registry import Inputs, Operation, own
 
@@ -29,6 +30,8 @@ EXACT = {torch.float32: 0.0, torch.float16: 0.0}
 BOXES = {torch.float32: 1e-5, torch.float16: 1e-5}
 # Of the squared distance.
 CLUSTERS = {torch.float32: 1e-5, torch.float16: 1e-3}
+# Of the images' variance.
+SUPERPIXELS = {torch.float32: 0.02, torch.float16: 0.02}
 
 REFINE: list[dict[str, Any]] = [
     {"k": 5, "labels": torch.int32, "kind": "blocks"},
@@ -254,6 +257,33 @@ def _registry() -> tuple[Operation, ...]:
             counted="features read once, as if every image stayed in the cache from step to step",
             compare=gate.clusters,
             tolerance=CLUSTERS,
+            limit="copy",
+        ),
+        Operation(
+            name="slic",
+            cases=c.cases(
+                c.name_slic,
+                [
+                    *c.on(
+                        "cpu",
+                        [
+                            {"images": 32, "headline": True},
+                            {"images": 8},
+                            {"images": 1},
+                            {"images": 8, "segments": 10000},
+                            {"images": 8, "side": 112, "segments": 800, "compactness": 100.0},
+                        ],
+                        **{"side": c.SIDE, "segments": 100, "compactness": 10.0},
+                    ),
+                    *c.on("cuda", [{"images": 8, "headline": True}], side=c.SIDE, segments=100, compactness=10.0),
+                ],
+            ),
+            make=c.make_slic,
+            providers=(*own("slic", compiled=False, slow=8), *slic_providers()),
+            moved=lambda inputs: size_of(inputs.args[0]) + size_of(inputs.args[0][:, 0].float()),
+            counted="images read once, labels written; each round reads them again",
+            compare=gate.superpixels,
+            tolerance=SUPERPIXELS,
             limit="copy",
         ),
     )

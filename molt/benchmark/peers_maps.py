@@ -277,3 +277,27 @@ def kmeans_providers() -> list[Provider]:
             numpy=True,
         ),
     ]
+
+
+def skimage_slic(images: Array, number: int, compactness: float) -> Array:
+    """segmentation.slic, image by image."""
+    from skimage.segmentation import slic
+
+    wanted = min(number, images.shape[2] * images.shape[3])
+    found = [slic(image, wanted, compactness, start_label=0) for image in images.transpose(0, 2, 3, 1)]
+    return np.stack(found)
+
+
+def slic_providers() -> list[Provider]:
+    """Peers of slic."""
+    return [
+        Provider(
+            "scikit_image",
+            "peer",
+            given(skimage_slic),
+            package="skimage",
+            distribution="scikit-image",
+            devices=("cpu",),
+            numpy=True,
+        )
+    ]

@@ -157,7 +157,7 @@ def literal(loc: Localizer, clusterer: Any, vote: published.Vote, stage: Stage, 
     scaled = [model.transformer(scale) for scale in range(len(model.config.sizes))]
     state, settings = None, {}
     if clusterer is not None:
-        state = [value.to(images.device) for value in clusterer.initial_state()]
+        state = [value.to(images.device) for value in clusterer.initial_states()[0]]
         settings = {name: getattr(clusterer, name) for name in LOOP_SETTINGS}
 
     @contextmanager

@@ -74,7 +74,8 @@ def slic(
     compactness = check_number("compactness", compactness, above=0)
     sizes = (check_number("min_size_factor", min_size_factor), check_number("max_size_factor", max_size_factor))
     num_segments = min(num_segments, 2**62)
-    values = images.detach().cpu()
+    meta = images.device.type == "meta"
+    values = images.detach() if meta else images.detach().cpu()
     if use_native("slic", values.device, backend):
         labels, counts = call(
             "slic", values, num_segments, compactness, iterations, bool(lab), bool(enforce_connectivity), *sizes
