@@ -89,7 +89,7 @@ def test_deep_clustering(
     image = torch.nn.functional.interpolate(smooth, (side, side), mode="bilinear", antialias=True)
     array = image[0].permute(1, 2, 0).contiguous().cpu().numpy()
     superpixels = segment(image, segments, clusterer.compactness)
-    state = [value.to(DEVICE) for value in clusterer.initial_state()]
+    state = [value.to(DEVICE) for value in clusterer.initial_states()[0]]
 
     def literal() -> Any:
         return published.deep_cluster(array, state, channels, 2, STEPS, 1, superpixels[0].cpu().numpy(), 0.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,3 +38,15 @@ def photo() -> torch.Tensor:
     disc = ((y - 50) ** 2 + (x - 100) ** 2 < 30**2).float()
     ground = 0.2 + 0.1 * torch.rand(3, 120, 160, generator=generator)
     return ground * (1 - disc) + disc * torch.tensor([0.9, 0.6, 0.2]).view(3, 1, 1)
+
+
+@pytest.fixture
+def our_superpixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The papers' loops get molt's superpixels, to compare step by step: scikit-image cuts a little otherwise."""
+    from molt.benchmark import published
+    from molt.clustering.slic import segment
+
+    def superpixels(image: Any, num_segments: int, compactness: float) -> Any:
+        return segment(torch.from_numpy(image).permute(2, 0, 1)[None], num_segments, compactness)[0].numpy()
+
+    monkeypatch.setattr(published, "superpixels", superpixels)

@@ -64,7 +64,7 @@ def configurations(
         providers or PROVIDERS,
     ):
         literal = provider.startswith("published")
-        if literal and not (method.startswith("molt_") and clusterer in ("none", "deep_fast", "deep_published")):
+        if literal and not (method.startswith("molt_") and clusterer in ("none", "deep_published")):
             continue
         if literal and providers is None and cell != cells[0]:
             continue

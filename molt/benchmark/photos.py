@@ -57,7 +57,7 @@ def load(folder: Path | None, size: tuple[int, int]) -> Photos:
     try:
         samples = [sample.path for sample in sample_photos()]
     except FileNotFoundError:
-        return Photos("made from a seed", _made(size))
+        return Photos("made from a seed", made(size))
     return Photos("scikit-image's samples", torch.stack([read_photo(path, size).pixels for path in samples]))
 
 
@@ -87,8 +87,8 @@ def _from_folder(folder: Path, size: tuple[int, int]) -> Photos:
     return Photos(folder.name, torch.stack(images), tuple(boxes))
 
 
-def _made(size: tuple[int, int]) -> Tensor:
-    """Smooth noise with a bright disc, from a seed."""
+def made(size: tuple[int, int]) -> Tensor:
+    """Return images (B, 3, H, W) of smooth noise with a bright disc each, from a seed."""
     generator = torch.Generator().manual_seed(0)
     ground = 0.4 * torch.rand(MADE, 3, 8, 8, generator=generator)
     centres = torch.rand(MADE, 2, 1, 1, generator=generator) * 0.4 + 0.3

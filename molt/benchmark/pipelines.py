@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import itertools
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,8 +19,9 @@ from molt import ops
 from molt.backbones import CNNBackbone, ViTBackbone
 from molt.backbones.preprocess import normalize, resize
 from molt.benchmark import published
+from molt.benchmark.photos import made
 from molt.benchmark.registry import NotRun
-from molt.clustering import DeepClustering, Slic, TokenKMeans
+from molt.clustering import DeepClustering, Slic, TokenKMeans, fit
 from molt.clustering._labels import shrink
 from molt.localizer import Localizer, full_precision
 from molt.methods import Multiscale, Seeded, create_model, list_models
@@ -27,6 +30,7 @@ from molt.methods.transformer import ObjectLocalizationTransformer, pooled_convo
 
 CLUSTERERS = ("none", "token_kmeans", "slic", "deep_fast", "deep_amortised", "deep_published")
 FULL_STEPS = 1000  # of deep_published
+ALPHA = 0.5  # of molt_*: the papers' loops know no other than a fixed one
 CLASSES = 1000
 SHARES = (0.5, 0.75, 1.0)
 LOOP_SETTINGS = ("channels", "layers", "steps", "min_labels", "num_segments", "compactness", "continuity")
@@ -87,7 +91,7 @@ def _untrained(name: str, device: str, size: int) -> Localizer:
         torch.manual_seed(0)
         model = create_model(name, CLASSES, scales(size, 14 if "dinov2" in name else 16))
     model.mark_trained(True)  # spares a warning that the row gives anyway
-    return Localizer(model, device=device)
+    return Localizer(model, device=device, alpha=ALPHA)
 
 
 METHODS: dict[str, Method] = {
@@ -103,19 +107,25 @@ def make_clusterer(name: str, steps: int | None = None) -> Any:
     Raises:
         NotRun: there is none of that name in this version.
     """
-    if name == "deep_amortised":
-        raise NotRun("this DeepClustering has no preset 'amortised'")
     if name == "deep_published":
-        steps = FULL_STEPS if steps is None else steps
         # Full steps: its own rule would end a run earlier once few labels are left.
-        return DeepClustering(channels=100, steps=steps, num_segments=10000, working_size=None, min_labels=1)
+        return DeepClustering("published", steps=FULL_STEPS if steps is None else steps, min_labels=1)
     makers: dict[str, Callable[[], Any]] = {
         "none": lambda: None,
         "token_kmeans": lambda: TokenKMeans(restarts=4),
         "slic": Slic,
         "deep_fast": DeepClustering,
+        "deep_amortised": _amortised,
     }
     return makers[name]()
+
+
+def _amortised() -> DeepClustering:
+    """Return amortised clustering by a network fitted on the spot to a few made-up images, which is enough for time."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "clusters.safetensors")
+        fit(list(made((112, 112))), path, steps=10, batch_size=4)
+        return DeepClustering("amortised", checkpoint=path)
 
 
 @torch.inference_mode()
@@ -151,8 +161,10 @@ def literal(loc: Localizer, clusterer: Any, vote: published.Vote, stage: Stage, 
     """
     if not isinstance(loc.method, Multiscale) or loc.method.model.config.head != "patches":
         raise NotRun("the papers' loops are those of molt_*")
-    if clusterer is not None and not isinstance(clusterer, DeepClustering):
-        raise NotRun("the papers' loops cluster by a network only")
+    if clusterer is not None and (not isinstance(clusterer, DeepClustering) or clusterer.checkpoint is not None):
+        raise NotRun("the papers' loops cluster by a network a photo only")
+    if clusterer is not None and clusterer.merged:
+        raise NotRun("the papers' loops have one network a photo, and do not merge several")
     model = loc.method.model
     scaled = [model.transformer(scale) for scale in range(len(model.config.sizes))]
     state, settings = None, {}
@@ -185,7 +197,7 @@ def literal(loc: Localizer, clusterer: Any, vote: published.Vote, stage: Stage, 
             array,
             state,
             **settings,
-            alpha=loc.alpha,
+            alpha=ALPHA,
             vote=vote,
             stage=opened,
         )
