@@ -47,7 +47,7 @@ def test_first_steps_have_equal_labels(cat: torch.Tensor, form: dict, seed: int)
 
     How many more: a response that rounding carries across 0 changes a gradient, and training amplifies that. So the
     literal loop is also run from states that differ from the initial one by its rounding, and ours may differ from it
-    by as much as those do, three times over.
+    by half as much again as those do.
     """
     clusterer = DeepClustering(**{**ONE, **form}, seed=seed, steps=5, min_labels=1)
     segments = superpixels = None
@@ -81,8 +81,8 @@ def test_first_steps_have_equal_labels(cat: torch.Tensor, form: dict, seed: int)
         clusterer.steps = steps
         ours = clusterer.train(cat[None], superpixels)[0].argmax(0).numpy()
         rounding = max((other[steps] != labels).mean() for other in nudged)
-        allowed = 0.001 if steps == 1 else max(0.001, 3 * rounding)
-        assert (ours != labels).mean() <= allowed < 0.2, f"after {steps} steps"
+        allowed = 0.001 if steps == 1 else max(0.001, 1.5 * rounding)
+        assert (ours != labels).mean() <= allowed < 0.5, f"after {steps} steps"
 
 
 def test_both_stop_at_the_same_step(cat: torch.Tensor) -> None:
