@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from molt.profiling import Profile
 from molt.structures import Localization, WeightsInfo
 
 Source = str | Path | PIL.Image.Image | np.ndarray | Tensor
+logger = logging.getLogger("molt")
+
 PREVIEW = 1000
 
 
@@ -246,13 +249,24 @@ class Localizer:
         self, batch: list[tuple[Source, Photo | Exception]], wanted: Tensor | None, explain: bool
     ) -> Iterator[tuple[Source, Any]]:
         photos = [photo for _, photo in batch if not isinstance(photo, Exception)]
-        results: Iterator[Any] = iter([])
-        if photos:
-            maps = self._maps(self._batch(photos), wanted)
-            found = self._boxes(photos, maps)
-            results = (self._explanation(r, maps, i) for i, r in enumerate(found)) if explain else iter(found)
+        results = iter(self._results(photos, wanted, explain))
         for source, photo in batch:
             yield source, photo if isinstance(photo, Exception) else next(results)
+
+    def _results(self, photos: list[Photo], wanted: Tensor | None, explain: bool) -> list[Any]:
+        """Results of photos that were read; where a batch fails, each is tried alone, so that one costs no other."""
+        if not photos:
+            return []
+        try:
+            maps = self._maps(self._batch(photos), wanted)
+            found = self._boxes(photos, maps)
+            return [self._explanation(r, maps, i) for i, r in enumerate(found)] if explain else found
+        except Exception as error:
+            if len(photos) == 1:
+                return [error]
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            logger.warning("a batch of %d photos failed (%s): each is tried alone", len(photos), first)
+        return [self._results([photo], wanted, explain)[0] for photo in photos]
 
     @torch.inference_mode()
     def _explanation(self, result: Localization, maps: _Maps, image: int) -> Explanation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor
 
 import molt
 from molt import ops
-from molt.clustering import DeepClustering
+from molt.clustering import DeepClustering, _training
 from molt.clustering._network import EPSILON, Fused, Grouped
 from molt.clustering._training import Job, train
 from molt.clustering.deep import random_state
@@ -240,3 +241,75 @@ def test_bfloat16_convolutions_are_near() -> None:
     assert b.dtype == torch.float32 and 1e-4 < (a - b).abs().max() < 0.2
     labels, counts = DeepClustering(dtype=torch.bfloat16, working_size=24)(x)
     assert labels.shape == (1, 20, 27) and int(counts) == int(labels.max()) + 1
+
+
+# Replaying a recorded step, as on a GPU
+
+
+@pytest.fixture
+def recording(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
+    """Where there is no GPU to record on, a step runs twice to warm up, and is replayed by being called again."""
+    made: list[Callable[[], None]] = []
+
+    def record(step: Callable[[], None]) -> Callable[[], None]:
+        step()
+        step()
+        made.append(step)
+        return step
+
+    monkeypatch.setattr(_training, "_record", record)
+    monkeypatch.setattr(_training, "_recorded", OrderedDict())
+    return made
+
+
+@pytest.mark.parametrize("vote", [True, False])
+def test_a_replay_is_the_training_itself(recording: list, vote: bool) -> None:
+    """Also for images of the same shape that come later, whose superpixels are fewer, and for fewer steps."""
+    several = states(8, 2, 2)
+    with torch.no_grad():
+        for seed, steps in ((0, 5), (1, 5), (2, 4)):
+            x = image(2, seed=seed)
+            votes = squares(2, 20, 27) if vote else None
+            if votes is not None and seed:
+                votes = votes // 2
+            limit = None if votes is None else int(votes.max()) + 1
+            job = Job(steps=steps, min_labels=5, continuity=0.5, dtype=torch.float32)
+            network = Grouped(x, several, 0.5)
+            expected = _training._run(network, None if votes is None else network.repeat(votes), limit, job)
+            found = _training._replay(x, votes, limit, several, job)
+            assert torch.equal(found, expected)
+            again = _training._replay(x, votes, limit, several, job)
+            assert torch.equal(again, expected) and again.data_ptr() != found.data_ptr()
+    assert len(recording) == (2 if vote else 1), "recorded once a shape"
+
+
+def test_recordings_are_told_apart_and_few(recording: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_training, "MOST_GRAPHS", 3)
+    job = Job(steps=2, min_labels=1, continuity=0.0, dtype=torch.float32)
+    with torch.no_grad():
+        for seed in (0, 1):
+            for height in (6, 7):
+                x = image(1, height=height)
+                expected = _training._run(Grouped(x, states(6, 1, seed=seed), 0.0), None, None, job)
+                assert torch.equal(_training._replay(x, None, None, states(6, 1, seed=seed), job), expected)
+        assert len(recording) == 4 and len(_training._recorded) == 3
+        _training._replay(image(1, height=7), None, None, states(6, 1, seed=1), job)
+        assert len(recording) == 4
+        _training._replay(image(1, height=6), None, None, states(6, 1), job)
+        assert len(recording) == 5, "the oldest was dropped"
+
+
+def test_what_cannot_be_recorded_is_said_and_run_step_by_step(
+    recording: list, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(step: Callable[[], None]) -> Callable[[], None]:
+        step()
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(_training, "_record", fail)
+    job = Job(steps=2, min_labels=1, continuity=0.0, dtype=torch.float32)
+    x, votes = image(), squares(1, 20, 27)
+    with torch.no_grad():
+        expected = _training._run(Grouped(x, states(6, 1), 0.0), votes, 128, job)
+        assert torch.equal(_training._replay(x, votes, 128, states(6, 1), job), expected)
+    assert "without a CUDA graph" in caplog.text and "not permitted" in caplog.text and "more" not in caplog.text

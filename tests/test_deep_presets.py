@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 
 import molt
 from molt.cli import app
-from molt.clustering import PRESETS, CachedClusterer, DeepClustering, fit
+from molt.clustering import PRESETS, CachedClusterer, DeepClustering, fit, fitting
 from molt.clustering.fitting import load_network, respond, save_network
+from molt.data import read_photo
 from molt.structures import Features
 
 SMALL: dict[str, Any] = {"channels": 8, "num_segments": 20}
@@ -194,6 +195,18 @@ def test_fit_skips_and_names_what_it_cannot_read(tmp_path: Path, folder: Path) -
     for name in ("steps", "batch_size", "channels", "layers", "num_segments", "working_size"):
         with pytest.raises(ValueError, match=f"^{name} must be"):
             fit(folder, tmp_path / "b", **{name: 0})
+
+
+def test_fit_keeps_few_photos_in_memory(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it reads again is the same."""
+    read = []
+    monkeypatch.setattr(fitting, "read_photo", lambda source, size: read.append(source) or read_photo(source, size))
+    for kept, most in ((4096, 3), (2, 12)):
+        monkeypatch.setattr(fitting, "MOST_KEPT", kept)
+        read.clear()
+        fit(folder, tmp_path / str(kept), steps=6, batch_size=2, working_size=24, **SMALL)
+        assert 3 <= len(read) <= most and (len(read) == 3) == (kept == 4096)
+    assert load_network(tmp_path / "2").digest == load_network(tmp_path / "4096").digest
 
 
 def test_fit_takes_arrays_and_mixed_sizes(tmp_path: Path) -> None:

@@ -7,7 +7,10 @@ import torch
 
 import molt
 from molt import Features, ops
-from molt.clustering import Clusterer, DeepClustering, Slic, TokenKMeans
+from molt.clustering import Clusterer, DeepClustering, Slic, TokenKMeans, _training
+from molt.clustering._network import Grouped
+from molt.clustering._training import Job
+from molt.clustering.deep import random_state
 from molt.methods.seeded import contrast_maps
 
 pytestmark = pytest.mark.gpu
@@ -106,6 +109,34 @@ def test_labels_do_not_depend_on_the_batch(clusterer: Clusterer, photo: torch.Te
     if not isinstance(clusterer, DeepClustering):  # its training amplifies rounding between passes of 2 and of 8
         differ = (alone[0] != whole[0]).float().mean()
         assert differ < 0.02, f"{differ:.4f} of the pixels differ between passes of 2 and of 8"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_recorded_step_trains_as_step_by_step(dtype: torch.dtype, caplog: pytest.LogCaptureFixture) -> None:
+    """Twice, so that the second run meets a recording; different images each time."""
+    generator = torch.Generator().manual_seed(0)
+    states = [random_state(16, 2, torch.Generator().manual_seed(seed), 3) for seed in (0, 1)]
+    job = Job(steps=6, min_labels=2, continuity=0.0, dtype=dtype)
+    for _ in range(2):
+        x = torch.rand(3, 3, 40, 48, generator=generator).cuda()
+        votes = (torch.arange(40 * 48) // 9).view(1, 40, 48).expand(3, -1, -1).contiguous().cuda()
+        limit = int(votes.max()) + 1
+        with torch.no_grad():
+            network = _training._grouped(x, states, job)
+            expected = _training._run(network, network.repeat(votes), limit, job)
+            found = _training._replay(x, votes, limit, states, job)
+        assert torch.equal(found, expected)
+    assert "without a CUDA graph" not in caplog.text
+
+
+def test_forms_of_the_convolutions_agree() -> None:
+    states = [random_state(20, 2, torch.Generator().manual_seed(seed), 3) for seed in (0, 1)]
+    x = torch.rand(3, 3, 40, 48, generator=torch.Generator().manual_seed(0)).cuda()
+    with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
+        grouped, products = (Grouped(x, states, 0.0, form=form) for form in ("grouped", "products"))
+        assert (grouped.respond() - products.respond()).abs().max() < 1e-3
+        on_cpu = Grouped(x.cpu(), states, 0.0).respond()
+        assert (grouped.respond().cpu() - on_cpu).abs().max() < 1e-3
 
 
 def test_molt_agrees_with_the_cpu() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -106,6 +107,27 @@ def test_stream_goes_on_after_a_bad_photo(loc: molt.Localizer, tmp_path: Path) -
         assert [source for source, _ in results] == [bad, CAT, tmp_path / "missing.png"]
     with pytest.raises(PhotoError, match=r"bad\.jpg"):
         loc([CAT, bad])
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_a_photo_that_fails_costs_no_other(size: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Here the clusterer fails on a dark photo, in whatever batch it is."""
+
+    def picky(x: torch.Tensor, size: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        if x.mean() < 0.15 or (x.flatten(1).mean(1) < 0.15).any():
+            raise ValueError("it is too dark\nhere")
+        return torch.zeros(len(x), *size, dtype=torch.int32), torch.ones(len(x), dtype=torch.int64)
+
+    picky.takes_features = False  # type: ignore[attr-defined]
+    loc = molt.Localizer(weights="weak", device="cpu", clusterer=picky)
+    light = np.full((50, 60, 3), 200, np.uint8)
+    light[10:30, 20:40] = 90
+    sources = [light, light // 10, light, light[::-1].copy()]
+    results = [result for _, result in loc.stream(sources, batch_size=size)]
+    assert [type(result).__name__ for result in results] == ["Localization", "ValueError", *["Localization"] * 2]
+    assert ("batch of" in caplog.text and "it is too dark" in caplog.text) == (size > 1)
+    with pytest.raises(ValueError, match="too dark"):
+        loc(sources)
 
 
 def test_top_k_classes(loc: molt.Localizer) -> None:

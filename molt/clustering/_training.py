@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -99,24 +99,32 @@ def step(network: Grouped | Fused, segments: Tensor | None, limit: int | None, a
     active &= kinds.sum(1) > min_labels
 
 
-class _Graph:
+def _record(step: Callable[[], None]) -> Callable[[], None]:
+    """Record what a function does on the GPU, after a few runs to warm up; return what does it again."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UP):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+class _Recorded:
     """A training step recorded on a GPU, to be replayed on other images of the same shape."""
 
     def __init__(self, network: Grouped, segments: Tensor | None, limit: int | None, job: Job) -> None:
-        self.network, self.segments = network, segments
+        self.network, self.segments, self.limit, self.least = network, segments, limit, job.min_labels
         self.active = torch.ones(network.group, dtype=torch.bool, device=network.pixels.device)
         self.initial = [value.detach().clone() for value in network.parameters]
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP):
-                network.respond()
-                step(network, segments, limit, self.active, job.min_labels)
-        torch.cuda.current_stream().wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            network.respond()
-            step(network, segments, limit, self.active, job.min_labels)
+        self.replay = _record(self._step)
+
+    def _step(self) -> None:
+        self.network.respond()
+        step(self.network, self.segments, self.limit, self.active, self.least)
 
     def run(self, images: Tensor, segments: Tensor | None, steps: int) -> Tensor:
         """Train on images from the initial state; nothing is read back."""
@@ -129,11 +137,11 @@ class _Graph:
             speed.zero_()
         self.active.fill_(True)
         for _ in range(steps):
-            self.graph.replay()
+            self.replay()
         return self.network.respond().clone()
 
 
-_graphs: OrderedDict[tuple, _Graph] = OrderedDict()
+_recorded: OrderedDict[tuple, _Recorded] = OrderedDict()
 
 
 def _replay(
@@ -153,16 +161,16 @@ def _replay(
         len(states),
         replace(job, steps=0),
     )
-    graph = _graphs.pop(key, None)
-    if graph is None:
+    recorded = _recorded.pop(key, None)
+    if recorded is None:
         network = _grouped(images, states, job)
         votes = None if segments is None else network.repeat(segments)
         try:
-            graph = _Graph(network, votes, limit, job)
+            recorded = _Recorded(network, votes, limit, job)
         except RuntimeError as error:
             logger.warning("deep clustering runs without a CUDA graph, which is slower: %s", str(error).splitlines()[0])
             return _run(_grouped(images, states, job), votes, limit, job)
-    _graphs[key] = graph
-    while len(_graphs) > MOST_GRAPHS:
-        _graphs.popitem(last=False)
-    return graph.run(images, segments, job.steps)
+    _recorded[key] = recorded
+    while len(_recorded) > MOST_GRAPHS:
+        _recorded.popitem(last=False)
+    return recorded.run(images, segments, job.steps)

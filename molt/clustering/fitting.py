@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,14 @@ from molt.clustering._labels import shrink
 from molt.clustering._network import EPSILON, LEARNING_RATE, MOMENTUM
 from molt.clustering.deep import MOST_CHANNELS, MOST_LAYERS, PRESETS, random_state
 from molt.clustering.slic import segment
-from molt.data.images import PhotoError, find_photos, load_photo, read_photo
+from molt.data.images import PhotoError, find_photos, read_photo
 
 logger = logging.getLogger("molt")
 
 FORMAT = 1
 SIDE = 448  # a photo is squashed to this square before the working size, as the localizer's photos are
+COMPACTNESS = PRESETS["fast"].compactness
+MOST_KEPT = 4096  # photos in memory, about 125 kB each; of a larger folder the others are read again
 MOST_BYTES = 256 * 2**20  # of a checkpoint: the largest network allowed takes less
 
 
@@ -113,13 +116,10 @@ def fit(
     state = [value.to(device).requires_grad_() for value in random_state(channels, layers, generator, 3)]
     optimiser = torch.optim.SGD(state, lr=LEARNING_RATE, momentum=MOMENTUM)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    errors: dict[int, PhotoError] = {}
-    seen: dict[int, tuple[Tensor, Tensor]] = {}
+    shown = _Photos(sources, side, wanted, generator)
     losses: list[float] = []
-    order = iter(_order(len(sources), generator))
     for number in range(steps):
-        batch = _batch(order, sources, batch_size, side, wanted, seen, errors)
-        images, segments = (torch.stack(part).to(device) for part in zip(*batch, strict=True))
+        images, segments = (part.to(device) for part in shown.batch(batch_size))
         responses = respond(images, state)
         labels = ops.cluster_vote(responses.detach().argmax(1), segments, channels, int(segments.max()) + 1)
         loss = F.cross_entropy(responses, labels)
@@ -132,7 +132,8 @@ def fit(
             on_step(number, losses[-1])
     save_network(out, [value.detach().cpu() for value in state], side)
     last = losses[-max(1, steps // 10) :]
-    return Fit(steps, len(seen), tuple(errors[i] for i in sorted(errors)), sum(last) / len(last))
+    errors = tuple(shown.errors[i] for i in sorted(shown.errors))
+    return Fit(steps, len(shown.used), errors, sum(last) / len(last))
 
 
 def respond(images: Tensor, state: Sequence[Tensor]) -> Tensor:
@@ -222,35 +223,50 @@ def _sources(photos: str | Path | Sequence[Any]) -> list[Any]:
     return listed
 
 
-def _order(number: int, generator: torch.Generator) -> Iterable[int]:
+def _order(number: int, generator: torch.Generator) -> Iterator[int]:
     """Yield photos without end, each once a round."""
     while True:
         yield from torch.randperm(number, generator=generator).tolist()
 
 
-def _batch(
-    order: Any,
-    sources: list[Any],
-    batch_size: int,
-    side: int,
-    num_segments: int,
-    seen: dict[int, tuple[Tensor, Tensor]],
-    errors: dict[int, PhotoError],
-) -> list[tuple[Tensor, Tensor]]:
-    """Return pixels and superpixels of the next photos that can be read, each read once."""
-    batch: list[tuple[Tensor, Tensor]] = []
-    while len(batch) < batch_size:
-        index = next(order)
-        if index not in seen and index not in errors:
-            try:
-                pixels = shrink(read_photo(load_photo(sources[index]), SIDE).pixels[None], side)
-                seen[index] = pixels[0].half(), segment(pixels, num_segments, 100.0)[0].to(torch.int32)
-            except PhotoError as error:
-                logger.warning("%s", error)
-                errors[index] = error
-        if index in seen:
-            pixels, segments = seen[index]
-            batch.append((pixels.float(), segments))
-        elif len(errors) == len(sources):
-            raise ValueError(f"photos: none of {len(sources)} can be read: {errors[index]}")
-    return batch
+class _Photos:
+    """Photos and their superpixels, read as they are needed; those read last are kept.
+
+    Attributes:
+        used: places in the list of photos that could be read.
+        errors: of those that could not, by place.
+    """
+
+    def __init__(self, sources: list[Any], side: int, num_segments: int, generator: torch.Generator) -> None:
+        self.sources, self.side, self.num_segments = sources, side, num_segments
+        self.used: set[int] = set()
+        self.errors: dict[int, PhotoError] = {}
+        self._kept: OrderedDict[int, tuple[Tensor, Tensor]] = OrderedDict()
+        self._order = _order(len(sources), generator)
+
+    def batch(self, size: int) -> tuple[Tensor, Tensor]:
+        """Return pixels (B, 3, h, w) and superpixels (B, h, w) of the next photos that can be read."""
+        found: list[tuple[Tensor, Tensor]] = []
+        while len(found) < size:
+            index = next(self._order)
+            if index not in self.errors:
+                try:
+                    found.append(self._read(index))
+                    self.used.add(index)
+                except PhotoError as error:
+                    logger.warning("%s", error)
+                    self.errors[index] = error
+            if len(self.errors) == len(self.sources):
+                raise ValueError(f"photos: none of {len(self.sources)} can be read: {self.errors[index]}")
+        pixels, segments = zip(*found, strict=True)
+        return torch.stack(pixels).float(), torch.stack(segments)
+
+    def _read(self, index: int) -> tuple[Tensor, Tensor]:
+        held = self._kept.pop(index, None)
+        if held is None:
+            pixels = shrink(read_photo(self.sources[index], SIDE).pixels[None], self.side)
+            held = pixels[0].half(), segment(pixels, self.num_segments, COMPACTNESS)[0].to(torch.int32)
+        self._kept[index] = held
+        while len(self._kept) > MOST_KEPT:
+            self._kept.popitem(last=False)
+        return held
