@@ -94,15 +94,18 @@ gpu:
 	MOLT_REQUIRE_EXT=1 $(PYTHON) setup.py build_ext --inplace > $(OUT)/build.log 2>&1 || { tail -n 30 $(OUT)/build.log; exit 1; }
 	$(PYTHON) -c 'import json, molt; print(json.dumps(molt.config(), indent=1, default=str))' > $(OUT)/config.json
 	set -o pipefail; failed=; \
-	echo "1 of 4: tests"; \
+	echo "1 of 5: tests"; \
 	$(PYTHON) -m pytest -m gpu tests --junitxml=$(OUT)/tests.xml 2>&1 | tee $(OUT)/tests.log || failed="$$failed tests"; \
-	echo "2 of 4: operators, $(GPU_MINUTES) minutes at most"; \
+	echo "2 of 5: operators, $(GPU_MINUTES) minutes at most"; \
 	$(PYTHON) -m molt.cli benchmark --device cuda --minutes $(GPU_MINUTES) --out $(OUT) 2>&1 \
 		| tee $(OUT)/benchmarks.log || failed="$$failed operators"; \
-	echo "3 of 4: photos to boxes, $(GPU_END_TO_END_MINUTES) minute and the row then begun"; \
+	echo "3 of 5: photos to boxes, $(GPU_END_TO_END_MINUTES) minute and the row then begun"; \
 	$(PYTHON) -m molt.cli benchmark --end-to-end --device cuda --minutes $(GPU_END_TO_END_MINUTES) --out $(OUT) \
 		$(addprefix --photos ,$(PHOTOS)) 2>&1 | tee -a $(OUT)/benchmarks.log || failed="$$failed end-to-end"; \
-	echo "4 of 4: pytest-benchmark"; \
+	echo "4 of 5: deep clustering, its forms"; \
+	$(PYTHON) benchmarks/deep_speed.py --device cuda --steps 8 --rounds 2 --json - 2>&1 \
+		| tee -a $(OUT)/benchmarks.log || failed="$$failed deep"; \
+	echo "5 of 5: pytest-benchmark"; \
 	$(PYTHON) -m pytest benchmarks --benchmark-only --benchmark-json=$(OUT)/benchmarks.json 2>&1 \
 		| tee -a $(OUT)/benchmarks.log || failed="$$failed benchmarks"; \
 	if [ -n "$$failed" ]; then echo "make gpu: failed:$$failed; see the logs in $(OUT)"; exit 1; fi

@@ -3,7 +3,7 @@
     python benchmarks/deep_speed.py [--steps 20] [--device cpu] [--json FILE]
 
 Steps are timed in turns, form after form, round after round; medians. What a full run takes is extrapolated from them,
-and says so. The photo is scikit-image's astronaut.
+and says so. The photo is scikit-image's cat, or made from a seed where that is not installed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import Progress
@@ -31,7 +30,7 @@ from torch import Tensor
 import molt
 from molt import ops
 from molt._files import whole_file
-from molt.benchmark import published
+from molt.benchmark import photos, published
 from molt.clustering import DeepClustering, fit
 from molt.clustering._network import Fused, Grouped
 from molt.clustering._training import step
@@ -45,10 +44,7 @@ FULL_STEPS = 1000
 
 def sample(side: int) -> Tensor:
     """(1, 3, side, side) in [0, 1]."""
-    from skimage import data, transform
-
-    photo = transform.resize(data.astronaut(), (side, side), anti_aliasing=True)
-    return torch.from_numpy(np.asarray(photo, dtype=np.float32)).permute(2, 0, 1)[None].contiguous()
+    return photos.load(None, (side, side)).images[:1]
 
 
 def literal(image: Tensor, segments: Tensor, state: list[Tensor], steps: int, vote: published.Vote) -> list[float]:
@@ -149,8 +145,10 @@ def time_steps(device: str, steps: int, rounds: int, progress: Progress) -> list
 
 def time_presets(device: str, rounds: int) -> list[dict[str, Any]]:
     """Return the seconds a photo of 224 px of whole clusterers that take less than a minute, and of superpixels."""
-    from skimage.segmentation import slic
-
+    try:
+        from skimage.segmentation import slic
+    except ImportError:
+        slic = None
     image = sample(224).to(device)
     array = image[0].permute(1, 2, 0).contiguous().cpu().numpy()
     with tempfile.TemporaryDirectory() as folder:
@@ -163,7 +161,8 @@ def time_presets(device: str, rounds: int) -> list[dict[str, Any]]:
         }
         for number in (100, 800, 10000):
             runs[f"ops.slic, {number}"] = partial(ops.slic, image, number)
-            runs[f"scikit-image slic, {number}"] = partial(slic, array, number, start_label=0)
+            if slic is not None:
+                runs[f"scikit-image slic, {number}"] = partial(slic, array, number, start_label=0)
         seconds: dict[str, list[float]] = {name: [] for name in runs}
         for number in range(rounds + 1):
             for name, run in runs.items():
@@ -181,7 +180,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="of each form, in all; at least 4")
     parser.add_argument("--rounds", type=int, default=4, help="turns that the steps are spread over")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here, too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here, too; - prints them")
     arguments = parser.parse_args()
     if arguments.steps < 4 or arguments.rounds < 1:
         parser.error("--steps must be at least 4 and --rounds at least 1")
@@ -195,6 +194,7 @@ def main() -> None:
         if arguments.device == "cpu"
         else torch.cuda.get_device_name(torch.device(arguments.device)),
         "threads": torch.get_num_threads(),
+        "photo": photos.load(None, (32, 32)).source,
         "versions": {"molt": molt.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "steps": rows,
         "photos_224_px": presets,
@@ -209,7 +209,9 @@ def main() -> None:
     for row in presets:
         table.add_row(row["name"], str(row["ms"]))
     console.print(table)
-    if arguments.json is not None:
+    if arguments.json == Path("-"):
+        print(json.dumps(report))
+    elif arguments.json is not None:
         with whole_file(arguments.json) as part:
             part.write_text(json.dumps(report, indent=1) + "\n")
 

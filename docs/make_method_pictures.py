@@ -238,7 +238,7 @@ def pictures(stages: Explanation, pixels: Tensor) -> Iterator[tuple[str, PIL.Ima
     superpixels = Slic(deep.num_segments, compactness=deep.compactness, working_size=deep.working_size)
     yield "superpixels", cluster_overlay(photo, superpixels(pixels)[0][0])
     yield "clusters", cluster_overlay(photo, stages.clusters)
-    continuity = DeepClustering(num_segments=0, continuity=1)
+    continuity = DeepClustering("published", channels=32, steps=40, num_segments=0, continuity=1, working_size=112)
     yield "clusters-continuity", cluster_overlay(photo, continuity(pixels)[0][0])
     yield "refined", heat_overlay(photo, stages.refined)
     result = stages.result

@@ -188,7 +188,7 @@ def test_localizer_takes_the_steps_the_paper_names(checkpoint: Path, photo: torc
     from molt.data.images import read_photo
 
     loc = molt.Localizer(NAME, checkpoint=checkpoint, device="cpu")
-    assert isinstance(loc.clusterer, DeepClustering) and loc.alpha == 0.5
+    assert isinstance(loc.clusterer, DeepClustering) and loc.alpha == "auto"
     stages = loc.explain(photo, "cup")
     images = read_photo(photo, (96, 128)).pixels[None]
     model = molt.load_model(checkpoint)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from molt._auto_alpha import AUTO
 from molt.classes import OBJECT
 from molt.clustering import Clusterer, DeepClustering
 from molt.methods.evidence import Captions, Evidence, Method, Stage, choose
@@ -37,7 +38,7 @@ class Multiscale(Method):
 
     # Our choice, the paper gives neither: TS-CAM's threshold on ILSVRC is lower, but its maps are not refined.
     threshold = 0.3
-    alpha = 0.5
+    alpha = AUTO  # a fixed weight would hurt strong maps; how strong a trained head's are is not known before
     captions = Captions(
         cam=("Class map", "What the class head answers at each patch of the finest scale."),
         scale=(
