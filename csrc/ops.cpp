@@ -1,6 +1,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <limits>
 #include <tuple>
 
 #include "cpu/cluster_refine.h"
@@ -274,6 +275,13 @@ std::tuple<Tensor, Tensor> slic_cpu(const Tensor& images, int64_t num_segments, 
           "compactness, min_size, max_size: expected a number above 0 and two of at least 0");
   const int64_t pixels = images.size(2) * images.size(3);
   if (pixels > kMaxPixels) throw std::runtime_error(too_many_pixels("images", pixels));
+  // Places are counted in 32 bits, in a frame that is wide also where the image is narrow.
+  const int64_t framed = slic_stride(images.size(3)) * (images.size(2) + 2);
+  if (framed > std::numeric_limits<int32_t>::max()) {
+    throw std::runtime_error("images: got " + std::to_string(images.size(2)) + " x " + std::to_string(images.size(3)) +
+                             " pixels, expected at most 2147483647 with each row padded to " +
+                             std::to_string(slic_stride(images.size(3))));
+  }
   const Tensor values = contiguous(images);
   const Tensor labels = empty_like(values, {values.size(0), values.size(2), values.size(3)}, ScalarType::Int);
   const Tensor counts = empty_like(values, {values.size(0)}, ScalarType::Long);

@@ -45,6 +45,25 @@ def check_number(name: str, value: Any, *, above: float | None = None) -> float:
     return number
 
 
+def check_device(value: Any, name: str = "device") -> Any:
+    """Check for a device that can be used here, a name or a torch.device, and return it.
+
+    Raises:
+        TypeError, ValueError: another type, or a device that is unknown or missing.
+    """
+    import torch
+
+    if not isinstance(value, str | torch.device):
+        raise TypeError(f"{name} must be a name or a torch.device, got {_short(value)}")
+    try:
+        picked = torch.device(value)
+        torch.empty(0, device=picked)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{name} {str(value)!r} cannot be used here: {reason}") from error
+    return picked
+
+
 def check_clusterer(value: Any) -> None:
     """Check for None or something that can be called with images, not a class still to be built.
 

@@ -56,21 +56,23 @@ def auto_alpha(maps: Tensor, labels: Tensor, num_clusters: int | Tensor | None =
         TypeError, ValueError: see :func:`molt.ops.cluster_mean`.
     """
     means, counts = ops.cluster_mean(maps, labels, num_clusters)
-    values = maps.detach().flatten(2).float()
+    # In double throughout: a map on a large scale, or far from 0, keeps its shape.
+    values = maps.detach().flatten(2).double()
     if values.shape[2] == 0:
-        return values.new_zeros(values.shape[:2])
+        return values.new_zeros(values.shape[:2], dtype=torch.float32)
     low, high = values.amin(2, keepdim=True), values.amax(2, keepdim=True)
     sound = ((high - low) > 0) & (high - low).isfinite()
     unit = torch.where(sound, (values - low) / (high - low), torch.zeros_like(values))
     level = (unit * LEVELS).long().clamp_(0, LEVELS - 1)
-    histogram = torch.zeros(*values.shape[:2], LEVELS, device=maps.device).scatter_add_(2, level, torch.ones_like(unit))
-    centres = (torch.arange(LEVELS, device=maps.device) + 0.5) / LEVELS
+    histogram = unit.new_zeros(*values.shape[:2], LEVELS).scatter_add_(2, level, torch.ones_like(unit))
+    centres = (torch.arange(LEVELS, device=maps.device, dtype=torch.float64) + 0.5) / LEVELS
     before, spread = _contrast(centres.expand_as(histogram), histogram)
-    painted = torch.where(sound, (means.float() - low) / (high - low), torch.zeros_like(low))
+    painted = torch.where(sound, (means.double() - low) / (high - low), torch.zeros_like(low))
     painted, order = painted.sort(2)
-    after, explained = _contrast(painted, counts[:, None].expand_as(painted).gather(2, order).float())
+    after, explained = _contrast(painted, counts[:, None].expand_as(painted).gather(2, order).double())
     share = (explained / spread.clamp_min(1e-12) / ENOUGH).clamp_max(1)
-    return (GAIN * (after - before) * share).clamp(0, 1) * sound[..., 0]
+    alpha = (GAIN * (after - before) * share).clamp(0, 1)
+    return torch.where(sound[..., 0], alpha, torch.zeros_like(alpha)).float()
 
 
 def _contrast(levels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,14 +82,13 @@ def _contrast(levels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         levels: (..., K), rising.
         weights: (..., K), how often each occurs.
     """
-    levels, weights = levels.double(), weights.double()
     shares = weights / weights.sum(-1, keepdim=True).clamp_min(1)
     below, sums = shares.cumsum(-1), (shares * levels).cumsum(-1)
     mean = sums[..., -1:]
     variance = (shares * (levels - mean).square()).sum(-1)
     apart = (mean * below - sums).square() / (below * (1 - below)).clamp_min(1e-12)
     contrast = torch.where(variance > 1e-12, apart.amax(-1) / variance.clamp_min(1e-12), torch.zeros_like(variance))
-    return contrast.float(), variance.float()
+    return contrast, variance
 
 
 def blend(maps: Tensor, labels: Tensor, alpha: Alpha, num_clusters: int | Tensor | None = None) -> Tensor:
@@ -96,5 +97,7 @@ def blend(maps: Tensor, labels: Tensor, alpha: Alpha, num_clusters: int | Tensor
         return ops.cluster_refine(maps, labels, float(alpha), num_clusters)
     weight = auto_alpha(maps, labels, num_clusters)[..., None, None]
     painted = ops.cluster_refine(maps, labels, 1.0, num_clusters)
-    # Not lerp: a map that is left alone stays as it is, to the bit, NaN and all.
-    return torch.where(weight > 0, maps + weight.to(maps.dtype) * (painted - maps), maps)
+    wide = torch.float64 if maps.dtype == torch.float64 else torch.float32
+    mixed = ((1 - weight) * maps.to(wide) + weight * painted.to(wide)).to(maps.dtype)
+    # A map that is left alone stays as it is, to the bit, NaN and all.
+    return torch.where(weight > 0, mixed, maps)

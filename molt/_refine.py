@@ -93,7 +93,7 @@ def refine(
     cluster = TokenKMeans() if clusterer is None else clusterer
     if cache is not None:
         cluster = CachedClusterer(cluster, check_folder("cache", cache))
-    with torch.no_grad():
+    with torch.no_grad(), use_backend(backend) if backend is not None else nullcontext():
         if seen is None:
             assert photos is not None
             labels, counts = cluster(_pixels(photos, target).to(stacks[0].device), target)

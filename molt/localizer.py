@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from molt import ops
-from molt._arguments import check_clusterer, check_int, check_number
+from molt._arguments import check_clusterer, check_device, check_int, check_number
 from molt._auto_alpha import Alpha, blend, check_alpha
 from molt._backend import Backend, use_native
 from molt._backend import backend as use_backend
@@ -107,7 +107,7 @@ class Localizer:
             map, see :func:`molt.auto_alpha`; None takes the method's own.
         profile: True books time and memory of each stage in :attr:`profile`.
 
-    Under torch.autocast the networks and the maps have its precision; clusters are found in float32.
+    Under torch.autocast the networks and the maps have its precision; clusters are found outside of it.
 
     Raises:
         TypeError, ValueError: an argument of another type, unknown or out of range.
@@ -138,6 +138,7 @@ class Localizer:
         k = check_int("k", k, 1)
         if threshold is not None and not 0 < check_number("threshold", threshold) < 1:
             raise ValueError(f"threshold must be in (0, 1), got {threshold}")
+        alpha = None if alpha is None else check_alpha(alpha)
         check_clusterer(clusterer)
         if cache is not None:
             cache = check_folder("cache", cache)
@@ -158,7 +159,7 @@ class Localizer:
         if clusterer is None:
             clusterer = self.method.clusterer() if cache is None else CachedClusterer(self.method.clusterer(), cache)
         self.clusterer = clusterer
-        self.alpha = check_alpha(self.method.alpha if alpha is None else alpha)
+        self.alpha = self.method.alpha if alpha is None else alpha
         self.profile = Profile(self.device) if profile else None
 
     @property
@@ -373,12 +374,6 @@ def full_precision(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def _pick_device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        picked = torch.device(device)
-        torch.empty(0, device=picked)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"device {str(device)!r} cannot be used here: {reason}") from error
+    picked = check_device(("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
+    assert isinstance(picked, torch.device)
     return picked

@@ -108,6 +108,21 @@ def test_dtypes_and_label_kinds(dtype: torch.dtype) -> None:
     assert out.dtype == dtype and (out - blob()).abs().max() > 0.01
 
 
+@pytest.mark.parametrize(
+    ("scale", "shift", "dtype"),
+    [(1.3e5, -6.5e4, torch.float16), (1, 1e8, torch.float64), (1, 1e6, torch.float64), (1e38, 0, torch.float32),
+     (1e-30, 0, torch.float32), (-1, 0, torch.float32)],
+)  # fmt: skip
+def test_the_scale_does_not_matter(scale: float, shift: float, dtype: torch.dtype) -> None:
+    unit = ops.upsample_normalize(blob(), (40, 40)).double()
+    expected = molt.auto_alpha(unit, disc())
+    maps = (unit * scale + shift).to(dtype)
+    found = molt.auto_alpha(maps, disc())
+    assert torch.allclose(found, expected, atol=0.02) and 0.3 < float(expected) < 1
+    out = blend(maps, disc(), "auto")
+    assert out.isfinite().all() and out.amin() >= maps.amin() and out.amax() <= maps.amax()
+
+
 def test_blend_is_cluster_refine_with_each_maps_weight() -> None:
     maps = torch.cat([blob(sharpness=s) for s in (0.5, 2.0, 30.0)], 1)
     alpha = molt.auto_alpha(maps, disc(), 2)

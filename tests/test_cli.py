@@ -431,3 +431,14 @@ def test_version() -> None:
     import molt
 
     assert call("--version").out.strip() == f"molt {molt.__version__}"
+
+
+@pytest.mark.parametrize(("text", "code"), [("auto", 0), ("0.25", 0), ("much", 2), ("1.5", 2)])
+def test_alpha_is_a_number_or_auto(text: str, code: int, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    from molt.cli import main
+
+    with pytest.raises(SystemExit) as left:
+        main(["localize", str(CAT), "--weights", "weak", "--json", "--alpha", text])
+    out, err = capsys.readouterr()
+    assert left.value.code == code
+    assert json.loads(out)["boxes"] if code == 0 else "alpha" in err

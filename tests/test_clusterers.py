@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import molt
 from molt import Features, ops
 from molt.clustering import DeepClustering, Slic, TokenKMeans, _labels
 
@@ -544,6 +545,14 @@ def test_deep_trains_as_a_plain_loop_does(name: str, more: dict) -> None:
     assert (untrained - cluster._train(images[:1], lab=True)).abs().max() > 0.1
 
 
+@pytest.fixture(params=["native", "reference"])
+def either_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The reference trains images together on the CPU too, where the native form takes one after the other."""
+    with molt.backend(request.param):
+        yield request.param
+
+
+@pytest.mark.usefixtures("either_backend")
 @pytest.mark.parametrize("name", DEEP)
 @pytest.mark.parametrize("early", [False, True])
 def test_a_group_trains_as_each_alone(name: str, early: bool) -> None:
@@ -567,6 +576,9 @@ def test_a_group_trains_as_each_alone(name: str, early: bool) -> None:
     assert together.shape == alone.shape == (3, 8, 40, 56)
     assert (together.argmax(1) != alone.argmax(1)).float().mean() <= 0.001
     assert (together - alone).abs().max() < 0.02
+    with molt.backend("native"):
+        native = cluster._train(images, lab=True)
+    assert (native.argmax(1) != together.argmax(1)).float().mean() <= 0.01, "stopped at the same steps"
     if early:
         on = MAKERS[name](min_labels=1, steps=5)._train(images, lab=True)
         moved = (on - together).flatten(1).abs().amax(1)

@@ -284,7 +284,7 @@ def test_a_replay_is_the_training_itself(recording: list, vote: bool) -> None:
 
 
 def test_recordings_are_told_apart_and_few(recording: list, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_training, "MOST_GRAPHS", 3)
+    monkeypatch.setattr(_training, "MOST_RECORDED", 3)
     job = Job(steps=2, min_labels=1, continuity=0.0, dtype=torch.float32)
     with torch.no_grad():
         for seed in (0, 1):
@@ -302,8 +302,11 @@ def test_recordings_are_told_apart_and_few(recording: list, monkeypatch: pytest.
 def test_what_cannot_be_recorded_is_said_and_run_step_by_step(
     recording: list, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    tried = []
+
     def fail(step: Callable[[], None]) -> Callable[[], None]:
         step()
+        tried.append(step)
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     monkeypatch.setattr(_training, "_record", fail)
@@ -312,4 +315,31 @@ def test_what_cannot_be_recorded_is_said_and_run_step_by_step(
     with torch.no_grad():
         expected = _training._run(Grouped(x, states(6, 1), 0.0), votes, 128, job)
         assert torch.equal(_training._replay(x, votes, 128, states(6, 1), job), expected)
+        assert torch.equal(_training._replay(x, votes, 128, states(6, 1), job), expected)
+    assert len(tried) == 1 and len(caplog.records) == 1, "tried once"
     assert "without a CUDA graph" in caplog.text and "not permitted" in caplog.text and "more" not in caplog.text
+
+
+def test_memory_that_does_not_suffice_is_told(recording: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(step: Callable[[], None]) -> Callable[[], None]:
+        raise torch.OutOfMemoryError("out of memory")
+
+    job = Job(steps=2, min_labels=1, continuity=0.0, dtype=torch.float32)
+    with torch.no_grad():
+        _training._replay(image(), None, None, states(6, 1), job)
+        assert len(_training._recorded) == 1
+        monkeypatch.setattr(_training, "_record", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            _training._replay(image(height=9), None, None, states(6, 1), job)
+    _training.forget()
+    assert not _training._recorded
+
+
+def test_a_recording_serves_one_backend(recording: list) -> None:
+    job = Job(steps=2, min_labels=1, continuity=0.0, dtype=torch.float32)
+    x, votes = image(), squares(1, 20, 27)
+    with torch.no_grad():
+        for backend in ("reference", "native", "reference"):
+            with molt.backend(backend):
+                _training._replay(x, votes, 128, states(6, 1), job)
+    assert len(recording) == 2

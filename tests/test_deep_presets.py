@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 import molt
 from molt.cli import app
 from molt.clustering import PRESETS, CachedClusterer, DeepClustering, fit, fitting
-from molt.clustering.fitting import load_network, respond, save_network
+from molt.clustering._network import respond_shared
+from molt.clustering.fitting import load_network, save_network
 from molt.data import read_photo
 from molt.structures import Features
 
@@ -116,8 +117,8 @@ def test_starts_begin_with_the_single_networks_state() -> None:
     assert not torch.equal(several[0][0], several[1][0]) and not torch.equal(several[1][0], several[2][0])
 
 
-def test_merging_depends_less_on_the_seed_than_one_network(folder: Path) -> None:
-    """Of two seeds: how far each pixel's cluster mean of a map moves, the map a ramp."""
+def test_merging_depends_less_on_the_seed_than_one_network() -> None:
+    """Over six seeds: how far each pixel's cluster mean of a map moves, the map a ramp."""
     ramp = torch.linspace(0, 1, 50).expand(1, 1, 40, 50)
 
     def moved(**more: Any) -> float:
@@ -149,7 +150,7 @@ def test_fit_writes_a_network_that_amortised_reads(checkpoint: Path) -> None:
     labels, counts = cluster(images())
     assert labels.shape == (2, 40, 50) and counts.min() >= 2 and counts.max() <= 8
     network = load_network(checkpoint)
-    direct = respond(images(), network.state).argmax(1)
+    direct = respond_shared(images(), network.state).argmax(1)
     at_size = DeepClustering("amortised", checkpoint=checkpoint, working_size=None)(images())[0]
     for image, expected in zip(at_size, direct, strict=True):
         pairs = set(zip(image.flatten().tolist(), expected.flatten().tolist(), strict=True))
@@ -201,12 +202,44 @@ def test_fit_keeps_few_photos_in_memory(tmp_path: Path, folder: Path, monkeypatc
     """What it reads again is the same."""
     read = []
     monkeypatch.setattr(fitting, "read_photo", lambda source, size: read.append(source) or read_photo(source, size))
-    for kept, most in ((4096, 3), (2, 12)):
-        monkeypatch.setattr(fitting, "MOST_KEPT", kept)
+    for kept in (2**29, 2 * 10 * (20 * 24)):
+        monkeypatch.setattr(fitting, "MOST_KEPT_BYTES", kept)
         read.clear()
         fit(folder, tmp_path / str(kept), steps=6, batch_size=2, working_size=24, **SMALL)
-        assert 3 <= len(read) <= most and (len(read) == 3) == (kept == 4096)
-    assert load_network(tmp_path / "2").digest == load_network(tmp_path / "4096").digest
+        assert (len(read) == 3) == (kept == 2**29) and 3 <= len(read) <= 12
+    assert load_network(tmp_path / str(kept)).digest == load_network(tmp_path / str(2**29)).digest
+
+
+def test_fit_goes_on_after_a_photo_of_any_kind_of_wrong(tmp_path: Path, folder: Path) -> None:
+    cut = folder / "cut.png"
+    cut.write_bytes((folder / "0.png").read_bytes()[:-200])
+    photos = [folder / "0.png", object(), cut, torch.rand(3, 20, 20), tmp_path / "missing.png"]
+    result = fit(photos, tmp_path / "a", steps=3, batch_size=5, working_size=24, **SMALL)
+    assert result.photos == 2 and len(result.errors) == 3
+    assert "photo 1: " in str(result.errors[0]) and "cut.png" in str(result.errors[1])
+    assert all(error.__traceback__ is None for error in result.errors), "which would keep the photo in memory"
+
+
+def test_fit_leaves_label_maps_among_the_photos_alone(tmp_path: Path, folder: Path) -> None:
+    CachedClusterer(DeepClustering(**SMALL, steps=1), folder / "labels")(images())
+    assert len(list(folder.rglob("*.png"))) == 5
+    assert fit(folder, tmp_path / "a", steps=4, batch_size=5, working_size=24, **SMALL).photos == 3
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "message"),
+    [
+        ({"photos": 5}, TypeError, "photos must be a folder or a list of photos, got int"),
+        ({"device": "gpu0"}, ValueError, "device 'gpu0' cannot be used here"),
+        ({"device": 3}, TypeError, "device must be a name"),
+        ({"out": "."}, IsADirectoryError, "out: . is a folder"),
+    ],
+)
+def test_fit_tells_wrong_arguments_before_it_trains(
+    more: dict, error: type, message: str, folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=message):
+        fit(**{"photos": folder, "out": tmp_path / "a", **more, "on_step": lambda *_: pytest.fail("it trains")})
 
 
 def test_fit_takes_arrays_and_mixed_sizes(tmp_path: Path) -> None:
@@ -271,4 +304,17 @@ def test_the_command_fits(tmp_path: Path, folder: Path) -> None:
     assert "broken.png" in done.stderr and load_network(out).channels == 4
     done = CliRunner().invoke(app, [*options])
     assert "2 steps on 3 photos, 1 skipped" in done.stdout
-    assert CliRunner().invoke(app, [*options, "--steps", "0"]).exit_code == 2
+    assert done.stderr.count("broken.png") == 1
+    for more, code, text in (
+        (["--steps", "0"], 2, "steps must be"),
+        (["--device", "gpu0"], 2, "device 'gpu0' cannot be used"),
+        (["--out", str(tmp_path)], 1, "is a folder"),
+    ):
+        done = CliRunner().invoke(app, [*options, *more])
+        assert done.exit_code == code and text in " ".join(done.stderr.split()), done.stderr
+    done = CliRunner().invoke(app, ["fit-clusters", str(tmp_path / "missing")])
+    assert done.exit_code == 1 and "is no folder" in done.stderr
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "x.png").write_bytes(b"no picture")
+    done = CliRunner().invoke(app, ["fit-clusters", str(tmp_path / "bad"), "--out", str(tmp_path / "b")])
+    assert done.exit_code == 1 and "none of 1 can be read" in " ".join(done.stderr.split())

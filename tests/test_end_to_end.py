@@ -49,7 +49,7 @@ def tiny(device: str = "cpu", size: int = 48) -> package.Localizer:
 real_clusterer = pipelines.make_clusterer
 
 
-def small_clusterer(name: str, steps: int | None = None) -> Any:
+def small_clusterer(name: str, steps: int | None = None, dtype: Any = None) -> Any:
     if name == "deep_published":
         return DeepClustering("published", channels=8, steps=steps or 1000, num_segments=40, min_labels=1)
     if name == "deep_fast":
@@ -314,7 +314,7 @@ def test_a_row(bench: end_to_end.Bench, provider: str) -> None:
 def test_full_steps_are_extrapolated(bench: end_to_end.Bench, provider: str) -> None:
     row = bench.row(one("deep_published", provider))
     assert row["note"] is None and row["extrapolated"] is True
-    assert (row["photos_timed"], row["steps_timed"], row["steps_full"]) == (1, 21, 1000)
+    assert (row["photos_timed"], row["steps_timed"], row["steps_full"]) == (1, 24, 1000)
     assert row["ms"] > 2 * 900 * row["step_ms"] and row["iou_reference"] is None
     cluster = next(stage["ms"] for stage in row["stages"] if stage["stage"] == "cluster")
     assert cluster > 2 * 900 * row["step_ms"]
@@ -326,7 +326,7 @@ def test_stages_make_up_the_whole(bench: end_to_end.Bench, monkeypatch: pytest.M
             time.sleep(0.3)
             return super().__call__(*arguments)
 
-    monkeypatch.setattr(pipelines, "make_clusterer", lambda name, steps=None: Slow())
+    monkeypatch.setattr(pipelines, "make_clusterer", lambda name, steps=None, dtype=None: Slow())
     row = bench.row(one("token_kmeans"))
     assert row["note"] is None and row["ms"] > 300 > row["bare_ms"], "the clusterer is no forward pass"
     milliseconds = {stage["stage"]: stage["ms"] for stage in row["stages"]}
@@ -529,3 +529,49 @@ def test_table_and_plot_come_from_the_report(bench: end_to_end.Bench, tmp_path: 
     partial.write_text(json.dumps(report | {"rows": rows[1:]}))
     with pytest.raises(ValueError, match="lacks cases that .* has .of deep_fast."):
         draw.main([str(partial)], tmp_path)
+
+
+def test_amortised_rows_are_timed_only(bench: end_to_end.Bench) -> None:
+    row = bench.row(one("deep_amortised"))
+    assert row["note"] is None and row["ratio"] > 1 and row["extrapolated"] is False
+    assert row["iou_reference"] is None and row["ari_reference"] is None and row["hits"] is None
+    made = real_clusterer("deep_amortised")
+    assert made is real_clusterer("deep_amortised"), "fitted once"
+    assert real_clusterer("deep_amortised", None, torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_folders_photos_that_fail_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: Any
+) -> None:
+    for number in range(3):
+        PIL.Image.new("RGB", (20, 10), (number, 9, 9)).save(tmp_path / f"{number}.png")
+    (tmp_path / "1.png").write_bytes(b"no picture")
+    assert len(photos.load(tmp_path, (8, 8)).images) == 2 and "1.png" in caplog.text
+    monkeypatch.setattr(photos, "MOST", 1)
+    assert len(photos.load(tmp_path, (8, 8)).images) == 1 and "only the first 1" in caplog.text
+    (tmp_path / "0.png").unlink()
+    (tmp_path / "2.png").unlink()
+    with pytest.raises(ValueError, match="none of its photos can be read"):
+        photos.load(tmp_path, (8, 8))
+
+
+@pytest.mark.parametrize("weights", ["default", "weak"])
+def test_the_whole_sees_what_the_bare_passes_see(weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same networks, at the same sides, as often, whatever the method does besides."""
+    loc = pipelines._seeded("cpu", 56, weights)
+    x = photos.made(loc.method.size)[:1]
+    seen: list[tuple[int, int]] = []
+    networks = {id(m.model): m.model for m in (loc.method.cnn, loc.method.vit) if m is not None}
+    for number, network in enumerate(networks.values()):
+        original = network.forward_features
+        monkeypatch.setattr(
+            network,
+            "forward_features",
+            lambda y, number=number, original=original: seen.append((number, y.shape[-1])) or original(y),
+        )
+    pipelines.library(loc, None, x)
+    whole, seen[:] = sorted(seen), []
+    bare = pipelines.bare(loc, x)
+    seen.clear()
+    bare()
+    assert whole == sorted(seen) and len(whole) >= 2

@@ -344,6 +344,9 @@ def test_too_many_pixels_are_refused() -> None:
     images = torch.zeros(1, 1, 1, 1, dtype=torch.float16).expand(1, 1, 1, 2**30 + 1)
     with pytest.raises(ValueError, match="images: got 1073741825 pixels an image, expected at most 1073741824"):
         ops.slic(images, 2, lab=False, backend="native")
+    narrow = torch.zeros(1, 1, 1, 1, dtype=torch.float16).expand(1, 1, 2**27, 1)
+    with pytest.raises(ValueError, match="images: got 134217728 x 1 pixels, expected at most 2147483647"):
+        ops.slic(narrow, 2, lab=False, backend="native")
 
 
 # Errors, compilation

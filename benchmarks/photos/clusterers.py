@@ -128,6 +128,20 @@ def evaluate(folder: Path, console: Console) -> dict[str, Any]:
                     "seconds": round(seconds[name] / len(truth), 3) if name != "none" else None,
                 }
             )
+    pairs = []
+    for base in BASES:
+        for name in clusterers():
+            fixed, auto = (at_best(ious[base, name, alpha], single)[0].mean(0)[single] for alpha in ALPHAS)
+            difference = auto - fixed
+            pairs.append(
+                {
+                    "name": f"{base} + {name}",
+                    "auto_less_fixed": round(float(difference.mean()), 3),
+                    "interval": interval(difference),
+                    "better": round(float((difference > 0.01).mean()), 3),
+                    "worse": round(float((difference < -0.01).mean()), 3),
+                }
+            )
     return {
         "command": "python benchmarks/photos/clusterers.py photos-data --json FILE",
         "device": f"cpu, {torch.get_num_threads()} threads",
@@ -135,6 +149,7 @@ def evaluate(folder: Path, console: Console) -> dict[str, Any]:
         | {"python": platform.python_version()},
         "weights": [info.to_json() for info in loc.weights],
         "rows": rows,
+        "auto_less_fixed": pairs,
     }
 
 

@@ -189,7 +189,7 @@ class Superpixels {
       : job_(job),
         parallel_(parallel),
         pixels_(job.height * job.width),
-        stride_((job.width + 2 * kLanes - 1) / kLanes * kLanes),
+        stride_(slic_stride(job.width)),
         plane_(stride_ * job.height),
         strips_((job.height + kRows - 1) / kRows),
         images_(static_cast<const T*>(job.images) + image * job.channels * pixels_),
@@ -414,6 +414,8 @@ void run(const Slic& job, const Parallel& parallel) {
 }
 
 }  // namespace
+
+int64_t slic_stride(int64_t width) { return (width + 2 * kLanes - 1) / kLanes * kLanes; }
 
 void slic_grid(int64_t height, int64_t width, int64_t wanted, SlicGrid* rows, SlicGrid* columns) {
   const double pixels = static_cast<double>(height) * static_cast<double>(width);

@@ -28,6 +28,9 @@ struct Slic {
   int64_t* counts;
 };
 
+// Numbers in a row of the planes that segments are looked for in: padded, so that a row ends in what is no pixel.
+int64_t slic_stride(int64_t width);
+
 // SLIC superpixels (Achanta et al., PAMI 2012), numbered in reading order of their first pixels. Of equally near
 // centres the first wins; a centre without a pixel stays. Computed in float, sums in double, after values are taken
 // relative to the image's lowest. The bits do not depend on the batch or on threads. NaN or infinite values throw.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from molt.data.images import Photo, find_photos, read_photo
+from molt.data.images import Photo, PhotoError, find_photos, read_photo
 from molt.data.samples import sample_photos
+
+logger = logging.getLogger("molt")
 
 BOXES = "boxes.csv"
 MADE = 8
+MOST = 256  # photos held at a time, 2.4 MB each at 448 px
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +71,8 @@ def _from_folder(folder: Path, size: tuple[int, int]) -> Photos:
         raise ValueError(f"{folder} holds no photos; benchmarks/photos/fetch.py fetches some")
     table = folder / BOXES
     if not table.is_file():
-        return Photos(folder.name, torch.stack([read_photo(path, size).pixels for path in paths]))
+        read = _read(paths, size)
+        return Photos(folder.name, torch.stack([photo.pixels for _, photo in read]))
     by_name: dict[str, list[list[float]]] = defaultdict(list)
     with table.open(encoding="utf-8", newline="") as file:
         for line in csv.DictReader(file):
@@ -79,12 +84,27 @@ def _from_folder(folder: Path, size: tuple[int, int]) -> Photos:
     if not paths:
         raise ValueError(f"{table} names none of the photos beside it")
     images, boxes = [], []
-    for path in paths:
-        photo = read_photo(path, size)
+    for path, photo in _read(paths, size):
         scale = torch.tensor([size[1] / photo.size[0], size[0] / photo.size[1]]).repeat(2)
         images.append(photo.pixels)
         boxes.append(torch.tensor(by_name[path.stem]) * scale)
     return Photos(folder.name, torch.stack(images), tuple(boxes))
+
+
+def _read(paths: list[Path], size: tuple[int, int]) -> list[tuple[Path, Photo]]:
+    """Return the photos that can be read, the first ``MOST`` of them."""
+    found: list[tuple[Path, Photo]] = []
+    for path in paths:
+        if len(found) == MOST:
+            logger.warning("%s: only the first %d photos are used", path.parent, MOST)
+            break
+        try:
+            found.append((path, read_photo(path, size)))
+        except (PhotoError, OSError) as error:
+            logger.warning("left out: %s", error)
+    if not found:
+        raise ValueError(f"{paths[0].parent}: none of its photos can be read")
+    return found
 
 
 def made(size: tuple[int, int]) -> Tensor:

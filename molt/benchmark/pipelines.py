@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import tempfile
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from molt.benchmark.photos import made
 from molt.benchmark.registry import NotRun
 from molt.clustering import DeepClustering, Slic, TokenKMeans, fit
 from molt.clustering._labels import shrink
-from molt.localizer import Localizer, full_precision
+from molt.localizer import Localizer
 from molt.methods import Multiscale, Seeded, create_model, list_models
 from molt.methods.seeded import CLASS_SIZE
 from molt.methods.transformer import ObjectLocalizationTransformer, pooled_convolution
@@ -101,31 +102,34 @@ METHODS: dict[str, Method] = {
 }
 
 
-def make_clusterer(name: str, steps: int | None = None) -> Any:
+def make_clusterer(name: str, steps: int | None = None, dtype: torch.dtype | None = None) -> Any:
     """Return a clusterer by its name here, None for none; ``steps`` for those of deep_published.
 
-    Raises:
-        NotRun: there is none of that name in this version.
+    Args:
+        name: of ``CLUSTERERS``.
+        steps: of deep_published; None takes them all.
+        dtype: of the convolutions of deep clustering.
     """
     if name == "deep_published":
         # Full steps: its own rule would end a run earlier once few labels are left.
-        return DeepClustering("published", steps=FULL_STEPS if steps is None else steps, min_labels=1)
+        return DeepClustering("published", steps=FULL_STEPS if steps is None else steps, min_labels=1, dtype=dtype)
     makers: dict[str, Callable[[], Any]] = {
         "none": lambda: None,
         "token_kmeans": lambda: TokenKMeans(restarts=4),
         "slic": Slic,
-        "deep_fast": DeepClustering,
-        "deep_amortised": _amortised,
+        "deep_fast": partial(DeepClustering, dtype=dtype),
+        "deep_amortised": partial(_amortised, dtype),
     }
     return makers[name]()
 
 
-def _amortised() -> DeepClustering:
+@functools.cache
+def _amortised(dtype: torch.dtype | None) -> DeepClustering:
     """Return amortised clustering by a network fitted on the spot to a few made-up images, which is enough for time."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "clusters.safetensors")
         fit(list(made((112, 112))), path, steps=10, batch_size=4)
-        return DeepClustering("amortised", checkpoint=path)
+        return DeepClustering("amortised", checkpoint=path, dtype=dtype)
 
 
 @torch.inference_mode()
@@ -178,7 +182,9 @@ def literal(loc: Localizer, clusterer: Any, vote: published.Vote, stage: Stage, 
             if name != "cluster":
                 yield
                 return
-            with full_precision(images.device):
+            low = clusterer is not None and clusterer.dtype == torch.bfloat16
+            # As molt's networks of the same run; autocast keeps no copies of weights that training changes.
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=low, cache_enabled=False):
                 yield
 
     size = (images.shape[2], images.shape[3])

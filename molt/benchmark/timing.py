@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from molt.benchmark.gate import tensors
+from molt.clustering import _training
 
 Run = Callable[[int], Any]
 LEAST_RUNS, MOST_RUNS = 5, 100
@@ -166,6 +167,7 @@ def extra_bytes(run: Callable[[], Any], device: torch.device) -> int | None:
 
 def release(device: torch.device) -> None:
     """Give memory that nobody uses back: the C library's to the system, on a GPU PyTorch's to the device."""
+    _training.forget()
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

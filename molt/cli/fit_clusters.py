@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-USAGE = 2
+FAILED, USAGE = 1, 2
 
 
 def fit_clusters(
@@ -30,6 +30,7 @@ def fit_clusters(
     from rich.progress import Progress
 
     from molt.clustering import fit
+    from molt.data.images import PhotoError
 
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
@@ -45,9 +46,10 @@ def fit_clusters(
                 device=device,
                 on_step=lambda _, loss: progress.update(task, advance=1, description=f"fitting, loss {loss:.3f}"),
             )
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         errors.print(f"molt: {error}", markup=False)
-        raise typer.Exit(USAGE) from None
+        # PhotoError: the options were right, but no photo could be read.
+        raise typer.Exit(FAILED if isinstance(error, OSError | PhotoError) else USAGE) from None
     for problem in result.errors:
         errors.print(f"molt: {problem}", markup=False)
     if as_json:

@@ -232,3 +232,21 @@ class Fused:
     def _rows(image: Tensor) -> Tensor:
         """An image (1, C, h, w), as rows (h * w, C), of the same memory where its channels are last."""
         return image.permute(0, 2, 3, 1).reshape(-1, image.shape[1])
+
+
+def respond_shared(images: Tensor, state: Sequence[Tensor]) -> Tensor:
+    """Return responses (B, C, h, w) of images (B, 3, h, w) by one network, normalized by each image's own statistics.
+
+    Args:
+        images: float.
+        state: weight, bias, scale and shift of each layer.
+    """
+    x = images
+    layers = len(state) // 4
+    for layer in range(layers):
+        weight, bias, scale, shift = state[4 * layer : 4 * layer + 4]
+        x = F.conv2d(x, weight.to(x.dtype), bias.to(x.dtype), padding=weight.shape[2] // 2)
+        if layer < layers - 1:
+            x = x.relu()
+        x = F.instance_norm(x, weight=scale, bias=shift, eps=EPSILON)
+    return x

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,14 +13,14 @@ import torch
 from torch import Tensor
 
 from molt import ops
-from molt._backend import use_native
+from molt._backend import current, use_native
 from molt.clustering._network import Fused, Grouped
 
 logger = logging.getLogger("molt")
 
 FORM = {"cuda": "products"}  # elsewhere grouped convolutions
 WARM_UP = 3  # steps before a CUDA graph is recorded, in which libraries take their workspaces
-MOST_GRAPHS = 8
+MOST_RECORDED = 2  # each holds the memory of a pass
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ def train(
     if job.dtype == torch.float32 and images.device.type == "cpu" and use_native("deep_norm", images.device, None):
         return torch.cat([_train_one(images, segments, limit, states, job, i) for i in range(len(images))])
     if images.device.type == "cuda" and job.steps > WARM_UP:
-        responses = _replay(images, segments, limit, states, job)
+        with torch.cuda.device(images.device), _lock:
+            responses = _replay(images, segments, limit, states, job)
     else:
         network = _grouped(images, states, job)
         responses = _run(network, None if segments is None else network.repeat(segments), limit, job)
@@ -108,7 +110,7 @@ def _record(step: Callable[[], None]) -> Callable[[], None]:
             step()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         step()
     return graph.replay
 
@@ -138,10 +140,18 @@ class _Recorded:
         self.active.fill_(True)
         for _ in range(steps):
             self.replay()
-        return self.network.respond().clone()
+        responses = self.network.respond().clone()
+        self.network.responses = responses  # instead of those with a graph of gradients behind them
+        return responses
 
 
-_recorded: OrderedDict[tuple, _Recorded] = OrderedDict()
+_lock = threading.Lock()  # two threads must not train in the same recording
+_recorded: OrderedDict[tuple, _Recorded | None] = OrderedDict()  # None where recording failed
+
+
+def forget() -> None:
+    """Give back the memory of recorded steps."""
+    _recorded.clear()
 
 
 def _replay(
@@ -151,7 +161,7 @@ def _replay(
     if limit is not None:
         limit = 1 << (limit - 1).bit_length()  # so that one recording serves photos with about as many superpixels
     content = b"".join(value.cpu().numpy().tobytes() for state in states for value in state)
-    # What is recorded does not depend on the number of steps.
+    # What is recorded does not depend on the number of steps, but on what chooses kernels.
     key = (
         images.device,
         images.shape,
@@ -160,17 +170,33 @@ def _replay(
         hashlib.blake2b(content).digest(),
         len(states),
         replace(job, steps=0),
+        current(),
+        torch.backends.cuda.matmul.allow_tf32,
+        torch.backends.cudnn.allow_tf32,
+        torch.backends.cudnn.benchmark,
+        torch.are_deterministic_algorithms_enabled(),
     )
-    recorded = _recorded.pop(key, None)
-    if recorded is None:
-        network = _grouped(images, states, job)
-        votes = None if segments is None else network.repeat(segments)
-        try:
-            recorded = _Recorded(network, votes, limit, job)
-        except RuntimeError as error:
-            logger.warning("deep clustering runs without a CUDA graph, which is slower: %s", str(error).splitlines()[0])
-            return _run(_grouped(images, states, job), votes, limit, job)
-    _recorded[key] = recorded
-    while len(_recorded) > MOST_GRAPHS:
-        _recorded.popitem(last=False)
-    return recorded.run(images, segments, job.steps)
+    if key not in _recorded:
+        while len(_recorded) >= MOST_RECORDED:
+            _recorded.popitem(last=False)
+        _recorded[key] = _try_to_record(images, segments, limit, states, job)
+    _recorded.move_to_end(key)
+    recorded = _recorded[key]
+    if recorded is not None:
+        return recorded.run(images, segments, job.steps)
+    network = _grouped(images, states, job)
+    return _run(network, None if segments is None else network.repeat(segments), limit, job)
+
+
+def _try_to_record(
+    images: Tensor, segments: Tensor | None, limit: int | None, states: Sequence[Sequence[Tensor]], job: Job
+) -> _Recorded | None:
+    network = _grouped(images, states, job)
+    try:
+        return _Recorded(network, None if segments is None else network.repeat(segments), limit, job)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        logger.warning("deep clustering runs without a CUDA graph, which is slower: %s", reason)
+        return None

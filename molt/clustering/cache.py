@@ -17,12 +17,13 @@ from torch import Tensor
 
 from molt import __version__
 from molt._arguments import check_clusterer, check_int
+from molt._backend import current
 from molt.backbones.preprocess import check_images
 from molt.clustering._cache_files import LabelFiles, clear, is_map_name
 from molt.ops._checks import INTEGERS, check_size
 from molt.structures import Features
 
-FORMAT = 1  # raised when files or keys change, or one of molt's clusterers answers differently
+FORMAT = 2  # raised when files or keys change, or one of molt's clusterers answers differently
 
 
 class CachedClusterer:
@@ -30,8 +31,9 @@ class CachedClusterer:
 
     Labels come back bit for bit as they were computed. A file is found again by what the image's labels depend on: its
     pixels or Features, their dtype and shape, the size of the labels, the clusterer's class and settings, the type of
-    device, and molt's version. What else they may depend on is not looked at: another PyTorch, another number of
-    threads or, on a GPU, the images computed in the same pass; the labels are then those computed first.
+    device, the backend in force, and molt's version. What else they may depend on is not looked at: another PyTorch,
+    another number of threads or, on a GPU, the images computed in the same pass; the labels are then those computed
+    first.
 
     Several processes may share a folder. A file that is damaged is logged, computed again and replaced; a folder that
     cannot be written is logged once. Keys are computed on the CPU, so images on a GPU are copied from there.
@@ -123,6 +125,7 @@ class CachedClusterer:
             **self.settings,
             "size": size,
             "device": tensors[0][1].device.type,
+            "backend": current(),
             "shown": {name: [str(tensor.dtype), *tensor.shape[1:]] for name, tensor in tensors},
             "grid": [*x.grid, *x.image_size] if isinstance(x, Features) else None,
         }

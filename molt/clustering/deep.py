@@ -15,6 +15,7 @@ from torch import Tensor
 from molt import ops
 from molt._arguments import LARGEST_SEED, check_int, check_number
 from molt.clustering._labels import compact, in_chunks, nearest, prepare, shrink
+from molt.clustering._network import respond_shared
 from molt.clustering._training import Job, train
 from molt.clustering.slic import segment
 from molt.ops._checks import FLOATS, LABELS, check_tensor
@@ -184,8 +185,8 @@ class DeepClustering:
             size: (H, W) of the labels; by default the images' own.
 
         Raises:
-            TypeError, ValueError: images of another type or shape, or on the CPU with NaN or infinite values; Features
-                where there is a checkpoint, whose network sees colours.
+            TypeError, ValueError: images of another type or shape, or with NaN or infinite values (on a GPU only told
+                where superpixels are made); Features where there is a checkpoint, whose network sees colours.
         """
         values, target = prepare(x, size)
         if self.checkpoint is not None and isinstance(x, Features):
@@ -248,6 +249,9 @@ class DeepClustering:
             pixels = images.detach().float().clone()
             votes = None if segments is None else segments.clone()
             limit = None if votes is None else int(votes.max()) + 1
+            if self.checkpoint is not None and self.steps == 0 and images.device.type != "cpu":
+                state = [value.to(images.device) for value in self.checkpoint.state]
+                return respond_shared(pixels.to(dtype), state).float()
             return train(pixels, votes, limit, self.initial_states(images.shape[1]), job)
 
     def _train(self, images: Tensor, *, lab: bool) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,20 +17,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from molt import ops
-from molt._arguments import LARGEST_SEED, check_int
+from molt._arguments import LARGEST_SEED, check_device, check_int
 from molt._files import whole_file
+from molt.clustering._cache_files import is_map_name
 from molt.clustering._labels import shrink
-from molt.clustering._network import EPSILON, LEARNING_RATE, MOMENTUM
+from molt.clustering._network import LEARNING_RATE, MOMENTUM, respond_shared
 from molt.clustering.deep import MOST_CHANNELS, MOST_LAYERS, PRESETS, random_state
 from molt.clustering.slic import segment
 from molt.data.images import PhotoError, find_photos, read_photo
 
-logger = logging.getLogger("molt")
-
 FORMAT = 1
 SIDE = 448  # a photo is squashed to this square before the working size, as the localizer's photos are
 COMPACTNESS = PRESETS["fast"].compactness
-MOST_KEPT = 4096  # photos in memory, about 125 kB each; of a larger folder the others are read again
+MOST_KEPT_BYTES = 2**29  # of photos in memory, 125 kB each at the preset's size; of a larger folder some are read again
 MOST_BYTES = 256 * 2**20  # of a checkpoint: the largest network allowed takes less
 
 
@@ -89,25 +87,30 @@ def fit(
         out: safetensors file to write, atomically.
         steps: gradient steps, at least 1.
         batch_size: photos a step, at least 1.
-        channels: of the network, and most labels of a photo; None takes the preset's, as for the next three.
+        channels: of the network, and most labels of a photo; None takes the preset's, as for layers and working_size.
         layers: 3x3 convolutions.
-        num_segments: superpixels that vote.
+        num_segments: superpixels that vote; None takes those of ``fast``.
         working_size: longest side in pixels of what the network sees.
         seed: of the initial state and of the order of photos.
         device: where to train.
         on_step: called with the step, from 0, and its loss.
 
     Raises:
-        TypeError, ValueError: an argument of another type or out of range; no photo that can be read.
+        TypeError, ValueError: an argument of another type or out of range.
+        PhotoError: no photo that can be read (a ValueError).
         FileNotFoundError: no such folder.
-        OSError: the file cannot be written.
+        OSError: the file cannot be written; a folder in its place is told before the first step.
     """
     base, amortised = PRESETS["fast"], PRESETS["amortised"]
     steps = check_int("steps", steps, 1)
     batch_size = check_int("batch_size", batch_size, 1)
     channels = check_int("channels", amortised.channels if channels is None else channels, 2, MOST_CHANNELS)
     layers = check_int("layers", amortised.layers if layers is None else layers, 1, MOST_LAYERS)
-    device = torch.device(device)
+    device = check_device(device)
+    out = Path(out).expanduser()
+    if out.is_dir():
+        raise IsADirectoryError(f"out: {out} is a folder, expected a file to write")
+    out.parent.mkdir(parents=True, exist_ok=True)
     wanted = check_int("num_segments", base.num_segments if num_segments is None else num_segments, 1)
     side = check_int("working_size", amortised.working_size if working_size is None else working_size, 2)
     seed = check_int("seed", seed, 0, LARGEST_SEED)
@@ -120,7 +123,7 @@ def fit(
     losses: list[float] = []
     for number in range(steps):
         images, segments = (part.to(device) for part in shown.batch(batch_size))
-        responses = respond(images, state)
+        responses = respond_shared(images, state)
         labels = ops.cluster_vote(responses.detach().argmax(1), segments, channels, int(segments.max()) + 1)
         loss = F.cross_entropy(responses, labels)
         optimiser.zero_grad()
@@ -134,24 +137,6 @@ def fit(
     last = losses[-max(1, steps // 10) :]
     errors = tuple(shown.errors[i] for i in sorted(shown.errors))
     return Fit(steps, len(shown.used), errors, sum(last) / len(last))
-
-
-def respond(images: Tensor, state: Sequence[Tensor]) -> Tensor:
-    """Return responses (B, C, h, w) of images (B, 3, h, w) by one network, normalized by each image's own statistics.
-
-    Args:
-        images: float.
-        state: weight, bias, scale and shift of each layer.
-    """
-    x = images
-    layers = len(state) // 4
-    for layer in range(layers):
-        weight, bias, scale, shift = state[4 * layer : 4 * layer + 4]
-        x = F.conv2d(x, weight.to(x.dtype), bias.to(x.dtype), padding=weight.shape[2] // 2)
-        if layer < layers - 1:
-            x = x.relu()
-        x = F.instance_norm(x, weight=scale, bias=shift, eps=EPSILON)
-    return x
 
 
 def save_network(path: str | Path, state: Sequence[Tensor], working_size: int | None) -> None:
@@ -209,14 +194,21 @@ def _shape(state: Sequence[Tensor]) -> tuple[int, int]:
     return channels, layers
 
 
+def _size(held: tuple[Tensor, Tensor]) -> int:
+    return sum(value.numel() * value.element_size() for value in held)
+
+
 def _sources(photos: str | Path | Sequence[Any]) -> list[Any]:
     if isinstance(photos, str | Path):
         if not Path(photos).is_dir():
             raise FileNotFoundError(f"photos: {photos} is no folder")
-        found, _ = find_photos(photos)
+        # A cache of label maps may lie among the photos.
+        found = [photo for photo in find_photos(photos)[0] if not is_map_name(photo.parent.name, photo.name)]
         if not found:
             raise ValueError(f"photos: no photo in {photos}")
         return list(found)
+    if not isinstance(photos, Sequence):
+        raise TypeError(f"photos must be a folder or a list of photos, got {type(photos).__name__}")
     listed = list(photos)
     if not listed:
         raise ValueError("photos: got an empty list, expected at least one photo")
@@ -242,6 +234,7 @@ class _Photos:
         self.used: set[int] = set()
         self.errors: dict[int, PhotoError] = {}
         self._kept: OrderedDict[int, tuple[Tensor, Tensor]] = OrderedDict()
+        self._bytes = 0
         self._order = _order(len(sources), generator)
 
     def batch(self, size: int) -> tuple[Tensor, Tensor]:
@@ -253,20 +246,26 @@ class _Photos:
                 try:
                     found.append(self._read(index))
                     self.used.add(index)
-                except PhotoError as error:
-                    logger.warning("%s", error)
-                    self.errors[index] = error
+                except (PhotoError, OSError, TypeError) as error:
+                    # Its text alone: a traceback would keep what was decoded of the photo.
+                    self.errors[index] = PhotoError(f"photo {index}: {error}" if self._nameless(index) else str(error))
             if len(self.errors) == len(self.sources):
-                raise ValueError(f"photos: none of {len(self.sources)} can be read: {self.errors[index]}")
+                raise PhotoError(f"photos: none of {len(self.sources)} can be read: {self.errors[index]}")
         pixels, segments = zip(*found, strict=True)
         return torch.stack(pixels).float(), torch.stack(segments)
 
+    def _nameless(self, index: int) -> bool:
+        return not isinstance(self.sources[index], str | Path)
+
     def _read(self, index: int) -> tuple[Tensor, Tensor]:
         held = self._kept.pop(index, None)
-        if held is None:
+        if held is not None:
+            self._bytes -= _size(held)
+        else:
             pixels = shrink(read_photo(self.sources[index], SIDE).pixels[None], self.side)
             held = pixels[0].half(), segment(pixels, self.num_segments, COMPACTNESS)[0].to(torch.int32)
         self._kept[index] = held
-        while len(self._kept) > MOST_KEPT:
-            self._kept.popitem(last=False)
+        self._bytes += _size(held)
+        while self._bytes > MOST_KEPT_BYTES:
+            self._bytes -= _size(self._kept.popitem(last=False)[1])
         return held

@@ -46,7 +46,7 @@ class Slic:
             size: (H, W) of the labels; by default the images' own.
 
         Raises:
-            TypeError, ValueError: images of another type or shape, or on the CPU with NaN or infinite values.
+            TypeError, ValueError: images of another type or shape, or with NaN or infinite values.
         """
         values, target = prepare(x, size)
         lab = not isinstance(x, Features)
