@@ -46,6 +46,45 @@ def test_table_is_that_of_the_committed_run() -> None:
         assert float(mean) == pytest.approx(rows[base]["mean_iou"], abs=0.00051)
 
 
+def test_numbers_of_presets_are_those_of_the_committed_runs() -> None:
+    presets = json.loads((RESULTS.parent / "presets.json").read_text())
+    speed = json.loads((RESULTS.parent / "deep_speed.json").read_text())
+    text = " ".join(PAGE.split())
+    rows = {row["name"]: row for row in presets["rows"]}
+    said = re.search(r"average, instead of ([.\d]+) \(one network, 20 steps\) and ([.\d]+) \(40 steps\)", text)
+    fast = re.search(r"moves the IoU of a photo's box by ([.\d]+) on average", text)
+    assert said is not None and fast is not None
+    found = [float(v) for v in (fast[1], *said.groups())]
+    names = ("fast", "one network, 20 steps", "one network, 40 steps")
+    assert found == pytest.approx([rows[name]["spread"] for name in names], abs=0.00051)
+    zero = re.search(r"a mean IoU of ([.\d]+) already, against ([.\d]+) with 5 steps and ([.\d]+) with 10", text)
+    assert zero is not None
+    names = ("fast, 0 steps", "fast", "fast, 10 steps")
+    assert [float(v) for v in zero.groups()] == pytest.approx([rows[n]["mean_iou"] for n in names], abs=0.00051)
+    less = re.search(r"is higher by ([.\d]+) \(95 % interval ([+-][.\d]+) to ([+-][.\d]+)\)", text)
+    assert less is not None and float(less[1]) == pytest.approx(presets["fast_less_published"]["mean_iou"], abs=0.00051)
+    assert [float(less[2]), float(less[3])] == pytest.approx(presets["fast_less_published"]["interval"], abs=0.00051)
+    photos = {row["name"]: row["ms"] for row in speed["photos_224_px"]}
+    (minutes,) = re.findall(r"\| ([\d.]+) minutes for 1000 steps, extrapolated from 20 \|", PAGE)
+    steps = {row["form"]: row for row in speed["steps"] if row["side"] == 224}
+    assert float(minutes) == pytest.approx(steps["molt, fused"]["full_run_s"]["seconds"] / 60, rel=0.1)
+    said = re.findall(r"^\| `DeepClustering\([^|]*\| [^|]* \| ([.\d]+) s \|$", PAGE, re.M)
+    assert [1000 * float(v) for v in said] == pytest.approx([photos["fast"], photos["amortised"]], rel=0.2)
+
+
+def test_deep_clusterings_promises_hold_in_the_committed_runs() -> None:
+    """On two CPU cores; a worse run must not be committed unseen."""
+    presets = json.loads((RESULTS.parent / "presets.json").read_text())
+    speed = json.loads((RESULTS.parent / "deep_speed.json").read_text())
+    assert presets["fast_less_published"]["mean_iou"] >= -0.02
+    photos = {row["name"]: row["ms"] for row in speed["photos_224_px"]}
+    assert photos["fast"] <= 500
+    for number in (100, 800, 10000):
+        assert photos[f"scikit-image slic, {number}"] >= 5 * photos[f"ops.slic, {number}"]
+    fused = next(row for row in speed["steps"] if row["side"] == 224 and row["form"] == "molt, fused")
+    assert fused["times_faster_than_numpy_vote"] >= 1.6 and fused["times_faster_than_bincount_vote"] >= 1.1
+
+
 def test_pictures_and_links_exist_and_are_small() -> None:
     targets = [target for target in re.findall(r"\]\(([^)#]+)\)", PAGE) if not target.startswith("http")]
     pictures = {ROOT / "docs" / target for target in targets if target.endswith(".jpg")}
