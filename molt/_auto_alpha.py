@@ -13,7 +13,8 @@ from molt._arguments import check_number
 AUTO: Literal["auto"] = "auto"
 Alpha = float | Literal["auto"]
 
-GAIN = 3.0  # of 1 to 16, what served weak and strong maps together best on the development photos
+# Of a grid, what served weak and strong maps together best on the development photos.
+CLEAR, GAIN = 0.85, 3.0
 ENOUGH = 0.2  # share of a map's variance: clusters that explain less have little to do with it
 LEVELS = 256
 
@@ -36,13 +37,12 @@ def check_alpha(value: object) -> Alpha:
 
 
 def auto_alpha(maps: Tensor, labels: Tensor, num_clusters: int | Tensor | None = None) -> Tensor:
-    """Choose the weight of the cluster mean for each map, with no box: 3 times what the clusters add to its contrast.
+    """Choose the weight of the cluster mean for each map, with no box: the vaguer the map, the more.
 
     A map's contrast is the share of its variance that the best split into two levels explains (Otsu, 1979): 1 for a
-    map of object and ground only. Where each cluster's mean, painted over the cluster, has more contrast than the map,
-    the clusters tell object from ground better than the map does, and are followed; where it has less, the map is left
-    alone. Clusters that explain less than a fifth of the map's variance count for less, in proportion: few clusters
-    have high contrast even where they have nothing to do with the map. The rule and its numbers are our choice.
+    map of object and ground only. A map with a contrast of 0.85 or more is left alone: refinement with a fixed weight
+    makes such maps worse. Below, the weight is 3 times what is missing. Clusters that explain less than a fifth of
+    the map's variance count for less, in proportion. The rule and its numbers are our choice (docs/method.md).
 
     Args:
         maps: (B, C, H, W) floating point, on any scale.
@@ -55,23 +55,23 @@ def auto_alpha(maps: Tensor, labels: Tensor, num_clusters: int | Tensor | None =
     Raises:
         TypeError, ValueError: see :func:`molt.ops.cluster_mean`.
     """
-    means, counts = ops.cluster_mean(maps, labels, num_clusters)
     # In double throughout: a map on a large scale, or far from 0, keeps its shape.
     values = maps.detach().flatten(2).double()
-    if values.shape[2] == 0:
+    if values.numel() == 0:
+        ops.cluster_mean(maps, labels, num_clusters)  # for its checks
         return values.new_zeros(values.shape[:2], dtype=torch.float32)
     low, high = values.amin(2, keepdim=True), values.amax(2, keepdim=True)
     sound = ((high - low) > 0) & (high - low).isfinite()
     unit = torch.where(sound, (values - low) / (high - low), torch.zeros_like(values))
+    means, counts = ops.cluster_mean(unit.view(maps.shape), labels, num_clusters)
     level = (unit * LEVELS).long().clamp_(0, LEVELS - 1)
     histogram = unit.new_zeros(*values.shape[:2], LEVELS).scatter_add_(2, level, torch.ones_like(unit))
     centres = (torch.arange(LEVELS, device=maps.device, dtype=torch.float64) + 0.5) / LEVELS
-    before, spread = _contrast(centres.expand_as(histogram), histogram)
-    painted = torch.where(sound, (means.double() - low) / (high - low), torch.zeros_like(low))
-    painted, order = painted.sort(2)
-    after, explained = _contrast(painted, counts[:, None].expand_as(painted).gather(2, order).double())
-    share = (explained / spread.clamp_min(1e-12) / ENOUGH).clamp_max(1)
-    alpha = (GAIN * (after - before) * share).clamp(0, 1)
+    contrast, variance = _contrast(centres.expand_as(histogram), histogram)
+    shares = counts[:, None].double() / counts.sum(1)[:, None, None].clamp_min(1)
+    centre = (shares * means).sum(2, keepdim=True)
+    explained = (shares * (means - centre).square()).sum(2) / variance.clamp_min(1e-12)
+    alpha = (GAIN * (CLEAR - contrast) * (explained / ENOUGH).clamp_max(1)).clamp(0, 1)
     return torch.where(sound[..., 0], alpha, torch.zeros_like(alpha)).float()
 
 
@@ -98,6 +98,7 @@ def blend(maps: Tensor, labels: Tensor, alpha: Alpha, num_clusters: int | Tensor
     weight = auto_alpha(maps, labels, num_clusters)[..., None, None]
     painted = ops.cluster_refine(maps, labels, 1.0, num_clusters)
     wide = torch.float64 if maps.dtype == torch.float64 else torch.float32
-    mixed = ((1 - weight) * maps.to(wide) + weight * painted.to(wide)).to(maps.dtype)
+    share = weight.to(wide)
+    mixed = ((1 - share) * maps.to(wide) + share * painted.to(wide)).to(maps.dtype)
     # A map that is left alone stays as it is, to the bit, NaN and all.
     return torch.where(weight > 0, mixed, maps)
