@@ -41,7 +41,7 @@ def test_table_is_that_of_the_committed_run() -> None:
         assert [float(low), float(high)] == pytest.approx(row["change_interval"], abs=0.00051), row["name"]
         assert int(improved) == pytest.approx(100 * row["improved"], abs=0.51), row["name"]
         assert int(worsened) == pytest.approx(100 * row["worsened"], abs=0.51), row["name"]
-    for base in ("CAM, 448 px", "seed map, ViT patches"):
+    for base in ("CAM, 448 px", "seed map, CNN patches", "seed map, ViT patches"):
         (mean,) = re.findall(rf"^\| {base} \| none \| {number} \|", PAGE, re.M)
         assert float(mean) == pytest.approx(rows[base]["mean_iou"], abs=0.00051)
 
@@ -83,6 +83,19 @@ def test_deep_clusterings_promises_hold_in_the_committed_runs() -> None:
         assert photos[f"scikit-image slic, {number}"] >= 5 * photos[f"ops.slic, {number}"]
     fused = next(row for row in speed["steps"] if row["side"] == 224 and row["form"] == "molt, fused")
     assert fused["times_faster_than_numpy_vote"] >= 1.6 and fused["times_faster_than_bincount_vote"] >= 1.1
+
+
+def test_differences_by_the_automatic_weight_are_those_of_the_committed_run() -> None:
+    pairs = {pair["name"]: pair for pair in json.loads(RESULTS.read_text())["auto_less_fixed"]}
+    text = " ".join(PAGE.split())
+    (less, *weak) = re.search(r"for `fast` ([.\d]+) less .*?interval ([+-][.\d]+) to ([+-][.\d]+)\)", text).groups()  # type: ignore[union-attr]
+    (more, *strong) = re.search(r"as it is \(([.\d]+) better, ([+-][.\d]+) to ([+-][.\d]+)\)", text).groups()  # type: ignore[union-attr]
+    for base, change, interval in (("CAM, 448 px", -float(less), weak), ("seed map, ViT patches", float(more), strong)):
+        pair = pairs[f"{base} + deep, fast"]
+        assert change == pytest.approx(pair["auto_less_fixed"], abs=0.00051)
+        assert [float(v) for v in interval] == pytest.approx(pair["interval"], abs=0.00051)
+    (gain,) = re.findall(r"a fixed weight of 0.5 gains ([.\d]+) more on the CAM", text)
+    assert float(gain) == pytest.approx(-pairs["CAM, 448 px + k-means 5, ViT features"]["auto_less_fixed"], abs=0.0051)
 
 
 def test_pictures_and_links_exist_and_are_small() -> None:
