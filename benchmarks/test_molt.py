@@ -85,7 +85,9 @@ def test_deep_clustering(
 ) -> None:
     """The loop alone, 5 steps: superpixels are found before."""
     benchmark.group = f"deep clustering, {side} px, {channels} channels, {STEPS} steps"
-    clusterer = DeepClustering(channels, steps=STEPS, min_labels=1, num_segments=segments, working_size=side)
+    clusterer = DeepClustering(
+        "published", channels=channels, steps=STEPS, min_labels=1, num_segments=segments, working_size=side
+    )
     image = torch.nn.functional.interpolate(smooth, (side, side), mode="bilinear", antialias=True)
     array = image[0].permute(1, 2, 0).contiguous().cpu().numpy()
     superpixels = segment(image, segments, clusterer.compactness)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from molt import ops
-from molt._arguments import check_number
 
 AUTO: Literal["auto"] = "auto"
 Alpha = float | Literal["auto"]
@@ -26,13 +26,16 @@ def check_alpha(value: object) -> Alpha:
         TypeError: another type.
         ValueError: out of range, or another string.
     """
+    wanted = "alpha must be 'auto' or a number in [0, 1]"
     if isinstance(value, str):
         if value != AUTO:
-            raise ValueError(f"alpha must be 'auto' or a number in [0, 1], got {value!r}")
+            raise ValueError(f"{wanted}, got {value!r}")
         return AUTO
-    number = check_number("alpha", value)
-    if number > 1:
-        raise ValueError(f"alpha must be in [0, 1] or 'auto', got {value}")
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{wanted}, got {value!r:.60}")
+    number = float(value)
+    if not 0 <= number <= 1:
+        raise ValueError(f"{wanted}, got {value}")
     return number
 
 

@@ -31,7 +31,7 @@ SETTINGS = {"bands": 3}
 CHEAP = {
     "kmeans": TokenKMeans(3, working_size=24),
     "slic": Slic(9, working_size=24),
-    "deep": DeepClustering(8, 1, 2, num_segments=20, working_size=24),
+    "deep": DeepClustering(channels=8, layers=1, steps=2, num_segments=20, working_size=24),
 }
 
 

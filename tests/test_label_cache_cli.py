@@ -57,25 +57,25 @@ def no_networks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_clusters_are_computed_once(photo: Path, tmp_path: Path) -> None:
     options = (photo, "--weights", "weak", "--device", "cpu", "--cache", tmp_path / "maps")
     first = call(*options, "--out", tmp_path / "out", "--no-page")
-    assert first.code == 0 and "clusters of 1 photo computed, of 0 taken" in first.err
+    assert first.code == 0 and "clusters: 1 computed, 0 found" in first.err
     assert str(tmp_path / "maps") in " ".join(first.err.split()) and "computed, of" not in first.out
     second = call(*options, "--json")
     assert second.code == 0 and second.err == ""
     (line,) = second.out.splitlines()
     told = call(*options, "--json", "--profile")
-    assert told.out == second.out and "clusters of 0 photos computed, of 1 taken" in told.err
+    assert told.out == second.out and "clusters: 0 computed, 1 found" in told.err
     bare = call(photo, "--weights", "weak", "--device", "cpu", "--json")
     assert bare.out == second.out and json.loads(line)["path"] == str(photo)
     emptied = call(*options, "--json", "--profile", "--cache-clear")
     assert emptied.code == 0 and emptied.out == second.out
-    assert "1 file of 0.0 MiB removed" in emptied.err and "1 photo computed" in emptied.err
+    assert "1 file of 1 KiB removed" in emptied.err and "clusters: 1 computed" in emptied.err
     assert len(list((tmp_path / "maps").glob("??/*.png"))) == 1
 
 
 @pytest.mark.usefixtures("no_networks")
 def test_clear_alone(kept: Path) -> None:
     done = call("--cache-clear", "--cache", kept)
-    assert done.code == 0 and done.out == "" and "1 file of 1.0 MiB removed" in done.err and str(kept) in done.err
+    assert done.code == 0 and done.out == "" and "1 file of 1024 KiB removed" in done.err and str(kept) in done.err
     assert [entry.name for entry in kept.iterdir()] == ["notes.txt"]
     again = call("--cache-clear", "--cache", kept, "--json")
     assert again.code == 0 and again.out == "" and "0 files" in again.err

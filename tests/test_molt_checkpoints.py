@@ -151,7 +151,7 @@ def test_files_that_are_none_of_ours_are_told(saved: Path, tmp_path: Path) -> No
     with pytest.raises(ValueError, match="is not a safetensors file of molt"):
         molt.load_model(tmp_path / "short")
     save_file({"a": torch.zeros(2)}, tmp_path / "other")
-    with pytest.raises(ValueError, match="was not written by molt"):
+    with pytest.raises(ValueError, match="holds no MOLT"):
         molt.load_model(tmp_path / "other")
     torch.save({"a": torch.zeros(2)}, tmp_path / "pickle.pth")
     with pytest.raises(ValueError, match="is not a safetensors file of molt"):

@@ -18,13 +18,13 @@ def fit_clusters(
     batch_size: Annotated[int, typer.Option("--batch", help="Photos a step.")] = 8,
     channels: Annotated[int | None, typer.Option(help="Width of the network; 32 if not given.")] = None,
     seed: Annotated[int, typer.Option(help="Of the initial network and of the order of photos.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1...")] = "cpu",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1...; a GPU where there is one.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Train one clustering network on a folder, for fast clusters of any photo: DeepClustering(preset="amortised").
 
-    Exit code 0; 1 where nothing could be trained or written; 2 for a wrong option. Photos that cannot be read are
-    skipped and named.
+    The file is written at the end. Exit code 0; 1 where nothing could be trained or written; 2 for a wrong option.
+    Photos that cannot be read are skipped and named.
     """
     from rich.console import Console
     from rich.progress import Progress

@@ -69,7 +69,7 @@ def localize(
         Path | None, typer.Option(metavar="DIR", help="Folder where clusters are kept, to be computed once a photo.")
     ] = None,
     cache_clear: Annotated[
-        bool, typer.Option("--cache-clear", help="Empty the folder of --cache first; needs no PATH.")
+        bool, typer.Option("--cache-clear", help="Remove the label maps kept in --cache first; needs no PATH.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line an input on stdout.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Print time and peak memory of each stage.")] = False,
@@ -133,7 +133,7 @@ def localize(
     failures = _run(items, results, loc, folder, as_json)
     if cache is not None and (profile or not as_json):
         hits, misses = loc.clusterer.hits, loc.clusterer.misses
-        _say(f"clusters of {misses} photo{'s' * (misses != 1)} computed, of {hits} taken from {cache}")
+        _say(f"clusters: {misses} computed, {hits} found in {cache}")
     if profile:
         _show_profile(loc)
     if failures:
@@ -215,7 +215,8 @@ def _clear(cache: Path) -> None:
         files, size = clear(cache)
     except OSError as error:
         _stop(f"--cache {cache}: {error}", FAILED)
-    _say(f"{files} file{'s' * (files != 1)} of {size / 2**20:.1f} MiB removed from {cache}")
+    there = "" if cache.is_dir() else ", which does not exist"
+    _say(f"{files} file{'s' * (files != 1)} of {size / 1024:.0f} KiB removed from {cache}{there}")
 
 
 def _run(

@@ -66,6 +66,9 @@ class CachedClusterer:
         self._files = LabelFiles(self.folder, self.max_bytes)
         _settings(clusterer)
 
+    def __repr__(self) -> str:
+        return f"CachedClusterer({self.clusterer!r}, {str(self.folder)!r})"
+
     @property
     def takes_features(self) -> bool:
         """Whether the clusterer is better shown Features than pixels; see :func:`molt.clustering.wants_features`."""

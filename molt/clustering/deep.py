@@ -157,10 +157,17 @@ class DeepClustering:
         if self.starts > 1 and not self.merged:
             raise ValueError(f"merged must be at least 1 where there are {self.starts} starts, got 0")
         if self.checkpoint is not None and self.starts > 1:
-            raise ValueError(f"starts must be 1 where a checkpoint is the initial state, got {self.starts}")
+            raise ValueError(
+                f"starts must be 1 where a checkpoint is the initial state, got {self.starts} (preset {preset!r}); "
+                "preset 'amortised' takes the checkpoint's network as it is"
+            )
         if dtype is not None and dtype not in DTYPES:
             raise ValueError(f"dtype must be torch.float32, torch.bfloat16 or None, got {dtype}")
         self.dtype = dtype
+
+    def __repr__(self) -> str:
+        given = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
+        return f"DeepClustering({self.preset!r}, {given})"
 
     @property
     def num_clusters(self) -> int:

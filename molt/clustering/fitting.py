@@ -73,7 +73,7 @@ def fit(
     num_segments: int | None = None,
     working_size: int | None = None,
     seed: int = 0,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
     on_step: Callable[[int, float], None] | None = None,
 ) -> Fit:
     """Train one clustering network on many photos and write it, for ``DeepClustering(preset="amortised")``.
@@ -84,7 +84,7 @@ def fit(
 
     Args:
         photos: a folder, searched recursively, or a list of paths, PIL images, arrays or tensors.
-        out: safetensors file to write, atomically.
+        out: safetensors file to write, atomically, at the end.
         steps: gradient steps, at least 1.
         batch_size: photos a step, at least 1.
         channels: of the network, and most labels of a photo; None takes the preset's, as for layers and working_size.
@@ -92,7 +92,7 @@ def fit(
         num_segments: superpixels that vote; None takes those of ``fast``.
         working_size: longest side in pixels of what the network sees.
         seed: of the initial state and of the order of photos.
-        device: where to train.
+        device: where to train; None takes a GPU where there is one.
         on_step: called with the step, from 0, and its loss.
 
     Raises:
@@ -106,7 +106,7 @@ def fit(
     batch_size = check_int("batch_size", batch_size, 1)
     channels = check_int("channels", amortised.channels if channels is None else channels, 2, MOST_CHANNELS)
     layers = check_int("layers", amortised.layers if layers is None else layers, 1, MOST_LAYERS)
-    device = check_device(device)
+    device = check_device(("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
     out = Path(out).expanduser()
     if out.is_dir():
         raise IsADirectoryError(f"out: {out} is a folder, expected a file to write")
@@ -205,7 +205,7 @@ def _sources(photos: str | Path | Sequence[Any]) -> list[Any]:
         # A cache of label maps may lie among the photos.
         found = [photo for photo in find_photos(photos)[0] if not is_map_name(photo.parent.name, photo.name)]
         if not found:
-            raise ValueError(f"photos: no photo in {photos}")
+            raise PhotoError(f"photos: no photo in {photos}")
         return list(found)
     if not isinstance(photos, Sequence):
         raise TypeError(f"photos must be a folder or a list of photos, got {type(photos).__name__}")

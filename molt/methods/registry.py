@@ -121,7 +121,7 @@ def load_model(path: str | Path, *, source: str = "auto") -> MOLT:
     except (SafetensorError, ValueError, RecursionError) as error:
         raise ValueError(f"checkpoint {path} is not a safetensors file of molt: {error}") from error
     if header is None:
-        raise ValueError(f"checkpoint {path} was not written by molt: save a MOLT with model.save(FILE)")
+        raise ValueError(f"checkpoint {path} holds no MOLT: model.save(FILE) writes one")
     config = _config(header, path)
     whole = bool(header.get("backbones"))
     _check_fit(config, shapes, whole, path)
