@@ -16,7 +16,7 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -110,10 +110,12 @@ def forms(device: str) -> dict[str, Callable[..., list[float]]]:
     return found
 
 
-def time_steps(device: str, steps: int, rounds: int, progress: Progress) -> list[dict[str, Any]]:
+def time_steps(
+    device: str, sizes: Sequence[tuple[int, int, int]], steps: int, rounds: int, progress: Progress
+) -> list[dict[str, Any]]:
     """Return a row a size and form."""
     rows = []
-    for side, channels, wanted in SIZES:
+    for side, channels, wanted in sizes:
         image = sample(side).to(device)
         segments = ops.slic(image, wanted, COMPACTNESS).labels
         state = [value.to(device) for value in random_state(channels, LAYERS, torch.Generator().manual_seed(0), 3)]
@@ -175,18 +177,26 @@ def time_presets(device: str, rounds: int) -> list[dict[str, Any]]:
     return [{"name": name, "ms": round(1000 * statistics.median(values), 2)} for name, values in seconds.items()]
 
 
+def _size(text: str) -> tuple[int, int, int]:
+    side, channels, segments = map(int, text.split(","))
+    return side, channels, segments
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20, help="of each form, in all; at least 4")
     parser.add_argument("--rounds", type=int, default=4, help="turns that the steps are spread over")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--size", type=_size, action="append", metavar="SIDE,CHANNELS,SUPERPIXELS", help="in place of the usual two"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here, too; - prints them")
     arguments = parser.parse_args()
     if arguments.steps < 4 or arguments.rounds < 1:
         parser.error("--steps must be at least 4 and --rounds at least 1")
     console = Console()
     with Progress(console=console, transient=True) as progress:
-        rows = time_steps(arguments.device, arguments.steps, arguments.rounds, progress)
+        rows = time_steps(arguments.device, arguments.size or SIZES, arguments.steps, arguments.rounds, progress)
     presets = time_presets(arguments.device, max(3, arguments.steps // 2))
     report = {
         "command": "python benchmarks/deep_speed.py --json FILE",

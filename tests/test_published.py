@@ -207,6 +207,8 @@ def test_the_command_that_times_it_runs(tmp_path: Path) -> None:
         "4",
         "--rounds",
         "1",
+        "--size",
+        "24,6,40",
         "--json",
         path,
     ]
