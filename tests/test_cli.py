@@ -441,4 +441,4 @@ def test_alpha_is_a_number_or_auto(text: str, code: int, tmp_path: Path, capsys:
         main(["localize", str(CAT), "--weights", "weak", "--json", "--alpha", text])
     out, err = capsys.readouterr()
     assert left.value.code == code
-    assert json.loads(out)["boxes"] if code == 0 else "alpha" in err
+    assert json.loads(out)["detections"] if code == 0 else "alpha" in err

@@ -196,7 +196,8 @@ def test_localizer_takes_the_steps_the_paper_names(checkpoint: Path, photo: torc
     assert torch.allclose(stages.fused, fused[0, 0], atol=1e-5)
     labels, counts = DeepClustering()(images)
     assert torch.equal(stages.clusters, labels[0])
-    refined = ops.upsample_normalize(ops.cluster_refine(fused, labels, 0.5, counts), (96, 128))
+    weight = float(molt.auto_alpha(fused, labels, counts)[0, 0])
+    refined = ops.upsample_normalize(ops.cluster_refine(fused, labels, weight, counts), (96, 128))
     assert torch.allclose(stages.refined, refined[0, 0], atol=1e-5)
     assert [size for size, _ in stages.scale_maps] == [(64, 64), (96, 128)] and stages.attention is not None
     agnostic = loc.explain(photo, "object")
@@ -256,7 +257,7 @@ def test_deep_clustering_in_refine(photo: torch.Tensor) -> None:
         labels, counts = clusterer(photo[None])
         resized = ops.upsample_normalize(maps[None, None], (120, 160))
         expected = ops.upsample_normalize(ops.cluster_refine(resized, labels, 0.5, counts), (120, 160))[0, 0]
-        assert torch.allclose(molt.refine(maps, photo, clusterer=clusterer), expected, atol=1e-6)
+        assert torch.allclose(molt.refine(maps, photo, clusterer=clusterer, alpha=0.5), expected, atol=1e-6)
     features = molt.Features(torch.rand(1, 64, 5), (8, 8), (64, 64))
     assert molt.refine(maps, features=features, clusterer=DeepClustering(steps=3)).shape == (64, 64)
 
