@@ -21,7 +21,6 @@ from molt.benchmark import agreement, device_name, end_to_end, photos, pipelines
 from molt.benchmark.configurations import CELLS, PROVIDERS, Configuration, configurations
 from molt.benchmark.registry import NotRun
 from molt.clustering import DeepClustering, TokenKMeans
-from molt.methods import Seeded
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -562,14 +561,21 @@ def test_the_whole_sees_what_the_bare_passes_see(weights: str) -> None:
     loc = pipelines._seeded("cpu", 56, weights)
     x = photos.made(loc.method.size)[:1]
     seen: list[tuple[int, int]] = []
-    assert isinstance(loc.method, Seeded)
-    networks = [network.model for network in (loc.method.cnn, loc.method.vit) if network is not None]
-    for number, network in enumerate(networks):
-        first = next(module for module in network.modules() if isinstance(module, torch.nn.Conv2d))
-        first.register_forward_hook(lambda _, given, __, number=number: seen.append((number, given[0].shape[-1] // 14)))
-    pipelines.library(loc, None, x)
-    whole, seen[:] = sorted(seen), []
+
+    def count(module: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+        # Each network's first layer is the one that colours go into.
+        if isinstance(module, torch.nn.Conv2d) and module.in_channels == 3:
+            seen.append((module.out_channels, given[0].shape[-1]))
+
     bare = pipelines.bare(loc, x)
-    seen.clear()
-    bare()
-    assert whole == sorted(seen) and len(whole) >= 2
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(count)
+    try:
+        pipelines.library(loc, None, x)
+        whole, seen[:] = sorted(seen), []
+        bare()
+    finally:
+        hook.remove()
+    assert len(whole) == len(seen) >= 4
+    for (width, side), (bare_width, bare_side) in zip(whole, sorted(seen), strict=True):
+        # A CNN's photos are padded to its stride, which is the library's own doing.
+        assert width == bare_width and 0 <= side - bare_side < 32
