@@ -132,7 +132,6 @@ class Fused:
             self.unfolded = patches.t().contiguous()
         self.layers: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         self.rows = images.new_empty(0)
-        self.labels = images.new_empty(0)
 
     @staticmethod
     def _laid_out(value: Tensor) -> Tensor:
