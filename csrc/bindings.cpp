@@ -1,10 +1,13 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <array>
 #include <string>
 
 #include "cpu/clones.h"
 #include "cpu/cluster_refine.h"
+#include "cpu/sweep.h"
 #include "torch_parallel.h"
 
 namespace py = pybind11;
@@ -119,6 +122,45 @@ py::array cluster_refine(const py::array& given_maps, const py::array& given_lab
   return out;
 }
 
+py::tuple box_curves(const py::array& given, const py::array_t<double, py::array::c_style | py::array::forcecast>& truths,
+                     const py::array_t<int64_t, py::array::c_style | py::array::forcecast>& offsets, bool contours,
+                     bool clip, double extra, const std::array<double, 4>& empty) {
+  if (!given.dtype().equal(py::dtype::of<uint8_t>())) {
+    throw py::type_error("levels: got dtype " + text(given.dtype()) + ", expected uint8");
+  }
+  if (given.ndim() != 3) {
+    throw py::value_error("levels: got shape " + text(given.attr("shape")) + ", expected (B, H, W)");
+  }
+  if (truths.ndim() != 2 || truths.shape(1) != 4) {
+    throw py::value_error("truths: got shape " + text(truths.attr("shape")) + ", expected (M, 4)");
+  }
+  const py::ssize_t batch = given.shape(0);
+  bool rising = offsets.ndim() == 1 && offsets.shape(0) == batch + 1 && offsets.at(0) == 0;
+  for (py::ssize_t i = 0; rising && i < batch; ++i) rising = offsets.at(i) <= offsets.at(i + 1);
+  if (!rising || offsets.at(batch) != truths.shape(0)) {
+    throw py::value_error("offsets: expected B + 1 rising numbers from 0 to the number of boxes");
+  }
+  const py::array levels = contiguous(given);
+  py::array_t<double> any({batch, static_cast<py::ssize_t>(molt::kCuts)});
+  py::array_t<double> largest({batch, static_cast<py::ssize_t>(molt::kCuts)});
+  py::array_t<int64_t> peak(batch);
+  const molt::BoxCurves job{{static_cast<const uint8_t*>(levels.data()), batch, levels.shape(1), levels.shape(2),
+                             contours, true},
+                            truths.data(),
+                            offsets.data(),
+                            clip,
+                            extra,
+                            {empty[0], empty[1], empty[2], empty[3]},
+                            any.mutable_data(),
+                            largest.mutable_data(),
+                            peak.mutable_data()};
+  if (batch > 0) {
+    py::gil_scoped_release release;
+    molt::box_curves(job, molt::torch_parallel());
+  }
+  return py::make_tuple(any, largest, peak);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -127,4 +169,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("cluster_refine_numpy", &cluster_refine, py::arg("maps"), py::arg("labels"), py::arg("alpha") = 0.5,
         py::arg("num_clusters") = py::none(),
         "cluster_refine for NumPy arrays, on the same core as the operator; contiguous arrays are not copied.");
+  m.def("box_curves_numpy", &box_curves, py::arg("levels"), py::arg("truths"), py::arg("offsets"),
+        py::arg("contours") = true, py::arg("clip") = true, py::arg("extra") = 1.0,
+        py::arg("empty") = std::array<double, 4>{},
+        "box_curves for NumPy arrays, on the same core as the operator; contiguous arrays are not copied.");
 }

@@ -1,0 +1,347 @@
+#include "sweep.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <stdexcept>
+
+#include "contour_trace.h"
+#include "sweep_tree.h"
+
+namespace molt {
+namespace {
+
+constexpr int64_t kMaxPixels = int64_t{1} << 30;
+
+// A component between two changes: the cuts first..last.
+struct Node {
+  Grown grown;
+  int32_t first, last;
+};
+
+// What one thread works in.
+struct Space {
+  LevelMap kept, dropped, filled;
+  std::vector<Node> nodes, holes, outlines;
+  std::vector<int32_t> closed;
+};
+
+// The nodes of what is kept, as the cut falls.
+struct KeptNodes {
+  std::vector<Node>& nodes;
+  void close(int32_t node, int32_t level) { nodes[node].first = level; }
+  int32_t open(int32_t level, const Grown& grown) {
+    nodes.push_back({grown, 0, level - 1});
+    return static_cast<int32_t>(nodes.size()) - 1;
+  }
+};
+
+// The nodes of what is dropped, as the cut rises: levels are turned round.
+struct DroppedNodes {
+  std::vector<Node>& nodes;
+  void close(int32_t node, int32_t level) { nodes[node].last = kLevels - 1 - level - 1; }
+  int32_t open(int32_t level, const Grown& grown) {
+    nodes.push_back({grown, kLevels - 1 - level, static_cast<int32_t>(kCuts) - 1});
+    return static_cast<int32_t>(nodes.size()) - 1;
+  }
+};
+
+void load(const Sweep& job, int64_t map, LevelMap& into) {
+  into.shape(job.height, job.width, 0);
+  const uint8_t* from = job.levels + map * job.height * job.width;
+  for (int64_t y = 0; y < job.height; ++y) {
+    uint16_t* row = into.level.data() + (y + 1) * into.stride + 1;
+    for (int64_t x = 0; x < job.width; ++x) row[x] = from[y * job.width + x];
+  }
+  into.sort();
+}
+
+void grow_kept(const LevelMap& map, bool diagonal, bool enclosed, std::vector<Node>& nodes) {
+  nodes.clear();
+  KeptNodes visitor{nodes};
+  Growth(map, diagonal, enclosed, false).run(visitor);
+}
+
+// The holes of `kept` at every cut, and in `filled` the map with all of them filled: a pixel's level there is the
+// lowest cut at which the dropped pixels connect it to the frame. At each cut the pixels above that are the outermost
+// components without their holes, so that areas add up. False where no cut has a hole; `filled` is then not made.
+bool find_holes(const LevelMap& kept, Space& space) {
+  LevelMap& dropped = space.dropped;
+  dropped.shape(kept.height, kept.width, kOutside);
+  for (int64_t y = 1; y <= kept.height; ++y) {
+    const int64_t row = y * kept.stride;
+    for (int64_t x = row + 1; x <= row + kept.width; ++x) dropped.level[x] = kLevels - 1 - kept.level[x];
+  }
+  // The same pixels in blocks of the opposite order; within a level they stay in reading order.
+  for (int32_t level = 0, at = 0; level < kLevels; ++level) {
+    const int32_t from = kLevels - 1 - level;
+    dropped.begin[level] = at;
+    std::copy(kept.spots.begin() + kept.begin[from], kept.spots.begin() + kept.begin[from + 1],
+              dropped.spots.begin() + at);
+    at += static_cast<int32_t>(kept.begin[from + 1] - kept.begin[from]);
+  }
+  dropped.begin[kLevels] = kept.begin[kLevels];
+
+  DroppedNodes visitor{space.holes};
+  Growth growth(dropped, false, false, true);
+  growth.run(visitor);
+  if (space.holes.empty()) return false;
+
+  // A component met the frame where it, or the one it went into, did. Level 255 is never dropped.
+  space.closed.assign(growth.components(), kLevels - 1);
+  space.closed[0] = 0;
+  for (auto merge = growth.merges().rbegin(); merge != growth.merges().rend(); ++merge) {
+    space.closed[merge->lost] = merge->kept == 0 ? kLevels - 1 - merge->level : space.closed[merge->kept];
+  }
+  LevelMap& filled = space.filled;
+  filled.shape(kept.height, kept.width, 0);
+  for (int64_t y = 1; y <= kept.height; ++y) {
+    const int64_t row = y * kept.stride;
+    for (int64_t x = row + 1; x <= row + kept.width; ++x) {
+      const uint16_t own = kept.level[x];
+      const bool never = own == kLevels - 1;
+      filled.level[x] = never ? own : std::max<uint16_t>(own, static_cast<uint16_t>(space.closed[growth.labels()[x]]));
+    }
+  }
+  filled.sort();
+  return true;
+}
+
+// Fills `space` with what is kept, its holes, and the nodes among which the largest is to be found.
+std::vector<Node>& find_nodes(const Sweep& job, int64_t map, Space& space, bool all) {
+  load(job, map, space.kept);
+  space.holes.clear();
+  const bool holes = job.contours && find_holes(space.kept, space);
+  // Without holes the areas add up in what is kept itself.
+  if (all || !holes) grow_kept(space.kept, job.diagonal, job.contours && !holes, space.nodes);
+  if (!holes) return space.nodes;
+  grow_kept(space.filled, true, true, space.outlines);
+  return space.outlines;
+}
+
+struct Edges {
+  int32_t left, top, right, bottom;
+};
+
+// Of a hole's contour, which runs through the pixels around it, or of a component.
+Edges edges(const Grown& grown, bool hole) {
+  const int32_t wider = hole ? 1 : 0;
+  return {grown.left - 1 - wider, grown.top - 1 - wider, grown.right + wider, grown.bottom + wider};
+}
+
+bool starts_before(const Node& a, const Node& b) {
+  return a.grown.start != b.grown.start ? a.grown.start < b.grown.start : a.last < b.last;
+}
+
+// Contour areas. An outermost component has that of its outline, known already; the others are followed.
+class Areas {
+ public:
+  Areas(const LevelMap& kept, std::vector<Node>& outlines) : kept_(kept), outlines_(outlines) {
+    std::sort(outlines.begin(), outlines.end(), starts_before);
+  }
+
+  double of(const Node& node, bool hole) const {
+    if (!hole) {
+      const auto same = std::lower_bound(outlines_.begin(), outlines_.end(), node, starts_before);
+      const bool outermost =
+          same != outlines_.end() && same->grown.start == node.grown.start && same->first <= node.last;
+      if (outermost) return static_cast<double>(same->grown.size) / 2;
+    }
+    return traced_area(kept_, node.grown.start - (hole ? 1 : 0), node.last, hole);
+  }
+
+ private:
+  const LevelMap& kept_;
+  const std::vector<Node>& outlines_;
+};
+
+std::vector<SweptBox> swept(const Sweep& job, int64_t map, Space& space) {
+  std::vector<Node>& outlines = find_nodes(job, map, space, true);
+  std::vector<SweptBox> found;
+  found.reserve(space.nodes.size() + space.holes.size());
+  const auto put = [&](const Node& node, bool hole, double area) {
+    const Edges box = edges(node.grown, hole);
+    found.push_back({box.left, box.top, box.right, box.bottom, area, node.first, node.last, hole, node.grown.start});
+  };
+  if (space.holes.empty()) {
+    for (const Node& node : space.nodes) put(node, false, static_cast<double>(node.grown.size) / (job.contours ? 2 : 1));
+  } else {
+    const Areas areas(space.kept, outlines);
+    for (const Node& node : space.nodes) put(node, false, areas.of(node, false));
+    for (const Node& node : space.holes) put(node, true, areas.of(node, true));
+  }
+  std::sort(found.begin(), found.end(), [](const SweptBox& a, const SweptBox& b) {
+    if (a.last != b.last) return a.last > b.last;
+    if (a.hole != b.hole) return b.hole;
+    return a.start < b.start;
+  });
+  return found;
+}
+
+// For every cut the best of what was put on ranges of cuts: each range is two overlapping ones of a power of two.
+template <class Value>
+class Best {
+ public:
+  explicit Best(Value nothing) {
+    for (auto& row : table_) row.fill(nothing);
+  }
+  void put(int32_t first, int32_t last, const Value& value) {
+    const int k = log2(last - first + 1);
+    raise(table_[k][first], value);
+    raise(table_[k][last + 1 - (1 << k)], value);
+  }
+  const std::array<Value, kLevels>& settle() {
+    for (int k = kRows - 1; k > 0; --k) {
+      for (int32_t i = 0; i + (1 << k) <= kLevels; ++i) {
+        raise(table_[k - 1][i], table_[k][i]);
+        raise(table_[k - 1][i + (1 << (k - 1))], table_[k][i]);
+      }
+    }
+    return table_[0];
+  }
+
+ private:
+  static constexpr int kRows = 8;
+  static int log2(int32_t n) {
+    int k = 0;
+    while (n >> (k + 1)) ++k;
+    return k;
+  }
+  static void raise(Value& value, const Value& other) {
+    if (value < other) value = other;
+  }
+  std::array<std::array<Value, kLevels>, kRows> table_;
+};
+
+struct Ranked {
+  uint64_t rank;
+  int32_t node;
+  bool operator<(const Ranked& other) const { return rank < other.rank; }
+};
+
+// The largest node at every cut, -1 where there is none.
+std::array<int32_t, kCuts> largest_nodes(const std::vector<Node>& nodes, bool contours) {
+  Best<Ranked> best({0, -1});
+  for (size_t i = 0; i < nodes.size(); ++i) {
+    const Grown& grown = nodes[i].grown;
+    const auto start = static_cast<uint64_t>(grown.start);
+    const uint64_t tie = contours ? start : std::numeric_limits<uint32_t>::max() - start;
+    best.put(nodes[i].first, nodes[i].last, {static_cast<uint64_t>(grown.size) << 32 | tie, static_cast<int32_t>(i)});
+  }
+  const auto& found = best.settle();
+  std::array<int32_t, kCuts> which;
+  for (int64_t cut = 0; cut < kCuts; ++cut) which[cut] = found[cut].node;
+  return which;
+}
+
+class Overlap {
+ public:
+  Overlap(const BoxCurves& job, int64_t map)
+      : job_(job), begin_(job.offsets[map]), end_(job.offsets[map + 1]), most_x_(job.sweep.width - 1),
+        most_y_(job.sweep.height - 1) {}
+
+  double of(const Edges& box) const {
+    const auto right = static_cast<double>(job_.clip ? std::min<int64_t>(box.right, most_x_) : box.right);
+    const auto bottom = static_cast<double>(job_.clip ? std::min<int64_t>(box.bottom, most_y_) : box.bottom);
+    return of(static_cast<double>(box.left), static_cast<double>(box.top), right, bottom);
+  }
+
+  double of(double left, double top, double right, double bottom) const {
+    const double e = job_.extra;
+    const double area = (right - left + e) * (bottom - top + e);
+    double best = 0.0;
+    for (int64_t i = begin_; i < end_; ++i) {
+      const double* truth = job_.truths + 4 * i;
+      const double width = std::min(right, truth[2]) - std::max(left, truth[0]) + e;
+      const double height = std::min(bottom, truth[3]) - std::max(top, truth[1]) + e;
+      const double both = std::max(0.0, width) * std::max(0.0, height);
+      const double all = area + (truth[2] - truth[0] + e) * (truth[3] - truth[1] + e) - both;
+      if (all > 0.0) best = std::max(best, both / all);
+    }
+    return best;
+  }
+
+ private:
+  const BoxCurves& job_;
+  int64_t begin_, end_, most_x_, most_y_;
+};
+
+void curves(const BoxCurves& job, int64_t map, Space& space) {
+  const std::vector<Node>& outlines = find_nodes(job.sweep, map, space, true);
+  const Overlap overlap(job, map);
+  Best<double> best(0.0);
+  for (const Node& node : space.nodes) best.put(node.first, node.last, overlap.of(edges(node.grown, false)));
+  for (const Node& node : space.holes) best.put(node.first, node.last, overlap.of(edges(node.grown, true)));
+  const auto& any = best.settle();
+  const auto which = largest_nodes(outlines, job.sweep.contours);
+  const double nothing = overlap.of(job.empty[0], job.empty[1], job.empty[2], job.empty[3]);
+  int64_t peak = kLevels - 1;
+  while (peak > 0 && space.kept.begin[peak] == space.kept.begin[peak + 1]) --peak;
+  job.peak[map] = peak;
+  double found = nothing;
+  for (int64_t cut = 0; cut < kCuts; ++cut) {
+    const bool empty = cut >= peak;
+    if (empty) {
+      found = nothing;
+    } else if (cut == 0 || which[cut] != which[cut - 1]) {
+      found = overlap.of(edges(outlines[which[cut]].grown, false));
+    }
+    job.any[map * kCuts + cut] = empty ? nothing : any[cut];
+    job.largest[map * kCuts + cut] = found;
+  }
+}
+
+void check(const Sweep& job) {
+  if (job.height < 1 || job.width < 1) throw std::invalid_argument("levels: expected maps with at least one pixel");
+  if (job.height > kMaxPixels / job.width) throw std::invalid_argument("levels: a map has more than 2^30 pixels");
+  if (job.contours && !job.diagonal) throw std::invalid_argument("connectivity: contours have 8 neighbours");
+}
+
+// One space a strip of maps: it is as large as a map, and worth keeping.
+template <class F>
+void for_each_map(int64_t count, const Parallel& parallel, const F& body) {
+  const int64_t strips = std::min<int64_t>(count, std::max<int64_t>(parallel.threads, 1) * 4);
+  parallel.for_each(strips, [&](int64_t strip) {
+    Space space;
+    for (int64_t map = strip * count / strips; map < (strip + 1) * count / strips; ++map) body(map, space);
+  });
+}
+
+}  // namespace
+
+std::vector<std::vector<SweptBox>> sweep_boxes(const Sweep& job, const Parallel& parallel) {
+  check(job);
+  std::vector<std::vector<SweptBox>> found(job.count);
+  for_each_map(job.count, parallel, [&](int64_t map, Space& space) { found[map] = swept(job, map, space); });
+  return found;
+}
+
+void largest_at_cuts(const Sweep& job, float* boxes, double* area, const Parallel& parallel) {
+  check(job);
+  for_each_map(job.count, parallel, [&](int64_t map, Space& space) {
+    const std::vector<Node>& nodes = find_nodes(job, map, space, false);
+    const auto which = largest_nodes(nodes, job.contours);
+    for (int64_t cut = 0; cut < kCuts; ++cut) {
+      float* box = boxes + 4 * (map * kCuts + cut);
+      if (which[cut] < 0) {
+        std::fill(box, box + 4, 0.0F);
+        area[map * kCuts + cut] = 0.0;
+        continue;
+      }
+      const Grown& grown = nodes[which[cut]].grown;
+      const Edges own = edges(grown, false);
+      box[0] = static_cast<float>(own.left);
+      box[1] = static_cast<float>(own.top);
+      box[2] = static_cast<float>(own.right);
+      box[3] = static_cast<float>(own.bottom);
+      area[map * kCuts + cut] = static_cast<double>(grown.size) / (job.contours ? 2 : 1);
+    }
+  });
+}
+
+void box_curves(const BoxCurves& job, const Parallel& parallel) {
+  check(job.sweep);
+  for_each_map(job.sweep.count, parallel, [&](int64_t map, Space& space) { curves(job, map, space); });
+}
+
+}  // namespace molt
