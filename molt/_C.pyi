@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,3 +11,12 @@ def cluster_refine_numpy(
     alpha: float = 0.5,
     num_clusters: int | NDArray[np.integer[Any]] | None = None,
 ) -> NDArray[np.floating[Any]]: ...
+def box_curves_numpy(
+    levels: NDArray[np.uint8],
+    truths: NDArray[np.float64],
+    offsets: NDArray[np.int64],
+    contours: bool = True,
+    clip: bool = True,
+    extra: float = 1.0,
+    empty: Sequence[float] = (0.0, 0.0, 0.0, 0.0),
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]: ...

@@ -10,12 +10,14 @@ from molt.ops.fuse_and_refine import fuse_and_refine
 from molt.ops.fuse_maps import fuse_maps
 from molt.ops.kmeans import KMeans, kmeans
 from molt.ops.slic import Superpixels, slic
+from molt.ops.sweep_boxes import SweptBoxes, largest_at_cuts, sweep_boxes
 from molt.ops.upsample_normalize import upsample_normalize
 
 __all__ = [
     "Components",
     "KMeans",
     "Superpixels",
+    "SweptBoxes",
     "cluster_mean",
     "cluster_refine",
     "cluster_vote",
@@ -23,7 +25,9 @@ __all__ = [
     "fuse_and_refine",
     "fuse_maps",
     "kmeans",
+    "largest_at_cuts",
     "largest_box",
     "slic",
+    "sweep_boxes",
     "upsample_normalize",
 ]
