@@ -22,6 +22,7 @@ BACKENDS = ["reference", "native"]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 OPERATORS = sorted(name for name in ops.__all__ if not inspect.isclass(getattr(ops, name)))
 FLOATS = [name for name in OPERATORS if name != "cluster_vote"]
+DYNAMIC = ["component_boxes", "sweep_boxes"]  # how many boxes there are depends on the values
 DIFFERENTIABLE = ["cluster_mean", "cluster_refine", "fuse_and_refine", "fuse_maps", "upsample_normalize"]
 
 
@@ -59,6 +60,8 @@ def arguments(name: str, batch: int = 2, dtype: torch.dtype = torch.float32, sid
         "largest_box": (large, 0.6),
         "kmeans": (torch.randn(batch, side**2, 5).to(dtype), 4),
         "slic": (torch.rand(batch, 3, side, side + 2).to(dtype), 9),
+        "sweep_boxes": (large, (0.2, 0.6, 0.95)),
+        "largest_at_cuts": (large, (0.2, 0.6, 0.95)),
     }[name]
 
 
@@ -74,6 +77,8 @@ def raw(name: str, batch: int = 2, dtype: torch.dtype = torch.float32) -> tuple[
         "largest_box": lambda: (*given, 8),
         "kmeans": lambda: (given[0], torch.randn(batch, 3, 4, 5, dtype=wide), 5, True),
         "slic": lambda: (*given, 10.0, 4, True, True, 0.5, 3.0),
+        "sweep_boxes": lambda: ((given[0].float() * 255).to(torch.uint8), True, 8),
+        "largest_at_cuts": lambda: ((given[0].float() * 255).to(torch.uint8), True, 8),
     }.get(name, lambda: given)()
 
 
@@ -109,7 +114,7 @@ def run(name: str, backend: str, given: tuple[Any, ...]) -> list[torch.Tensor]:
 
 
 def test_every_operator_has_a_schema_a_fake_and_a_twin() -> None:
-    assert len(OPERATORS) == 10
+    assert len(OPERATORS) == 12
     for name in OPERATORS:
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"molt::{name}", "CPU")
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"molt::{name}", "Meta")
@@ -173,7 +178,7 @@ def test_bits_do_not_depend_on_threads(name: str, dtype: torch.dtype, batch: int
     assert all(same(results[0], other) for other in results[1:])
 
 
-@pytest.mark.parametrize("name", [name for name in OPERATORS if name != "component_boxes"])
+@pytest.mark.parametrize("name", [name for name in OPERATORS if name not in DYNAMIC])
 @pytest.mark.parametrize(("batch", "side"), [(5, 130), (40, 21)])
 def test_bits_do_not_depend_on_the_place_in_the_batch(name: str, batch: int, side: int) -> None:
     given = arguments(name, batch, torch.float32, min(side, 60) if name == "kmeans" else side)
@@ -257,7 +262,7 @@ def test_fake_results_are_like_real_ones(name: str, dtype: torch.dtype) -> None:
     with FakeTensorMode(shape_env=ShapeEnv()) as mode:
         faked = tensors(getattr(torch.ops.molt, name)(*changed(given, mode.from_tensor)))
     assert [t.dtype for t in faked] == [t.dtype for t in real] and all(t.device.type == "cpu" for t in faked)
-    if name == "component_boxes":  # how many there are depends on the values
+    if name in DYNAMIC:
         assert [t.dim() for t in faked] == [t.dim() for t in real]
         return
     assert [tuple(t.shape) for t in faked] == [tuple(t.shape) for t in real]
@@ -292,6 +297,7 @@ def test_a_named_backend_never_falls_back(name: str, monkeypatch: pytest.MonkeyP
 
 
 MAPS, LABELS = torch.rand(2, 1, 4, 5), torch.zeros(2, 4, 5, dtype=torch.int64)
+LEVELS = (MAPS * 255).to(torch.uint8)
 POINTS, STARTS = torch.rand(2, 6, 3), torch.rand(2, 1, 2, 3)
 WRONG: dict[str, list[tuple]] = {
     "upsample_normalize": [(MAPS[0], 2, 2), (MAPS.int(), 2, 2), (MAPS, 0, 2), (MAPS, 2, -1), (MAPS[:, :, :0], 2, 2)],
@@ -360,6 +366,14 @@ WRONG: dict[str, list[tuple]] = {
         (POINTS[:, :0], STARTS, 2, False),
         (POINTS, STARTS[:, :, :0], 2, False),
     ],
+    "sweep_boxes": [
+        (LEVELS[0], True, 8),
+        (MAPS, True, 8),
+        (LEVELS, False, 6),
+        (LEVELS, True, 4),
+        (LEVELS[:, :, :0], True, 8),
+    ],
+    "largest_at_cuts": [(LEVELS[0], True, 8), (MAPS, True, 8), (LEVELS, False, 0), (LEVELS, True, 4)],
     "slic": [
         (MAPS[0], 2, 10.0, 4, False, True, 0.5, 3.0),
         (MAPS.int(), 2, 10.0, 4, False, True, 0.5, 3.0),

@@ -19,6 +19,7 @@ THRESHOLD = 0.5
 SEGMENTS = (SIDE // 8) ** 2
 STEPS = 20
 MEDIUM = 512
+MANY_MAPS = 2048
 LARGE = 5400  # maps of 224 x 224 float32: 1.01 GiB
 
 
@@ -147,6 +148,17 @@ def make_boxes(case: Case, generator: torch.Generator) -> Inputs:
     return Inputs((maps, THRESHOLD), {"connectivity": 8, **extra})
 
 
+def make_sweep(case: Case, generator: torch.Generator) -> Inputs:
+    """Return 8-bit levels, smooth as heat maps are or of noise, each map from 0 to 255."""
+    if case.options["kind"] == "noise":
+        maps = _maps(case, generator)
+    else:
+        maps = F.interpolate(rand(generator, case.images, 1, 14, 14), SIZE, mode="bicubic", align_corners=False)
+    low, high = maps.amin((2, 3), keepdim=True), maps.amax((2, 3), keepdim=True)
+    levels = ((maps - low) / (high - low) * 255).to(torch.uint8)
+    return Inputs((levels,), {"contours": case.options["contours"], "connectivity": 8})
+
+
 def make_kmeans(case: Case, generator: torch.Generator) -> Inputs:
     """Return unit vectors of low rank, as tokens are, with noise; k of them are the start."""
     images, number, dim, k = case.images, case.options["n"], case.options["d"], case.options["k"]
@@ -208,6 +220,11 @@ def name_boxes(case: Case) -> str:
     """Describe a case of maps to box."""
     which = {None: "", True: ", largest", False: ", all"}[case.options.get("largest")]
     return f"{case.images} images, {case.options['kind']}, {short(case.dtype)}{which}"
+
+
+def name_sweep(case: Case) -> str:
+    """Describe a case of levels to box at every cut."""
+    return f"{case.images} images, {case.options['kind']}, {'contours' if case.options['contours'] else 'pixels'}"
 
 
 def name_kmeans(case: Case) -> str:

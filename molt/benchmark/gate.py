@@ -134,6 +134,74 @@ def superpixels(result: Any, truth: Any, inputs: Inputs) -> float:
     return float((right - mine).clamp_min(0).max().nan_to_num(nan=WRONG)) if len(images) else 0.0
 
 
+def swept(result: Any, truth: Any, inputs: Inputs) -> float:
+    """0 where all boxes at all cuts are the truth's, in whatever order; cuts between two levels need not be looked at.
+
+    Results are SweptBoxes, or (P, 3) the image, channel and cut looked at and (R, 8) a row a box.
+    """
+    levels = inputs.args[0]
+    right = tensors(truth, "cpu")
+    found = tensors(result, "cpu")
+    pairs = _changes(levels)
+    if len(found) == 2:
+        looked = torch.unique(found[0].long(), dim=0)
+        if not set(map(tuple, pairs.tolist())) <= set(map(tuple, looked.tolist())):
+            return WRONG
+        rows, pairs = torch.unique(found[1].double(), dim=0), looked
+    else:
+        rows = _expand(found, pairs)
+    expected = _expand(right, pairs)
+    same = rows.shape == expected.shape and torch.equal(_ranked(rows), _ranked(expected))
+    return 0.0 if same else WRONG
+
+
+def largest_swept(result: Any, truth: Any, inputs: Inputs) -> float:
+    """0 where the largest boxes at all cuts are the truth's; forms as for `swept`."""
+    boxes, area = tensors(truth, "cpu")
+    found = tensors(result, "cpu")
+    if found[0].dim() == 4:
+        same = torch.equal(found[0], boxes) and torch.equal(found[1], area)
+        return 0.0 if same else WRONG
+    image, channel, cut = torch.unique(found[0].long(), dim=0).unbind(1)
+    there = area[image, channel, cut] > 0
+    there |= boxes[image, channel, cut].any(1)
+    where = torch.stack([image, channel, cut], 1)[there]
+    index = tuple(where.unbind(1))
+    expected = torch.cat([where.double(), boxes[index].double(), area[index][:, None]], 1)
+    rows = torch.unique(found[1].double(), dim=0)
+    if not set(map(tuple, _changes(inputs.args[0]).tolist())) <= set(map(tuple, found[0].tolist())):
+        return WRONG
+    return 0.0 if rows.shape == expected.shape and torch.equal(_ranked(rows), _ranked(expected)) else WRONG
+
+
+def _changes(levels: Tensor) -> Tensor:
+    """(P, 3) image, channel and cut of every level of every map but its highest."""
+    pairs = []
+    for image, channels in enumerate(levels.cpu()):
+        for channel, own in enumerate(channels):
+            cuts = own.unique()[:-1].long()
+            pairs.append(torch.stack([torch.full_like(cuts, image), torch.full_like(cuts, channel), cuts], 1))
+    return torch.cat(pairs) if pairs else torch.zeros(0, 3, dtype=torch.int64)
+
+
+def _expand(found: Sequence[Tensor], pairs: Tensor) -> Tensor:
+    """(R, 8) a row a box at each pair of map and cut."""
+    boxes, area, first, last, _, image, channel = found
+    rows = []
+    for own_image, own_channel in pairs[:, :2].unique(dim=0).tolist():
+        mine = (image == own_image) & (channel == own_channel)
+        cuts = pairs[(pairs[:, 0] == own_image) & (pairs[:, 1] == own_channel), 2]
+        there = (first[mine][None] <= cuts[:, None]) & (cuts[:, None] <= last[mine][None])
+        at, which = there.nonzero(as_tuple=True)
+        where = torch.stack([torch.full_like(at, own_image), torch.full_like(at, own_channel), cuts[at]], 1)
+        rows.append(torch.cat([where.double(), boxes[mine][which].double(), area[mine][which].double()[:, None]], 1))
+    return torch.cat(rows) if rows else torch.zeros(0, 8, dtype=torch.float64)
+
+
+def _ranked(rows: Tensor) -> Tensor:
+    return rows[torch.from_numpy(np.lexsort(rows.numpy().T[::-1]))]
+
+
 def _explained(images: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
     """Share (B,) of each image's variance between its segments, and how many (B,) there are."""
     values, index = images.double().flatten(2), found.flatten(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,8 @@ from molt.benchmark.peers_maps import (
     resize_providers,
     slic_providers,
 )
-from molt.benchmark.registry import Inputs, Operation, own
+from molt.benchmark.peers_sweep import sweep_providers
+from molt.benchmark.registry import Inputs, Operation, operator, own
 
 # Maps in [0, 1]: a few float32 roundings, half a float16 step.
 PIXELS = {torch.float32: 5e-6, torch.float16: 1e-3}
@@ -89,6 +90,27 @@ def _mean_bytes(inputs: Inputs) -> int:
 def _fused_bytes(inputs: Inputs) -> int:
     maps, labels = inputs.args[:2]
     return size_of([maps, labels]) + math.prod(_fused_shape(inputs)) * int(maps[0].element_size())
+
+
+def _sweep_cases() -> list[dict[str, Any]]:
+    smooth = {"kind": "smooth"}
+    return [
+        *c.on("cpu", [{"images": 8, "headline": True}, {"images": 32}], contours=True, **smooth),
+        *c.on("cpu", [{"images": 1}, {"images": 8}, {"images": 32}], contours=False, **smooth),
+        *c.on("cpu", [{"contours": True}, {"contours": False}], images=2, kind="noise"),
+        *c.on("cuda", [{"images": 8}, {"images": c.MANY_MAPS, "headline": True}], contours=False, **smooth),
+        *c.on("cuda", [{"images": c.MEDIUM}], contours=False, kind="noise"),
+    ]
+
+
+def _on_cpu(name: str) -> Callable[..., Any]:
+    """The C++ core: the plain twin takes seconds a map. Tests hold the two, and OpenCV, to be equal."""
+    run = operator(name, "native")()
+
+    def truth(levels: Tensor, **kwargs: Any) -> Any:
+        return run(levels.cpu(), **kwargs)
+
+    return truth
 
 
 def _registry() -> tuple[Operation, ...]:
@@ -223,6 +245,30 @@ def _registry() -> tuple[Operation, ...]:
             compare=gate.boxes,
             tolerance=BOXES,
             limit="copy",
+        ),
+        Operation(
+            name="sweep_boxes",
+            cases=c.cases(c.name_sweep, _sweep_cases()),
+            make=c.make_sweep,
+            providers=(*own("sweep_boxes", compiled=False, slow=1), *sweep_providers(largest=False)),
+            moved=lambda inputs: size_of(inputs.args[0]),
+            counted="levels read once; boxes are few",
+            compare=gate.swept,
+            tolerance=EXACT,
+            limit="copy",
+            truth=_on_cpu("sweep_boxes"),
+        ),
+        Operation(
+            name="largest_at_cuts",
+            cases=c.cases(c.name_sweep, _sweep_cases()),
+            make=c.make_sweep,
+            providers=(*own("largest_at_cuts", compiled=False, slow=1), *sweep_providers(largest=True)),
+            moved=lambda inputs: size_of(inputs.args[0]),
+            counted="levels read once; boxes are few",
+            compare=gate.largest_swept,
+            tolerance=EXACT,
+            limit="copy",
+            truth=_on_cpu("largest_at_cuts"),
         ),
         Operation(
             name="kmeans",

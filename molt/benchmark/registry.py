@@ -122,6 +122,7 @@ class Operation:
         tolerance: largest error that passes, by dtype.
         limit: ``"copy"`` or ``"fill"``, whichever memory traffic the operation cannot beat.
         shape: of the result that a gradient flows back through; None where there is no backward.
+        truth: what results are compared with; None for the reference in float64.
     """
 
     name: str
@@ -134,6 +135,7 @@ class Operation:
     tolerance: Mapping[torch.dtype, float]
     limit: Literal["copy", "fill"]
     shape: Callable[[Inputs], tuple[int, ...]] | None = None
+    truth: Callable[..., Any] | None = None
 
     def cases_on(self, device: str, *, quick: bool = False) -> list[Case]:
         """Return the cases of a device, the headline ones only if ``quick``."""

@@ -1,0 +1,1 @@
+"""How good boxes and maps are, by the metrics of the field."""

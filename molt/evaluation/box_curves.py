@@ -11,6 +11,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from molt import _extension
 from molt._backend import Backend, use_native
 from molt.ops import _sweep_reference
 from molt.ops._native import call, register
@@ -104,9 +105,8 @@ def box_curves(
     if not use_native("box_curves", torch.device("cpu"), backend):
         return _reference(levels, truths, offsets, *knobs)
     if isinstance(levels, np.ndarray):
-        from molt import _extension
-
-        return BoxCurves(*_extension.CPU.module.box_curves_numpy(levels, truths, offsets, *knobs))
+        module: Any = _extension.CPU.module
+        return BoxCurves(*module.box_curves_numpy(levels, truths, offsets, *knobs))
     found = call("box_curves", levels.detach().cpu(), torch.from_numpy(truths), torch.from_numpy(offsets), *knobs)
     return BoxCurves(*(value.numpy() for value in found))
 
@@ -159,7 +159,8 @@ def _reference(
         sides = np.minimum(rows[..., 2:], own[..., 2:]) - np.maximum(rows[..., :2], own[..., :2]) + extra
         both = sides.clip(min=0).prod(-1)
         whole = (rows[..., 2:] - rows[..., :2] + extra).prod(-1) + (own[..., 2:] - own[..., :2] + extra).prod(-1) - both
-        return np.divide(both, whole, out=np.zeros_like(both), where=whole > 0).max(1)
+        best: NDArray[np.float64] = np.divide(both, whole, out=np.zeros_like(both), where=whole > 0).max(1)
+        return best
 
     found = _sweep_reference.sweep_boxes(values[:, None], contours, 8)
     rows, _, first, last, _, image, _ = (part.numpy() for part in found)

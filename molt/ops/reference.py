@@ -10,6 +10,7 @@ from torch import Tensor
 
 from molt.ops._checks import check_labels
 from molt.ops._slic_reference import slic
+from molt.ops._sweep_reference import largest_at_cuts, sweep_boxes
 
 __all__ = [
     "cluster_mean",
@@ -19,8 +20,10 @@ __all__ = [
     "fuse_and_refine",
     "fuse_maps",
     "kmeans",
+    "largest_at_cuts",
     "largest_box",
     "slic",
+    "sweep_boxes",
     "upsample_normalize",
 ]
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from molt._backend import Backend, use_native
-from molt.ops import _sweep_reference
+from molt.ops import reference
 from molt.ops._checks import FLOATS, check_tensor
 from molt.ops._native import call, register
 
@@ -89,7 +92,7 @@ def sweep_boxes(
     if use_native("sweep_boxes", levels.device, backend):
         found = SweptBoxes(*call("sweep_boxes", levels, bool(contours), connectivity))
     else:
-        found = SweptBoxes(*_sweep_reference.sweep_boxes(levels, bool(contours), connectivity))
+        found = SweptBoxes(*reference.sweep_boxes(levels, bool(contours), connectivity))
     return found.to(maps.device)
 
 
@@ -108,7 +111,11 @@ def largest_at_cuts(
     of contours the outermost one whose first pixel comes last, as ``max(contours, key=cv2.contourArea)`` has it.
 
     Args:
-        maps, thresholds, contours, connectivity, backend: as :func:`sweep_boxes`.
+        maps: as :func:`sweep_boxes`, like all that follow.
+        thresholds: rising numbers in (0, 1], None for uint8 maps.
+        contours: contours instead of components.
+        connectivity: 4 or 8 neighbours.
+        backend: ``"auto"``, ``"reference"`` or ``"native"``.
 
     Returns:
         boxes (B, C, T, 4) float32 xyxy in map pixels and area (B, C, T) float64, T the number of thresholds (255 for
@@ -121,7 +128,7 @@ def largest_at_cuts(
     if use_native("largest_at_cuts", levels.device, backend):
         boxes, area = call("largest_at_cuts", levels, bool(contours), connectivity)
     else:
-        boxes, area = _sweep_reference.largest_at_cuts(levels, bool(contours), connectivity)
+        boxes, area = reference.largest_at_cuts(levels, bool(contours), connectivity)
     return boxes[:, :, :count].to(maps.device), area[:, :, :count].to(maps.device)
 
 
@@ -145,34 +152,37 @@ def _levels(maps: Tensor, thresholds: object, contours: bool, connectivity: obje
     return threshold_levels(maps, shares), len(shares)
 
 
-def _thresholds(thresholds: object) -> Tensor:
+def _thresholds(thresholds: object) -> list[float]:
     if thresholds is None:
         raise TypeError("thresholds: got None, expected rising numbers in (0, 1] for float maps")
-    try:
-        shares = torch.as_tensor(thresholds, dtype=torch.float64).cpu()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"thresholds: got {type(thresholds).__name__}, expected numbers in (0, 1]") from error
-    if shares.dim() != 1 or not 1 <= len(shares) <= CUTS:
-        raise ValueError(f"thresholds: got shape {tuple(shares.shape)}, expected 1 to {CUTS} numbers")
-    if not (bool((shares > 0).all()) and bool((shares <= 1).all()) and bool((shares.diff() > 0).all())):
-        raise ValueError(f"thresholds: got {shares.tolist()}, expected rising numbers in (0, 1]")
+    given = thresholds.tolist() if isinstance(thresholds, Tensor | np.ndarray) else thresholds
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        raise TypeError(f"thresholds: got {thresholds!r}, expected rising numbers in (0, 1]")
+    if not all(isinstance(share, numbers.Real) and not isinstance(share, bool) for share in given):
+        raise TypeError(f"thresholds: got {thresholds!r}, expected numbers in (0, 1]")
+    shares = [float(share) for share in given]
+    if not 1 <= len(shares) <= CUTS:
+        raise ValueError(f"thresholds: got {len(shares)} numbers, expected 1 to {CUTS}")
+    if not all(0 < share <= 1 for share in shares) or any(b <= a for a, b in itertools.pairwise(shares)):
+        raise ValueError(f"thresholds: got {shares}, expected rising numbers in (0, 1]")
     return shares
 
 
-def threshold_levels(maps: Tensor, shares: Tensor) -> Tensor:
+def threshold_levels(maps: Tensor, shares: Sequence[float]) -> Tensor:
     """Return how many thresholds each pixel passes.
 
     Args:
         maps: (B, C, h, w) float.
-        shares: (T,) float64 rising shares of each map's maximum, T at most 255.
+        shares: rising shares of each map's maximum, at most 255.
 
     Returns:
         (B, C, h, w) uint8, 0 for pixels that are not positive and for maps that hold NaN.
     """
     values = maps.double().flatten(2)
     peak = values.amax(2, keepdim=True)  # NaN where a value is
-    passed = torch.searchsorted((peak * shares.to(maps.device)).contiguous(), values.contiguous(), right=True)
-    kept = (values > 0) & (peak == peak)
+    cutoffs = peak * torch.tensor(shares, dtype=torch.float64, device=maps.device)
+    passed = torch.searchsorted(cutoffs, values.contiguous(), right=True)
+    kept = (values > 0) & ~peak.isnan()
     return torch.where(kept, passed, 0).to(torch.uint8).view(maps.shape)
 
 
