@@ -19,11 +19,14 @@ _EIGHT = np.ones((3, 3), dtype=bool)
 Mask = NDArray[np.bool_]
 
 
+_Key = tuple[bool, bytes, tuple[int, int, int, int], float]
+
+
 @dataclass(frozen=True)
 class _Region:
     """One component, or in contour mode one hole, at one cut; ``key`` is the same where nothing about it changed."""
 
-    key: tuple[bool, bytes, tuple[int, int, int, int], float]
+    key: _Key
     first_pixel: int
 
     @property
@@ -59,8 +62,8 @@ def sweep_boxes(levels: Tensor, contours: bool, connectivity: int) -> tuple[Tens
     rows: list[tuple[float, ...]] = []
     for image, channels in enumerate(levels.cpu().numpy()):
         for channel, values in enumerate(channels):
-            lasting: dict[tuple[object, ...], tuple[_Region, int, int]] = {}
-            ended = []
+            lasting: dict[_Key, tuple[_Region, int, int]] = {}
+            ended: list[tuple[_Region, int, int]] = []
             for low, high, mask in _cuts(values):
                 now = {}
                 for region in _regions(mask, contours, connectivity):
@@ -115,35 +118,41 @@ def _cuts(values: NDArray[np.uint8]) -> Iterator[tuple[int, int, Mask]]:
 
 def _regions(mask: Mask, contours: bool, connectivity: int) -> Iterator[_Region]:
     """Give the components of a mask, and with ``contours`` its holes."""
-    labels, count = ndimage.label(mask, _EIGHT if connectivity == 8 else _FOUR)
-    for index in range(1, count + 1):
-        own = labels == index
-        filled = ndimage.binary_fill_holes(own, _FOUR) if contours else own
-        area = _outer_area(filled) if contours else float(own.sum())
-        yield _region(own, area, hole=False)
+    labels, _ = ndimage.label(mask, _EIGHT if connectivity == 8 else _FOUR)
+    for index, place in enumerate(ndimage.find_objects(labels), 1):
+        own = labels[place] == index
+        area = _outer_area(_filled(own, _FOUR)) if contours else float(own.sum())
+        yield _region(own, place, mask.shape[1], area, hole=False)
     if not contours:
         return
-    # A frame of background joins all that is not enclosed.
-    ground, count = ndimage.label(np.pad(~mask, 1, constant_values=True), _FOUR)
-    for index in range(1, count + 1):
-        if index != ground[0, 0]:
-            own = (ground == index)[1:-1, 1:-1]
-            yield _region(own, _hole_area(ndimage.binary_fill_holes(own, _EIGHT)), hole=True)
+    # A frame of background joins all that is not enclosed; it is the first component.
+    ground, _ = ndimage.label(np.pad(~mask, 1, constant_values=True), _FOUR)
+    for index, place in enumerate(ndimage.find_objects(ground)[1:], 2):
+        own = ground[place] == index
+        inside = (slice(place[0].start - 1, place[0].stop - 1), slice(place[1].start - 1, place[1].stop - 1))
+        yield _region(own, inside, mask.shape[1], _hole_area(_filled(own, _EIGHT)), hole=True)
 
 
-def _region(own: Mask, area: float, *, hole: bool) -> _Region:
-    pixels = np.flatnonzero(own)
-    y, x = np.unravel_index(pixels, own.shape)
+def _region(own: Mask, place: tuple[slice, slice], width: int, area: float, *, hole: bool) -> _Region:
+    """Make a region of the pixels in a window of a map."""
+    y, x = place
     # A hole's contour runs through the kept pixels around it.
     wider = int(hole)
-    box = (int(x.min()) - wider, int(y.min()) - wider, int(x.max()) + 1 + wider, int(y.max()) + 1 + wider)
-    return _Region((hole, pixels.tobytes(), box, area), int(pixels[0]))
+    box = (x.start - wider, y.start - wider, x.stop + wider, y.stop + wider)
+    first_pixel = y.start * width + x.start + int(own[0].argmax())
+    return _Region((hole, np.packbits(own).tobytes(), box, area), first_pixel)
 
 
-def _blocks(filled: Mask) -> NDArray[np.int64]:
+def _filled(own: Mask, structure: NDArray[np.bool_]) -> Mask:
+    """The region with all that it encloses."""
+    around, _ = ndimage.label(np.pad(~own, 1, constant_values=True), structure)
+    return np.asarray(around != around[0, 0])[1:-1, 1:-1]
+
+
+def _blocks(filled: Mask) -> NDArray[np.int8]:
     """How many pixels of a region each 2x2 block holds, blocks over the frame's edge included."""
-    wide = np.pad(filled, 1).astype(np.int64)
-    return wide[:-1, :-1] + wide[1:, :-1] + wide[:-1, 1:] + wide[1:, 1:]
+    wide = np.pad(filled, 1).astype(np.int8)
+    return np.asarray(wide[:-1, :-1] + wide[1:, :-1] + wide[:-1, 1:] + wide[1:, 1:])
 
 
 def _outer_area(filled: Mask) -> float:
