@@ -14,14 +14,13 @@ if TYPE_CHECKING:
 
 FAILED, USAGE = 1, 2
 
-data = typer.Typer(
-    name="data", help="Data sets: check one before it is used.", no_args_is_help=True, rich_markup_mode=None
-)
+data = typer.Typer(name="data", help="Check a data set before it is used.", rich_markup_mode=None)
 
 
-@data.callback()
-def _group() -> None:
-    """Keep `check` a command of its own, also where it is the only one."""
+@data.callback(invoke_without_command=True)
+def _root(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 @data.command()

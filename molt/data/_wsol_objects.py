@@ -89,7 +89,7 @@ class Objects:
             elif seen.setdefault(line, number) != number:
                 repeated.append((number, seen[line]))
         if repeated and official is not None and (official.objects, official.repeated) == (self.count, len(repeated)):
-            self._found.notes.append(f"{len(repeated)} lines of boxes appear twice, as in the official file")
+            self._found.notes.append(f"repeated lines in {self.file.name}: {len(repeated)}, as in the official file")
         else:
             for number, earlier in repeated:
                 text = f"repeats line {earlier}, {shown(lines[number - 1])}"

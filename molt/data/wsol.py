@@ -188,8 +188,8 @@ def _read_fields(file: Path, found: Parsed, ids: dict[str, int], count: int, for
 
 def _unlisted(file: Path, found: Parsed, others: list[tuple[int, str]]) -> None:
     if others:
-        more = f" and {len(others) - 1:,} lines more" if len(others) > 1 else ""
-        text = f"photo {shown(others[0][1])}{more} not in image_ids.txt, so not used"
+        count = f"{len(others):,} lines are" if len(others) > 1 else "1 line is"
+        text = f"{count} of photos that image_ids.txt does not list, so not used; here {shown(others[0][1])}"
         found.remark(file, others[0][0], text, "photos that image_ids.txt lists")
 
 
