@@ -122,10 +122,10 @@ def test_what_is_not_recognised(tmp_path: Path, wide: None) -> None:
 
 def test_file_names_that_are_no_text(tmp_path: Path) -> None:
     photo(tmp_path / "cat" / "1.jpg")
-    os.close(os.open(os.fsencode(tmp_path / "cat") + b"/\xff\n[b].jpg", os.O_CREAT | os.O_WRONLY))
+    os.close(os.open(os.fsencode(tmp_path / "cat") + b"/\xff\n\x1b[b].jpg", os.O_CREAT | os.O_WRONLY))
     command = [sys.executable, "-m", "molt.cli", "data", "check", str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
-    assert result.returncode == 1 and "\\udcff [b].jpg: the file is empty" in result.stdout
+    assert result.returncode == 1 and "\\udcff  [b].jpg: the file is empty" in result.stdout
     result = call(*command[3:], "--json")
     assert json.loads(result.out)["problems"] == 1
 

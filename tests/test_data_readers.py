@@ -167,7 +167,7 @@ def test_wsol_without_boxes(tmp_path: Path) -> None:
     (tmp_path / "train" / "localization.txt").unlink()
     assert len(read_wsol(tmp_path, "/photos", "train", classes=list("vwxyz")).samples) == 1
     (problem,) = faults(read_wsol, tmp_path / "train", "/photos", classes=list("vw"))
-    assert (problem.line, problem.message, problem.expected) == (1, "label 4", "0 to 1")
+    assert (problem.line, problem.message, problem.expected) == (1, "label '4'", "0 to 1")
 
 
 def test_wsol_masks(tmp_path: Path) -> None:
@@ -200,11 +200,12 @@ def test_wsol_proxy(tmp_path: Path) -> None:
         ("class_labels", "a/1.jpg,0\nb/2.jpg", 2, "'b/2.jpg'", "path,label"),
         ("class_labels", "a/1.jpg,0\nb/2.jpg,one", 2, "'b/2.jpg,one'", "path,label in whole numbers"),
         ("class_labels", "a/1.jpg,0\nb/2.jpg,1.5", 2, "'b/2.jpg,1.5'", "path,label in whole numbers"),
-        ("class_labels", "a/1.jpg,0\nb/2.jpg,-1", 2, "label -1", "0 to 99,999"),
-        ("class_labels", "a/1.jpg,0\nb/2.jpg,99999999999", 2, "label 99999999999", "0 to 99,999"),
+        ("class_labels", "a/1.jpg,0\nb/2.jpg,-1", 2, "label '-1'", "0 to 99,999"),
+        ("class_labels", "a/1.jpg,0\nb/2.jpg,99999999999", 2, "label '99999999999'", "0 to 99,999"),
         ("class_labels", "a/1.jpg,0\nb/2.jpg,1\na/1.jpg,1", 3, "is not what line 1 says", "path,label"),
         ("image_sizes", "a/1.jpg,60,40\nb/2.jpg,30", 2, "'b/2.jpg,30'", "path,width,height"),
-        ("image_sizes", "a/1.jpg,60,40\nb/2.jpg,30,0", 2, "size 30x0", "path,width,height"),
+        ("image_sizes", "a/1.jpg,60,40\nb/2.jpg,30,0", 2, "size '30x0'", "path,width,height: whole numbers"),
+        ("image_sizes", "a/1.jpg,60,40\nb/2.jpg,99999999,4", 2, "size '99999999x4'", "1 to 16,777,216"),
         ("image_sizes", "a/1.jpg,60,40\nb/2.jpg,nan,4", 2, "'b/2.jpg,nan,4'", "path,width,height in whole numbers"),
         ("localization", "a/1.jpg,1,2,3,4\nb/2.jpg,1,2,3", 2, "'b/2.jpg,1,2,3'", "path,x0,y0,x1,y1"),
         ("localization", "a/1.jpg,1,2,3,4\nb/2.jpg,1,2,3,x", 2, "'b/2.jpg,1,2,3,x'", "path,x0,y0,x1,y1"),
@@ -289,7 +290,7 @@ BAD_XML = [
     (xml(name="../../1.jpg"), None, "the <filename> '../../1.jpg'", "stays below"),
     (xml(name="/1.jpg"), None, "the <filename> '/1.jpg'", "a relative name"),
     (xml(size="<width>60</width>"), None, "size '60x'", "<width> and <height>"),
-    (xml(size="<width>0</width><height>9</height>"), None, "size '0x9'", "at least 1"),
+    (xml(size="<width>0</width><height>9</height>"), None, "size '0x9'", "1 to 16,777,216"),
     (xml(thing("", 1, 1, 2, 2)), None, "object 1 has no <name>", "the name of its class"),
     (xml(thing("cat", 1, 1, 2, "")), None, "object 1: box '1,1,2,'", "xmin, ymin, xmax, ymax"),
     (xml(thing("cat", 1, 1, "nan", 2)), None, "object 1: box 0,0,nan,2 is not finite", "finite edges"),
@@ -367,7 +368,9 @@ def annotation(**changes: object) -> dict[str, object]:
             "images[1]: photo '1.jpg' listed twice, as in images[0]",
             "it once",
         ),
-        ({"images": [{"id": 7, "file_name": "1.jpg", "width": 0}]}, "images[0]: size '0' x 'None'", "at least 1"),
+        ({"images": [{"id": 7, "file_name": "1.jpg", "width": 0}]}, "images[0]: size '0' x 'None'", "1 to 16,777,216"),
+        ({"images": [{"id": 7, "file_name": "1\x1b[2J.jpg"}]}, "file_name '1\\x1b[2J.jpg'", "a relative name"),
+        ({"images": [{"id": 7, "file_name": "1.jpg\n"}]}, "images[0]: the file_name '1.jpg\\n'", "a relative name"),
         ({"categories": [{"id": 2}]}, "categories[0] is", '"id" and "name"'),
         ({"categories": [{"id": 2, "name": "a"}] * 2}, "categories[1] has the id 2", "ids that differ"),
         (annotation(image_id=99), "annotations[0]: image_id '99'", "the id of one of the images"),

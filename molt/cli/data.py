@@ -120,10 +120,12 @@ def _show(folder: Path, found: Findings, limit: int) -> None:
 
     console = Console(highlight=False)
 
+    def plain(text: str) -> str:
+        # The names of files and classes may hold bytes that are no text, line breaks or a terminal's commands.
+        return "".join(c if c.isprintable() else " " for c in text.encode("utf-8", "backslashreplace").decode())
+
     def line(text: str) -> None:
-        # A file's name may hold bytes that are no text, or line breaks.
-        text = " ".join(text.encode("utf-8", "backslashreplace").decode().splitlines())
-        console.print(text, soft_wrap=True, markup=False)
+        console.print(plain(text), soft_wrap=True, markup=False)
 
     for problem in found.problems[: limit or None]:
         line(str(problem))
@@ -142,7 +144,7 @@ def _show(folder: Path, found: Findings, limit: int) -> None:
         rows |= {"boxes": f"{found.boxes:,}", "masks": f"{found.masks:,}"}
         rows |= {f"left out: {what}": f"{count:,}" for what, count in found.left_out.items()}
         for name, value in rows.items():
-            table.add_row(name, escape(value.encode("utf-8", "backslashreplace").decode()))
+            table.add_row(name, escape(plain(value)))
         console.print(table)
     for note in found.notes:
         line(note)

@@ -23,9 +23,11 @@ MAX_TEXT = 2 << 30  # bytes; the largest official file, COCO's train2017, has 44
 MAX_CLASSES = 100_000
 MAX_COORDINATE = 1 << 24  # from here on float32 does not count single pixels
 BOX_FORM = f"finite edges x0 <= x1, y0 <= y1 within {MAX_COORDINATE:,} pixels"
+SIZE_FORM = f"whole numbers of pixels, 1 to {MAX_COORDINATE:,}"
 NAME_FORM = "a relative name with / between folders that stays below its folder"
 
-_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_IN_LINES = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
 _DRIVE = re.compile(r"[A-Za-z]:")
 _logger = logging.getLogger("molt.data")
 
@@ -116,7 +118,7 @@ def shown(text: object) -> str:
 
 def is_safe(name: str) -> bool:
     """Return whether a name from a file stays below the folder it is joined to."""
-    if not name or name[0] == "/" or "\\" in name or "\0" in name or name.isspace():
+    if not name or name[0] == "/" or "\\" in name or name.isspace() or _CONTROL.search(name):
         return False
     if ":" in name and _DRIVE.match(name):
         return False
@@ -161,9 +163,9 @@ def read_lines(path: Path, found: Parsed) -> list[str]:
         return []
     # Not splitlines: a name may hold what Unicode calls a line separator.
     lines = text.replace("\r\n", "\n").split("\n")
-    if _CONTROL.search(text.replace("\r\n", "\n")):
+    if _IN_LINES.search(text.replace("\r\n", "\n")):
         for number, line in enumerate(lines, 1):
-            if _CONTROL.search(line):
+            if _IN_LINES.search(line):
                 found.problem(path, number, f"control character in {shown(line)}", "one entry a line, without any")
                 lines[number - 1] = ""
     return ["" if line.isspace() else line for line in lines]
@@ -179,6 +181,11 @@ def box_fault(x0: float, y0: float, x1: float, y1: float) -> str | None:
     if x1 < x0 or y1 < y0:
         return f"{box} is inverted"
     return f"{box} is out of all proportion"
+
+
+def is_size(*sides: int) -> bool:
+    """Return whether width and height can be a photo's."""
+    return min(sides) >= 1 and max(sides) <= MAX_COORDINATE
 
 
 def as_boxes(boxes: Sequence[tuple[float, float, float, float]]) -> NDArray[np.float64]:

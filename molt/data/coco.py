@@ -11,6 +11,7 @@ from molt.data._parsing import (
     MAX_CLASSES,
     MAX_TEXT,
     NAME_FORM,
+    SIZE_FORM,
     Parsed,
     Place,
     Where,
@@ -18,6 +19,7 @@ from molt.data._parsing import (
     as_folder,
     box_fault,
     is_safe,
+    is_size,
     no_collection,
     read_text,
     shown,
@@ -171,7 +173,7 @@ def _images(file: Path, found: Parsed, images: list[Any]) -> dict[int | str | No
         else:
             if ("width" in entry or "height" in entry) and _size(entry) is None:
                 size = f"{which}: size {shown(entry.get('width'))} x {shown(entry.get('height'))}"
-                found.problem(file, None, size, "width and height, whole numbers of at least 1")
+                found.problem(file, None, size, f"width and height, {SIZE_FORM}")
             listed[key] = names[name] = number
     return listed
 
@@ -183,7 +185,7 @@ def _key(value: Any) -> int | str | None:
 
 def _size(image: dict[str, Any]) -> tuple[int, int] | None:
     width, height = image.get("width"), image.get("height")
-    if type(width) is int and type(height) is int and min(width, height) >= 1:
+    if type(width) is int and type(height) is int and is_size(width, height):
         return width, height
     return None
 

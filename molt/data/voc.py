@@ -10,12 +10,14 @@ from pathlib import Path
 from molt.data._parsing import (
     BOX_FORM,
     NAME_FORM,
+    SIZE_FORM,
     Parsed,
     Place,
     as_boxes,
     as_folder,
     box_fault,
     is_safe,
+    is_size,
     no_collection,
     read_lines,
     read_text,
@@ -234,7 +236,7 @@ def _size(tree: ET.Element, file: Path, found: Parsed) -> tuple[int, int] | None
         width, height = map(int, texts)
     except ValueError:
         width = height = 0
-    if min(width, height) < 1:
-        found.problem(file, None, f"size {shown('x'.join(texts))}", "<width> and <height>, whole numbers of at least 1")
+    if not is_size(width, height):
+        found.problem(file, None, f"size {shown('x'.join(texts))}", f"<width> and <height>, {SIZE_FORM}")
         return None
     return width, height

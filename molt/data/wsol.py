@@ -12,11 +12,13 @@ import numpy as np
 from molt.data._parsing import (
     MAX_CLASSES,
     NAME_FORM,
+    SIZE_FORM,
     Parsed,
     Place,
     Where,
     as_folder,
     is_safe,
+    is_size,
     no_collection,
     read_lines,
     shown,
@@ -215,7 +217,7 @@ def _labels(
         elif values and 0 <= values[0] < limit:
             good[name] = values[0]
         elif values:
-            found.problem(file, labels.lines[name], f"label {values[0]}", f"0 to {limit - 1:,}")
+            found.problem(file, labels.lines[name], f"label {shown(values[0])}", f"0 to {limit - 1:,}")
     return good
 
 
@@ -231,10 +233,11 @@ def _sizes(
         values = sizes.values.get(name)
         if values is None:
             found.problem(ids_file, number, f"photo {shown(name)} has no size", f"a line in {file.name}")
-        elif values and min(values) >= 1:
+        elif values and is_size(*values):
             good[name] = (values[0], values[1])
         elif values:
-            found.problem(file, sizes.lines[name], f"size {values[0]}x{values[1]}", "path,width,height of at least 1")
+            text = f"size {shown(f'{values[0]}x{values[1]}')}"
+            found.problem(file, sizes.lines[name], text, f"path,width,height: {SIZE_FORM}")
     return good
 
 
