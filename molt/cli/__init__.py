@@ -10,6 +10,7 @@ import typer
 
 from molt import __version__
 from molt.cli.benchmark import benchmark
+from molt.cli.data import data
 from molt.cli.demo import demo
 from molt.cli.fit_clusters import fit_clusters
 from molt.cli.info import info
@@ -32,6 +33,7 @@ app.command()(demo)
 app.command()(info)
 app.command()(benchmark)
 app.command("fit-clusters")(fit_clusters)
+app.add_typer(data)
 
 
 def _show_version(value: bool) -> None:

@@ -1,0 +1,242 @@
+"""The layout of PASCAL VOC (Everingham et al., IJCV 2010): one XML file a photo."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from pathlib import Path
+
+from molt.data._parsing import (
+    BOX_FORM,
+    NAME_FORM,
+    SIZE_FORM,
+    Parsed,
+    Place,
+    as_boxes,
+    as_folder,
+    box_fault,
+    is_safe,
+    is_size,
+    no_collection,
+    read_lines,
+    read_text,
+    shown,
+)
+from molt.data.annotations import LocalizationSet, Sample
+
+VOC_CLASSES = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+_MAX_XML = 4 << 20  # bytes; the largest official file has some 30 kB
+_DECLARATIONS = re.compile(r"<!(DOCTYPE|ENTITY)", re.IGNORECASE)
+_YEAR = re.compile(r"VOC\d{4}")
+_BOX = ("xmin", "ymin", "xmax", "ymax")
+_BOX_TEXT = "<bndbox> with xmin, ymin, xmax, ymax, pixels counted from 1 and the last one included"
+
+
+def read_voc(
+    root: str | Path,
+    split: str | None = None,
+    year: int | str | None = None,
+    *,
+    difficult: bool = False,
+    classes: Sequence[str] | None = None,
+) -> LocalizationSet:
+    """Read the VOC layout: Annotations/*.xml, JPEGImages/, ImageSets/Main/SPLIT.txt.
+
+    A photo that shows several classes gives one sample each. VOC counts pixels from 1 and includes the last one, so a
+    box becomes the edges (xmin - 1, ymin - 1, xmax, ymax). XML with a document type or entities is refused.
+
+    Args:
+        root: folder with these folders, or the VOCdevkit above it.
+        split: list in ImageSets/Main, one photo a line; all annotation files if not given.
+        year: which VOC<year> below ``root``, where there are several.
+        difficult: keep objects marked difficult. The VOC metric does not count them, so they are left out by default,
+            and photos that show nothing else with them; :func:`molt.data.check_set` counts both.
+        classes: names by label. If not given: VOC's 20 where the folder is called VOC<year>, else the names found,
+            sorted.
+
+    Raises:
+        DataError: with everything that keeps the files from being read.
+    """
+    return parse_voc(as_folder(root), split, year, difficult=difficult, classes=classes).result()
+
+
+def voc_folder(root: Path, year: int | str | None = None) -> Path:
+    """Return the folder that holds Annotations: ``root``, or the VOC<year> below it."""
+    if year is not None and root.resolve().name != f"VOC{year}":
+        return root / f"VOC{year}"
+    if not (root / "Annotations").is_dir():
+        years = [path for path in sorted(root.glob("VOC*")) if (path / "Annotations").is_dir()]
+        if len(years) == 1:
+            return years[0]
+    return root
+
+
+@no_collection()
+def parse_voc(
+    root: Path,
+    split: str | None = None,
+    year: int | str | None = None,
+    *,
+    difficult: bool = False,
+    classes: Sequence[str] | None = None,
+) -> Parsed:
+    """Collect the samples and problems of the VOC layout."""
+    folder = voc_folder(root, year)
+    named = folder.resolve().name
+    found = Parsed("voc", f"{named} {split}" if split else named, folder, folder / "JPEGImages")
+    if not (folder / "Annotations").is_dir():
+        years = sorted(path.name for path in root.glob("VOC*") if (path / "Annotations").is_dir())
+        hint = f"; there are {', '.join(years)}" if years else ""
+        found.problem(folder / "Annotations", None, f"no such folder{hint}", "XML files there, or the year of one VOC")
+        return found
+    if classes is None and _YEAR.fullmatch(named):
+        classes = VOC_CLASSES
+
+    entries = _listed(folder, split, found)
+    photos: dict[str, tuple[_Photo, Place]] = {}
+    for listed, file in entries:
+        photo = _Photo(file, found, difficult)
+        if not photo.name:
+            continue
+        if photo.name in photos:
+            text = f"photo {shown(photo.name)} annotated twice, first in {photos[photo.name][0].file.name}"
+            found.problem(file, None, text, "one file a photo")
+            continue
+        photos[photo.name] = (photo, Place(listed, (file, None), (file, None), ()))
+        if not photo.objects:
+            found.left_out["photos without an object to keep"] += 1
+
+    names = tuple(classes) if classes is not None else tuple(sorted({c for p, _ in photos.values() for c in p.objects}))
+    labels = {name: label for label, name in enumerate(names)}
+    places: list[Place] = []
+    for photo, place in photos.values():
+        for name, objects in sorted(photo.objects.items(), key=lambda item: labels.get(item[0], -1)):
+            if name not in labels:
+                found.problem(photo.file, None, f"an object of class {shown(name)}", f"one of {', '.join(names)}")
+                continue
+            path, boxes = found.photos / photo.name, as_boxes([box for _, box in objects])
+            found.samples.append(Sample(photo.name, path, labels[name], boxes, photo.size))
+            places.append(place._replace(objects=tuple((photo.file, None, f"object {n}") for n, _ in objects)))
+    found.classes = names
+    found.place = places.__getitem__
+    return found
+
+
+def _listed(folder: Path, split: str | None, found: Parsed) -> list[tuple[tuple[Path, int | None], Path]]:
+    """Return for each photo where it is listed, and its annotation file."""
+    if split is None:
+        files = sorted((folder / "Annotations").glob("*.xml"))
+        return [((file, None), file) for file in files]
+    main = folder / "ImageSets" / "Main"
+    if not is_safe(split) or not (main / f"{split}.txt").is_file():
+        there = sorted(path.stem for path in main.glob("*.txt") if "_" not in path.stem)
+        hint = f"; there are {', '.join(there)}" if there else ""
+        found.problem(main / f"{split}.txt", None, f"no such file{hint}", "a list of photos, one a line")
+        return []
+    file = main / f"{split}.txt"
+    entries: list[tuple[tuple[Path, int | None], Path]] = []
+    lines: dict[str, int] = {}
+    for number, text in enumerate(read_lines(file, found), 1):
+        name = text.strip()
+        if not name:
+            continue
+        if len(name.split()) > 1:
+            found.problem(file, number, shown(name), "one photo's name a line, without a class's flag")
+        elif not is_safe(name):
+            found.problem(file, number, f"the name {shown(name)}", NAME_FORM)
+        elif name in lines:
+            found.problem(file, number, f"photo {shown(name)} listed twice, first on line {lines[name]}", "it once")
+        elif not (annotation := folder / "Annotations" / f"{name}.xml").is_file():
+            found.problem(file, number, f"photo {shown(name)} has no annotation", f"a file {annotation}")
+        else:
+            entries.append(((file, number), annotation))
+        lines.setdefault(name, number)
+    return entries
+
+
+class _Photo:
+    """What one XML file says; ``name`` is empty where it cannot be used.
+
+    ``objects`` has, by class, the number of each object in the file, counted from 1, and its box.
+    """
+
+    def __init__(self, file: Path, found: Parsed, difficult: bool) -> None:
+        self.file = file
+        self.name = ""
+        self.size: tuple[int, int] | None = None
+        self.objects: dict[str, list[tuple[int, tuple[float, float, float, float]]]] = {}
+        tree = _tree(file, found)
+        if tree is None:
+            return
+        name = (tree.findtext("filename") or f"{file.stem}.jpg").strip()
+        if not is_safe(name):
+            found.problem(file, None, f"the <filename> {shown(name)}", NAME_FORM)
+            return
+        self.name = name
+        self.size = _size(tree, file, found)
+        for number, element in enumerate(tree.iterfind("object"), 1):
+            self._add(number, element, file, found, difficult)
+
+    def _add(self, number: int, element: ET.Element, file: Path, found: Parsed, difficult: bool) -> None:
+        name = (element.findtext("name") or "").strip()
+        if not name:
+            found.problem(file, None, f"object {number} has no <name>", "the name of its class")
+            return
+        flag = (element.findtext("difficult") or "0").strip()
+        if flag not in ("0", "1"):
+            found.problem(file, None, f"object {number}: <difficult> {shown(flag)}", "0 or 1")
+            return
+        if flag == "1" and not difficult:
+            found.left_out["difficult objects"] += 1
+            return
+        texts = [(element.findtext(f"bndbox/{side}") or "").strip() for side in _BOX]
+        try:
+            x0, y0, x1, y1 = map(float, texts)
+        except ValueError:
+            found.problem(file, None, f"object {number}: box {shown(','.join(texts))}", _BOX_TEXT)
+            return
+        box = (x0 - 1, y0 - 1, x1, y1)
+        fault = box_fault(*box)
+        if fault is not None:
+            found.problem(file, None, f"object {number}: {fault} (its edges)", f"{_BOX_TEXT}: {BOX_FORM}")
+            return
+        self.objects.setdefault(name, []).append((number, box))
+
+
+def _tree(file: Path, found: Parsed) -> ET.Element | None:
+    text = read_text(file, found, _MAX_XML)
+    if text is None:
+        return None
+    # Entities can grow without bound or name other files; annotations need neither.
+    declaration = _DECLARATIONS.search(text)
+    if declaration is not None:
+        line = text.count("\n", 0, declaration.start()) + 1
+        found.problem(file, line, "a document type or entity declaration", "XML without <!DOCTYPE and <!ENTITY")
+        return None
+    try:
+        tree = ET.fromstring(text)
+    except ET.ParseError as error:
+        found.problem(file, error.position[0], f"not XML ({error})", "XML as in PASCAL VOC")
+        return None
+    if tree.tag != "annotation":
+        found.problem(file, None, f"the outermost element {shown(tree.tag)}", "<annotation>")
+        return None
+    return tree
+
+
+def _size(tree: ET.Element, file: Path, found: Parsed) -> tuple[int, int] | None:
+    if tree.find("size") is None:
+        return None
+    texts = [(tree.findtext(f"size/{side}") or "").strip() for side in ("width", "height")]
+    try:
+        width, height = map(int, texts)
+    except ValueError:
+        width = height = 0
+    if not is_size(width, height):
+        found.problem(file, None, f"size {shown('x'.join(texts))}", f"<width> and <height>, {SIZE_FORM}")
+        return None
+    return width, height

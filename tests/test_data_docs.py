@@ -1,0 +1,37 @@
+"""docs/data.md: its example runs, its commands have the options that are there."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shlex
+from pathlib import Path
+
+import PIL.Image
+import pytest
+
+PAGE = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
+
+
+def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / "test" / name).mkdir(parents=True)
+        PIL.Image.new("RGB", (9, 9)).save(tmp_path / "pets" / "test" / name / "1.jpg")
+    monkeypatch.chdir(tmp_path)
+    exec(block, {})
+    assert capsys.readouterr().out.startswith("folder 2 ('cat', 'dog') [1, 1]\n")
+
+
+def test_the_commands_have_right_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from molt.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    commands = re.findall(r"^molt (data check .*)$", PAGE, re.M)
+    assert len(commands) == 9
+    for command in commands:
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), pytest.raises(SystemExit) as stopped:
+            main(shlex.split(command, comments=True))
+        assert stopped.value.code == 1 and "no such file or folder" in out.getvalue(), command

@@ -1,0 +1,203 @@
+"""VOC and COCO: what their readers return, and that each wrong entry is named with its form."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from molt.data import DataError, Problem, read_coco, read_set, read_voc
+from molt.data.voc import VOC_CLASSES
+
+
+def xml(*objects: str, name: str = "1.jpg", size: str = "<width>60</width><height>40</height>") -> str:
+    return f"<annotation><filename>{name}</filename><size>{size}</size>{''.join(objects)}</annotation>"
+
+
+def thing(name: str, x0: object, y0: object, x1: object, y1: object, difficult: object = 0) -> str:
+    part = "<part><name>head</name><bndbox><xmin>9</xmin><ymin>9</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></part>"
+    box = f"<bndbox><xmax>{x1}</xmax><xmin>{x0}</xmin><ymin>{y0}</ymin><ymax>{y1}</ymax></bndbox>"
+    return f"<object>{part}<name>{name}</name><difficult>{difficult}</difficult>{box}</object>"
+
+
+def voc(root: Path, files: dict[str, str], **splits: str) -> Path:
+    (root / "Annotations").mkdir(parents=True, exist_ok=True)
+    (root / "ImageSets" / "Main").mkdir(parents=True, exist_ok=True)
+    (root / "JPEGImages").mkdir(exist_ok=True)
+    for name, text in files.items():
+        (root / "Annotations" / f"{name}.xml").write_bytes(text.encode() if isinstance(text, str) else text)
+    for name, text in splits.items():
+        (root / "ImageSets" / "Main" / f"{name}.txt").write_text(text)
+    return root
+
+
+def coco(file: Path, **lists: object) -> Path:
+    content = {
+        "images": [{"id": 7, "file_name": "1.jpg", "width": 60, "height": 40}, {"id": 3, "file_name": "s/2.jpg"}],
+        "categories": [{"id": 44, "name": "cup"}, {"id": 2, "name": "cat"}],
+        "annotations": [
+            {"id": 1, "image_id": 3, "category_id": 2, "bbox": [1, 2, 3, 4], "iscrowd": 0},
+            {"id": 2, "image_id": 7, "category_id": 2, "bbox": [0.5, 0, 10, 10.25]},
+            {"id": 3, "image_id": 7, "category_id": 44, "bbox": [5, 5, 5, 5]},
+            {"id": 4, "image_id": 7, "category_id": 2, "bbox": [20, 0, 10, 10]},
+        ],
+    } | lists
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content))
+    return file
+
+
+def faults(read: object, *arguments: object, **options: object) -> tuple[Problem, ...]:
+    with pytest.raises(DataError) as raised:
+        read(*arguments, **options)
+    return raised.value.problems
+
+
+def test_voc(tmp_path: Path) -> None:
+    files = {
+        "1": xml(thing("dog", 1, 1, 60, 40), thing("cat", 2, 3, 4.5, 5), thing("dog", 9, 9, 9, 9), name="1.jpg"),
+        "2": xml(thing("cat", 1, 1, 2, 2, 1), name="2.jpg"),
+        "3": "\ufeff<?xml version='1.0' encoding='utf-8'?>\n<annotation><!-- no size --></annotation>",
+    }
+    root = voc(tmp_path / "VOC2012", files, val="1\n2\n\n3\n", train="3")
+    for found in (
+        read_voc(root, "val"),
+        read_voc(tmp_path, "val"),
+        read_voc(tmp_path, "val", 2012),
+        read_set(root),
+        read_set(tmp_path, split="val"),
+    ):
+        assert found.classes == VOC_CLASSES and found.kind == "voc"
+        assert [(s.name, found.classes[s.label], s.size) for s in found.samples] == [
+            ("1.jpg", "cat", (60, 40)), ("1.jpg", "dog", (60, 40)),
+        ]  # fmt: skip
+        np.testing.assert_array_equal(found.samples[0].boxes, [[1, 2, 4.5, 5]])
+        np.testing.assert_array_equal(found.samples[1].boxes, [[0, 0, 60, 40], [8, 8, 9, 9]])
+        assert found.samples[0].path.name == "1.jpg" and found.samples[0].path.parent.name == "JPEGImages"
+    assert len(read_voc(root, difficult=True)) == 3
+    assert read_voc(root, classes=["dog", "cat"]).classes == ("dog", "cat")
+    (problem,) = faults(read_voc, root, classes=["cat"])
+    assert problem.message == "an object of class 'dog'" and problem.expected == "one of cat"
+    assert read_voc(voc(tmp_path / "own", files)).classes == ("cat", "dog")
+
+
+BAD_XML = [
+    ("<!DOCTYPE a [<!ENTITY x 'y'>]><annotation>&x;</annotation>", 1, "document type or entity", "<!DOCTYPE"),
+    ("\n\n<!doctype a><annotation/>", 3, "document type or entity", "<!ENTITY"),
+    ("<annotation><object>", 1, "not XML", "PASCAL VOC"),
+    ("", 1, "not XML", "PASCAL VOC"),
+    ("<other/>", None, "the outermost element 'other'", "<annotation>"),
+    ("<annotation/>".encode("utf-16"), 1, "is not UTF-8", "UTF-8"),
+    (xml(name="../../1.jpg"), None, "the <filename> '../../1.jpg'", "stays below"),
+    (xml(name="/1.jpg"), None, "the <filename> '/1.jpg'", "a relative name"),
+    (xml(size="<width>60</width>"), None, "size '60x'", "<width> and <height>"),
+    (xml(size="<width>0</width><height>9</height>"), None, "size '0x9'", "1 to 16,777,216"),
+    (xml(thing("", 1, 1, 2, 2)), None, "object 1 has no <name>", "the name of its class"),
+    (xml(thing("cat", 1, 1, 2, "")), None, "object 1: box '1,1,2,'", "xmin, ymin, xmax, ymax"),
+    (xml(thing("cat", 1, 1, "nan", 2)), None, "object 1: box 0,0,nan,2 is not finite", "finite edges"),
+    (xml(thing("cat", 9, 1, 2, 2)), None, "object 1: box 8,0,2,2 is inverted", "x0 <= x1"),
+    (xml(thing("cat", 1, 1, 2, 2, "perhaps")), None, "<difficult> 'perhaps'", "0 or 1"),
+    (xml(thing("cat", 1, 1, 10**400, 2)), None, "is not finite", "finite edges"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "line", "message", "expected"), BAD_XML)
+def test_voc_problems(tmp_path: Path, text: str, line: int | None, message: str, expected: str) -> None:
+    root = voc(tmp_path, {"1": text, "2": xml(thing("cat", 1, 1, 2, 2), name="2.jpg")})
+    (problem,) = faults(read_voc, root)
+    assert problem.file == root / "Annotations" / "1.xml" and problem.line == line
+    assert message in problem.message and expected in problem.expected
+
+
+def test_voc_lists(tmp_path: Path) -> None:
+    text = xml(thing("cat", 1, 1, 2, 2))
+    root = voc(tmp_path, {"1": text, "2": text}, val="1\n\n1\n../1\nno\n1 -1", cat_val="1 1", both="1\n2\n")
+    problems = faults(read_voc, root, "val")
+    assert [p.line for p in problems] == [3, 4, 5, 6] and {p.file.name for p in problems} == {"val.txt"}
+    for problem, word in zip(problems, ("listed twice", "'../1'", "no annotation", "'1 -1'"), strict=True):
+        assert word in problem.message
+    (problem,) = faults(read_voc, root, "tset")
+    assert "there are both, val" in problem.message and problem.file.name == "tset.txt"
+    (problem,) = faults(read_voc, root, "both")
+    assert problem.file.name == "2.xml" and "annotated twice, first in 1.xml" in problem.message
+    (problem,) = faults(read_voc, tmp_path / "JPEGImages")
+    assert problem.message == "no such folder"
+
+
+def test_a_large_xml_file_is_not_read(tmp_path: Path) -> None:
+    root = voc(tmp_path, {"1": xml() + " " * (4 << 20)})
+    (problem,) = faults(read_voc, root)
+    assert "bytes" in problem.message and problem.expected == "at most 4,194,304"
+
+
+def test_coco(tmp_path: Path) -> None:
+    file = coco(tmp_path / "instances.json")
+    for found in (read_coco(file, "/photos"), read_set(file, photos="/photos"), read_set(tmp_path, photos="/photos")):
+        assert found.classes == ("cup", "cat") and found.kind == "coco" and found.name == "instances"
+        assert [(s.name, s.label, s.size) for s in found.samples] == [
+            ("1.jpg", 0, (60, 40)), ("1.jpg", 1, (60, 40)), ("s/2.jpg", 1, None),
+        ]  # fmt: skip
+        assert [s.boxes.tolist() for s in found.samples] == [
+            [[5, 5, 10, 10]], [[0.5, 0, 10.5, 10.25], [20, 0, 30, 10]], [[1, 2, 4, 6]],
+        ]  # fmt: skip
+        assert found.samples[2].path == Path("/photos/s/2.jpg")
+    assert read_coco(file).samples[0].path == tmp_path / "1.jpg"
+
+
+def test_coco_crowds(tmp_path: Path) -> None:
+    crowd = {"id": 1, "image_id": 7, "category_id": 2, "bbox": [0, 0, 9, 9], "iscrowd": 1}
+    file = coco(tmp_path / "a.json", annotations=[crowd, {**crowd, "id": 2, "image_id": 3, "iscrowd": 0}])
+    assert [s.name for s in read_coco(file).samples] == ["s/2.jpg"]
+    assert [s.name for s in read_coco(file, crowd=True).samples] == ["1.jpg", "s/2.jpg"]
+
+
+def annotation(**changes: object) -> dict[str, object]:
+    return {"annotations": [{"id": 1, "image_id": 7, "category_id": 2, "bbox": [0, 0, 9, 9]} | changes]}
+
+
+@pytest.mark.parametrize(
+    ("lists", "message", "expected"),
+    [
+        ({"images": 1}, 'no list "images"', "images, annotations and categories"),
+        ({"annotations": None}, 'no list "annotations"', "images, annotations and categories"),
+        ({"images": [{"id": 7, "file_name": "../1.jpg"}]}, "images[0]: the file_name '../1.jpg'", "stays below"),
+        ({"images": [{"id": 7, "file_name": "/1.jpg"}]}, "images[0]: the file_name '/1.jpg'", "a relative name"),
+        ({"images": [{"id": True, "file_name": "1.jpg"}]}, "images[0] is", '"id" and "file_name"'),
+        ({"images": [{"id": 7, "file_name": "1.jpg"}] * 2}, "images[1] has the id 7 of images[0]", "ids that differ"),
+        (
+            {"images": [{"id": 7, "file_name": "1.jpg"}, {"id": 8, "file_name": "1.jpg"}]},
+            "images[1]: photo '1.jpg' listed twice, as in images[0]",
+            "it once",
+        ),
+        ({"images": [{"id": 7, "file_name": "1.jpg", "width": 0}]}, "images[0]: size '0' x 'None'", "1 to 16,777,216"),
+        ({"images": [{"id": 7, "file_name": "1\x1b[2J.jpg"}]}, "file_name '1\\x1b[2J.jpg'", "a relative name"),
+        ({"images": [{"id": 7, "file_name": "1.jpg\n"}]}, "images[0]: the file_name '1.jpg\\n'", "a relative name"),
+        ({"categories": [{"id": 2}]}, "categories[0] is", '"id" and "name"'),
+        ({"categories": [{"id": 2, "name": "a"}] * 2}, "categories[1] has the id 2", "ids that differ"),
+        (annotation(image_id=99), "annotations[0]: image_id '99'", "the id of one of the images"),
+        (annotation(category_id=[2]), "annotations[0]: category_id '[2]'", "the id of one of the categories"),
+        (annotation(bbox=[1, 2, 3]), "annotations[0]: bbox '[1, 2, 3]'", "[x, y, width, height]"),
+        (annotation(bbox=[1, 2, 3, True]), "annotations[0]: bbox", "[x, y, width, height]"),
+        (annotation(bbox=[1, 2, 3, float("nan")]), "annotations[0]: box 1,2,4,nan is not finite", "finite edges"),
+        (annotation(bbox=[1, 2, -3, 4]), "annotations[0]: box 1,2,-2,6 is inverted", "x0 <= x1"),
+        (annotation(bbox=[1, 2, 10**400, 4]), "annotations[0]: bbox", "finite edges"),
+        (annotation(bbox=[1, 2, 1e12, 4]), "out of all proportion", "16,777,216"),
+        ({"annotations": ["x"]}, "annotations[0] is 'x'", "an object"),
+    ],
+)  # fmt: skip
+def test_coco_problems(tmp_path: Path, lists: dict[str, object], message: str, expected: str) -> None:
+    file = coco(tmp_path / "a.json", **lists)
+    problem = faults(read_coco, file)[0]
+    assert problem.file == file and problem.line is None
+    assert message in problem.message and expected in problem.expected
+
+
+@pytest.mark.parametrize(
+    ("text", "line"), [('{"images": [],\n oops', 2), ("", 1), ("[" * 100_000, None), ("[" + "1" * 5000 + "]", None)]
+)
+def test_coco_file_that_is_none(tmp_path: Path, text: str, line: int | None) -> None:
+    (tmp_path / "a.json").write_text(text)
+    (problem,) = faults(read_coco, tmp_path / "a.json")
+    assert problem.line == line and "not JSON" in problem.message
