@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -188,11 +189,13 @@ def check_relative(name: str) -> str:
     """Return the photo's name.
 
     Raises:
-        ValueError: it is not a plain path below a folder: empty, absolute, with ``..``, a backslash, a null character,
-            or with parts that say nothing (``./``, ``//``), as two spellings would hide that two names are one file.
+        ValueError: it is not a plain path below a folder: empty, absolute, with ``..``, a backslash, a drive (``C:``),
+            a null character, or parts that say nothing (``./``, ``//``), as two spellings of one file's name would
+            look like two files.
     """
     path = PurePosixPath(name)
-    if not name or str(path) != name or path.is_absolute() or name in (".", "..") or set("\\\0") & set(name):
+    unsafe = path.is_absolute() or name == "." or set("\\\0") & set(name) or re.match("[A-Za-z]:", name)
+    if not name.strip() or str(path) != name or unsafe:
         raise ValueError(f"name must be a plain path below the folder of photos, got {name!r}")
     if ".." in path.parts:
         raise ValueError(f"name must not lead out of the folder of photos, got {name!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import yaml
@@ -48,12 +49,10 @@ def write_yolo(
     names, root = class_names(classes), Path(folder)
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-    there = read_data(root) if (root / DATA).exists() else None
-    if there is not None and (there.names != names or there.root.resolve() != root.resolve()):
-        raise ValueError(f"classes and place must be those of {root / DATA}, which names others")
+    keys = check_folder(root, names, None if images is None else Path(images))
     root.mkdir(parents=True, exist_ok=True)
-    if images is not None:
-        _link(root / "images", Path(images))
+    if images is not None and not (root / "images").exists():
+        (root / "images").symlink_to(Path(images).absolute(), target_is_directory=True)
     checker = Checker(names, clip, yolo_label)
     with whole_file(root / f"{split}.txt") as part, part.open("w", encoding="utf-8", newline="\n") as out:
         for item in checker.each(items):
@@ -61,7 +60,7 @@ def write_yolo(
                 file.write_text("".join(_lines(item, confidence)), encoding="ascii", newline="\n")
             out.write(f"./images/{item.name}\n")
     with whole_file(root / DATA) as part:
-        told = {"names": dict(enumerate(names))} | ({} if there is None else there.keys) | {split: f"{split}.txt"}
+        told = {"names": dict(enumerate(names))} | keys | {split: f"{split}.txt"}
         part.write_text(yaml.safe_dump(told, sort_keys=False, allow_unicode=True), encoding="utf-8", newline="\n")
     return checker.written(root)
 
@@ -73,13 +72,26 @@ def yolo_label(name: str) -> str:
     return label_file(f"images/{name}")
 
 
-def _link(link: Path, images: Path) -> None:
-    if not images.is_dir():
-        raise ValueError(f"images must be a folder of photos, got {images}")
-    if not (link.exists() or link.is_symlink()):
-        link.symlink_to(images.absolute(), target_is_directory=True)
-    elif link.resolve() != images.resolve():
-        raise ValueError(f"images must be what {link} already is or leads to, got {images}")
+def check_folder(root: Path, names: tuple[str, ...], images: Path | None) -> dict[str, Any]:
+    """Return what the data.yaml of a folder says, nothing where there is none.
+
+    Raises:
+        ValueError: the folder holds a set of other classes or at another ``path``, or other photos; or ``images`` is
+            no folder.
+        DataError: the data.yaml is broken.
+    """
+    if images is not None:
+        link = root / "images"
+        if not images.is_dir():
+            raise ValueError(f"images must be a folder of photos, got {images}")
+        if (link.exists() or link.is_symlink()) and link.resolve() != images.resolve():
+            raise ValueError(f"images must be what {link} already is or leads to, got {images}")
+    if not (root / DATA).exists():
+        return {}
+    there = read_data(root)
+    if there.names != names or there.root.resolve() != root.resolve():
+        raise ValueError(f"classes and place must be those of {there.file}, which names others")
+    return there.keys
 
 
 def _lines(item: Annotation, confidence: bool) -> Iterator[str]:

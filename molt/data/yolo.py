@@ -15,7 +15,7 @@ from molt.data.annotations import DataError, LocalizationSet, Problem, Sample
 from molt.data.images import PhotoError, find_photos
 from molt.data.sizes import photo_size
 
-DATA = "data.yaml"
+DATA, OTHER = "data.yaml", "data.yml"
 SPLITS = ("train", "val", "test")
 MOST_BYTES = 16 * 2**20  # of one text file
 OVERHANG = 0.5  # pixels
@@ -79,7 +79,7 @@ def read_yolo(path: str | Path, split: str | None = None) -> LocalizationSet:
 
 def read_data(path: Path) -> YoloData:
     """Return what a data.yaml, or the one in a folder, says, or raise DataError with everything wrong in it."""
-    file = path / DATA if path.is_dir() else path
+    file = path / (DATA if (path / DATA).exists() or not (path / OTHER).exists() else OTHER) if path.is_dir() else path
     problems: list[Problem] = []
     data = YoloData(file)
     values: dict[str, tuple[Any, int]] = {}
