@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -220,3 +221,19 @@ def test_yolo_photos_that_are_missing_twice_or_broken_are_told(tmp_path: Path) -
     (root / "train.txt").write_bytes(b"images/train/x.png\n\xff\xfe\n")
     with pytest.raises(DataError, match="train.txt:2: no UTF-8"):
         read_yolo(root)
+
+
+def test_yolo_files_that_are_none_are_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data.yaml: cannot be read \(No such file or directory\)"):
+        read_yolo(tmp_path)
+    root = yolo_set(tmp_path / "set")
+    (root / "labels" / "train" / "x.txt").unlink()
+    os.mkfifo(root / "labels" / "train" / "x.txt")
+    with pytest.raises(DataError, match="x.txt: is not a regular file"):
+        read_yolo(root)
+    (root / "labels" / "train" / "x.txt").unlink()
+    with pytest.raises(DataError, match="data.yaml:2: none of the 1 photos of train has a box"):
+        read_yolo(root)
+    (root / "data.yaml").rename(root / "data.yml")
+    (root / "labels" / "train" / "x.txt").write_text("0 0.5 0.5 1 1")
+    assert len(read_yolo(root)) == len(read_yolo(root / "data.yml")) == 1

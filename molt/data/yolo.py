@@ -44,7 +44,7 @@ def read_yolo(path: str | Path, split: str | None = None) -> LocalizationSet:
     Edges up to half a pixel outside the photo are rounding and moved to its border.
 
     Args:
-        path: data.yaml, or the folder that holds it.
+        path: data.yaml, or the folder that holds it, or data.yml.
         split: train, val or test; None takes the only one there.
 
     Raises:
@@ -110,6 +110,9 @@ def label_file(photo: str) -> str:
 
 
 def _text(file: Path, problems: list[Problem]) -> str | None:
+    if file.exists() and not file.is_file():
+        problems.append(Problem(file, None, "is not a regular file", "a text file"))
+        return None
     try:
         with file.open("rb") as opened:
             raw = opened.read(MOST_BYTES + 1)
