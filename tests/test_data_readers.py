@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
@@ -279,7 +277,7 @@ def test_read_set_hands_yolo_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             raise DataError([Problem(path, 1, "came", "form")])
         return LocalizationSet("mine", "yolo", (sample,), ("cat",))
 
-    monkeypatch.setitem(sys.modules, "molt.data.yolo", SimpleNamespace(read_yolo=read_yolo))
+    monkeypatch.setattr("molt.data.reading.read_yolo", read_yolo)
     assert read_set(tmp_path, split="val").samples == (sample,)
     assert read_set(tmp_path / "data.yaml").name == "mine"
     assert calls == [(tmp_path, "val"), (tmp_path / "data.yaml", None)]

@@ -15,6 +15,7 @@ import typer
 if TYPE_CHECKING:
     from molt._auto_alpha import Alpha
     from molt._backend import Backend
+    from molt.cli.annotations import BoxSet
     from molt.data.samples import SamplePhoto
     from molt.localizer import Explanation, Localizer
     from molt.structures import Localization
@@ -71,6 +72,14 @@ def localize(
     cache_clear: Annotated[
         bool, typer.Option("--cache-clear", help="Remove the label maps kept in --cache first; needs no PATH.")
     ] = False,
+    annotations: Annotated[
+        str | None,
+        typer.Option(metavar="FORMAT", help="Write all boxes as one set, too: coco (with scores), yolo or voc."),
+    ] = None,
+    annotations_to: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Its file (coco) or folder, replaced; if not given, molt-FORMAT in --out."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line an input on stdout.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Print time and peak memory of each stage.")] = False,
 ) -> None:
@@ -98,9 +107,12 @@ def localize(
 
     try:
         from molt.classes import find_class
+        from molt.cli.annotations import plan
         from molt.localizer import Localizer
 
         items = expand(paths, folder, cache)
+        photos = [item.path for item in items if item.error is None]
+        boxes = plan(annotations, annotations_to, folder, paths, photos)
         # Told before the networks are loaded; other networks bring their own classes.
         for name in wanted or [] if backbone is None and method == "seeded" else []:
             find_class(name)
@@ -119,7 +131,8 @@ def localize(
             alpha=_alpha(alpha),
             profile=profile,
         )
-        photos = [item.path for item in items if item.error is None]
+        if boxes is not None:
+            boxes.name_classes(loc.method.class_names, wanted or [])
         shown = PAGE_PHOTOS if folder is not None and (not as_json if page is None else page) else 0
         results = chain(
             loc.stream(photos[:shown], wanted or None, explain=True), loc.stream(photos[shown:], wanted or None)
@@ -130,15 +143,16 @@ def localize(
         _stop(str(error), FAILED)
     if cache is not None and cache_clear:
         _clear(cache)
-    failures = _run(items, results, loc, folder, as_json)
+    failures = _run(items, results, loc, folder, as_json, boxes)
+    complete = boxes is None or _write_boxes(boxes)
     if cache is not None and (profile or not as_json):
         hits, misses = loc.clusterer.hits, loc.clusterer.misses
         _say(f"clusters: {misses} computed, {hits} found in {cache}")
     if profile:
         _show_profile(loc)
-    if failures:
-        if len(items) > 1:
-            _say(f"{failures} of {len(items)} inputs failed")
+    if failures and len(items) > 1:
+        _say(f"{failures} of {len(items)} inputs failed")
+    if failures or not complete:
         raise typer.Exit(FAILED)
 
 
@@ -225,6 +239,7 @@ def _run(
     loc: Localizer,
     out: Path | None,
     as_json: bool,
+    boxes: BoxSet | None,
 ) -> int:
     """Work through the items, writing each as it is done; return how many failed."""
     from rich.console import Console
@@ -255,6 +270,12 @@ def _run(
                 if as_json:
                     _print_json({"path": str(item.path), "error": line})
                 continue
+            if boxes is not None:
+                try:
+                    boxes.add(item.path, result)
+                except ValueError as error:
+                    failures += 1
+                    _say(f"{item.path}: not in the annotations ({error})", errors)
             if as_json:
                 _print_json(result.to_dict())
             else:
@@ -324,6 +345,21 @@ def _write_overlay(result: Localization, out: Path, place: Path) -> None:
     picture = result.plot()
     with whole_file(out / place) as part:
         picture.save(part, format="JPEG", quality=90)
+
+
+def _write_boxes(boxes: BoxSet) -> bool:
+    """Write the set of all boxes and say where it is; return whether that went well."""
+    if not boxes.found:
+        _say(f"{boxes.target}: not written, no photo was localized")
+        return True  # each photo has failed by itself
+    try:
+        done = boxes.write()
+    except (OSError, ValueError) as error:
+        _say(f"{boxes.target}: the annotations were not written ({error})")
+        return False
+    cut = f", {done.clipped} of them cut to their photo" if done.clipped else ""
+    _say(f"{done.boxes} boxes of {done.photos} photos{cut} in {done.path}; names start from {boxes.base}")
+    return True
 
 
 def _show_profile(loc: Localizer) -> None:

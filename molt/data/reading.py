@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
@@ -14,6 +13,7 @@ from molt.data.folder import parse_image_folder
 from molt.data.images import photo_suffixes
 from molt.data.voc import parse_voc, voc_folder
 from molt.data.wsol import SPLITS, parse_wsol, split_folder
+from molt.data.yolo import read_yolo
 
 KINDS = ("auto", *get_args(SetKind))
 _YAML = ("data.yaml", "data.yml")
@@ -146,7 +146,7 @@ def _json_file(path: Path) -> Path:
 def _parse_yolo(path: Path, split: str | None) -> Parsed:
     found = Parsed("yolo", path.name, path, path)
     try:
-        data: LocalizationSet = importlib.import_module("molt.data.yolo").read_yolo(path, split=split)
+        data = read_yolo(path, split)
     except DataError as error:
         found.problems += error.problems
         return found

@@ -129,7 +129,7 @@ def parse_voc(
 def _listed(folder: Path, split: str | None, found: Parsed) -> list[tuple[tuple[Path, int | None], Path]]:
     """Return for each photo where it is listed, and its annotation file."""
     if split is None:
-        files = sorted((folder / "Annotations").glob("*.xml"))
+        files = sorted((folder / "Annotations").rglob("*.xml"))
         return [((file, None), file) for file in files]
     main = folder / "ImageSets" / "Main"
     if not is_safe(split) or not (main / f"{split}.txt").is_file():
@@ -144,10 +144,10 @@ def _listed(folder: Path, split: str | None, found: Parsed) -> list[tuple[tuple[
         name = text.strip()
         if not name:
             continue
-        if len(name.split()) > 1:
-            found.problem(file, number, shown(name), "one photo's name a line, without a class's flag")
-        elif not is_safe(name):
+        if not is_safe(name):
             found.problem(file, number, f"the name {shown(name)}", NAME_FORM)
+        elif len(name.split()) > 1 and not (folder / "Annotations" / f"{name}.xml").is_file():
+            found.problem(file, number, shown(name), "one photo's name a line, without a class's flag")
         elif name in lines:
             found.problem(file, number, f"photo {shown(name)} listed twice, first on line {lines[name]}", "it once")
         elif not (annotation := folder / "Annotations" / f"{name}.xml").is_file():
