@@ -1,4 +1,4 @@
-#include "sweep.cuh"
+#include "sweep_launch.cuh"
 
 namespace molt::cuda {
 

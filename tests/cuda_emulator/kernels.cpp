@@ -4,7 +4,7 @@
 #include "../../csrc/cuda/cluster_vote.cuh"
 #include "../../csrc/cuda/components.cuh"
 #include "../../csrc/cuda/refine_launch.cuh"
-#include "../../csrc/cuda/sweep.cuh"
+#include "../../csrc/cuda/sweep_launch.cuh"
 
 namespace emulator {
 void reset(uint64_t seed, unsigned resident);

@@ -1,4 +1,4 @@
-// The sweep with one of its barriers left out, by line: results must show it.
+// The sweep with one of its barriers left out, by line (of sweep_launch.cuh: 1000 + line): results must show it.
 #include "device.cuh"
 
 namespace {
@@ -13,6 +13,9 @@ void barrier_at(unsigned line) {
 
 #define __syncthreads() barrier_at(__LINE__)
 #include "sweep.cuh"
+#undef __syncthreads
+#define __syncthreads() barrier_at(1000 + __LINE__)
+#include "sweep_launch.cuh"
 
 namespace emulator {
 void reset(uint64_t seed, unsigned resident);
