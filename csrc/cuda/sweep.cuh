@@ -260,7 +260,7 @@ __global__ void __launch_bounds__(Size::kThreads, Size::kBlocks) sweep_kernel(co
                      a.width};
   unsigned* const marks = Size::kMarks > 0 ? shared_marks : a.marks + int64_t{blockIdx.x} * a.words;
   const int thread = static_cast<int>(threadIdx.x);
-  for (int64_t p = thread; p < a.pixels; p += Size::kThreads) map.parents[p] = static_cast<int>(p);
+  for (int p = thread; p < a.pixels; p += Size::kThreads) map.parents[p] = p;
   for (int w = thread; w < a.words; w += Size::kThreads) marks[w] = 0;
   if (thread < 2) absorbed[thread] = 0;
   sort_pixels<Size>(map, starts, cursors, sums);

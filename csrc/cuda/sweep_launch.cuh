@@ -99,7 +99,7 @@ cudaError_t sweep_chunk(const SweepArguments& a, cudaStream_t stream) {
   return cudaSuccess;
 }
 
-// Sweeps chunk after chunk of maps and gives each to `use`.
+// Sweeps chunk after chunk of maps, as many as have room for their nodes, and gives each to `use`.
 template <class Use>
 cudaError_t for_each_swept(const Sweep& job, Scratch& scratch, cudaStream_t stream, Use use) {
   SweepArguments a{};
