@@ -60,6 +60,26 @@ def test_fuse_sanitized(ops):
     torch.testing.assert_close(plain.cpu().double(), total, rtol=0, atol=2e-6)
 
 
+def table(*columns):
+    return torch.cat([c.double() if c.dim() == 2 else c.double()[:, None] for c in columns], 1)
+
+
+def test_sweep_sanitized(ops):
+    maps, _ = case((2, 2, 45, 47), 6)
+    levels = (maps * 5).byte() * 50
+    for own in (levels, levels[:, :1, :20, :21]):
+        found = [t.cpu() for t in ops.sweep_boxes(own.cuda(), False, 8)]
+        largest, size = (t.cpu() for t in ops.largest_at_cuts(own.cuda(), False, 8))
+        rows = table(found[5], found[6], found[0], found[1])
+        for cut in (0, 49, 50, 120, 199, 200):
+            boxes, area, _, image, channel = ops.component_boxes((own > cut).float(), 0.5, 8, False)
+            want = table(image, channel, boxes, area)
+            there = rows[(found[2] <= cut) & (cut <= found[3])]
+            assert sorted(there.tolist()) == sorted(want.tolist())
+            expected, pixels, _ = ops.largest_box((own > cut).float(), 0.5, 8)
+            assert torch.equal(largest[:, :, cut], expected) and torch.equal(size[:, :, cut], pixels.double())
+
+
 def test_vote_and_boxes_sanitized(ops):
     maps, labels = case((2, 2, 45, 47), 6, label_dtype=torch.uint8)
     segments = (torch.arange(45 * 47).view(1, 45, 47) // 60).expand(2, -1, -1).contiguous()

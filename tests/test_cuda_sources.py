@@ -88,6 +88,7 @@ def test_there_are_kernels():
         "refine_float16",
         "refine_float32",
         "refine_float64",
+        "sweep",
     ]
 
 
@@ -112,6 +113,15 @@ def test_enough_blocks_fit_an_sm(compiled):
             assert 6 * 4 * warp_registers <= 65536
             assert 6 * (kernel["shared"] + 1024) <= 227 * 1024
             assert kernel["shared"] <= 48 * 1024
+
+
+def test_sweeping_blocks_fit_an_sm(compiled):
+    """As many as the kernels ask for: 64 Ki registers, 227 KiB of shared memory, of which a block reserves 1 KiB."""
+    for size, threads, blocks in (("SmallMap", 64, 16), ("MiddleMap", 512, 2), ("LargeMap", 1024, 1)):
+        (kernel,) = [k for name, k in compiled["sweep"].kernels.items() if "sweep_kernel" in name and size in name]
+        assert blocks * threads * -(-kernel["registers"] // 8) * 8 <= 65536
+        assert blocks * (kernel["shared"] + 1024) <= 227 * 1024
+        assert kernel["shared"] <= 48 * 1024
 
 
 def test_no_float_atomics(compiled):
@@ -152,7 +162,7 @@ def test_maps_move_sixteen_bytes_at_a_time(compiled):
 
 
 @pytest.mark.parametrize("arch", [80, 100])
-@pytest.mark.parametrize("stem", ["refine_float32", "components"])
+@pytest.mark.parametrize("stem", ["refine_float32", "components", "sweep"])
 def test_other_architectures_compile(compiler, arch, stem, tmp_path):
     source = ROOT / "csrc/cuda" / f"{stem}.cu"
     assert compile_for(*compiler, source, tmp_path, arch).kernels

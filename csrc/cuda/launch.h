@@ -9,7 +9,7 @@
 #include <vector>
 
 // The launchers: device pointers, contiguous tensors and a stream in, an error code out. None waits for the device
-// but list_components, none allocates but through Scratch. Sizes are checked by the caller.
+// but list_components and list_swept, none allocates but through Scratch. Sizes are checked by the caller.
 namespace molt::cuda {
 
 enum class MapType : int { float16, bfloat16, float32, float64 };
@@ -106,5 +106,39 @@ cudaError_t largest_box(
 // All components, or the largest of every map, on the host: by map, area from the largest, first pixel.
 cudaError_t list_components(
     const Components& job, bool largest, std::vector<Component>& found, Scratch& scratch, cudaStream_t stream);
+
+// At cut c, 0 to 254, the pixels above c are kept.
+struct Sweep {
+  const uint8_t* levels;
+  int64_t batch;
+  int64_t channels;
+  int height;
+  int width;
+  int connectivity;
+};
+
+// Components that a number of maps have, in device memory.
+struct SweptChunk {
+  const void* rows;
+  int64_t count;
+};
+
+struct SweptBoxes {
+  float* boxes;  // (rows, 4)
+  double* area;
+  int64_t* first;
+  int64_t* last;
+  int64_t* image;
+  int64_t* channel;
+};
+
+// The largest component of every map at every cut: boxes (maps, 255, 4), area (maps, 255).
+cudaError_t largest_at_cuts(const Sweep& job, float* boxes, double* area, Scratch& scratch, cudaStream_t stream);
+
+// Every component once for the cuts over which it does not change: by map, last cut from the highest, first pixel.
+// Listed first, as only then is their number known; waits for the device once a chunk of maps.
+cudaError_t list_swept(const Sweep& job, std::vector<SweptChunk>& found, Scratch& scratch, cudaStream_t stream);
+cudaError_t write_swept(
+    const Sweep& job, const std::vector<SweptChunk>& found, const SweptBoxes& to, cudaStream_t stream);
 
 }  // namespace molt::cuda

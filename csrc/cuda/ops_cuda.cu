@@ -390,6 +390,65 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> component_boxes(
   return tensors;
 }
 
+cuda::Sweep sweep_job(const Tensor& levels, bool contours, int64_t connectivity) {
+  check_dim("levels", levels, 4, "(B, C, h, w)");
+  if (levels.scalar_type() != ScalarType::Byte) refuse("levels", type_number(levels), "uint8");
+  check_maps("levels", levels);
+  check_pixels("levels", levels.size(2), levels.size(3));
+  if (contours) refuse("contours", "True", "False on CUDA (contours are followed on the CPU)");
+  if (connectivity != 4 && connectivity != 8) refuse("connectivity", std::to_string(connectivity), "4 or 8");
+  return {nullptr,
+          levels.size(0),
+          levels.size(1),
+          static_cast<int>(levels.size(2)),
+          static_cast<int>(levels.size(3)),
+          static_cast<int>(connectivity)};
+}
+
+// How many rows there are depends on the values, so this one waits for the device.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sweep_boxes(
+    const Tensor& levels, bool contours, int64_t connectivity) {
+  cuda::Sweep job = sweep_job(levels, contours, connectivity);
+  Call call(levels);
+  std::vector<cuda::SweptChunk> found;
+  if (levels.numel() > 0) {
+    job.levels = static_cast<const uint8_t*>(call.contiguous(levels).const_data_ptr());
+    Call::check(cuda::list_swept(job, found, call, call.stream()));
+  }
+  int64_t count = 0;
+  for (const cuda::SweptChunk& chunk : found) count += chunk.count;
+  const auto integers = [&] { return torch::stable::new_empty(levels, {count}, ScalarType::Long); };
+  const Tensor boxes = torch::stable::new_empty(levels, {count, 4}, ScalarType::Float);
+  const Tensor area = torch::stable::new_empty(levels, {count}, ScalarType::Double);
+  const Tensor first = integers();
+  const Tensor last = integers();
+  const Tensor hole = torch::stable::new_zeros(levels, {count}, ScalarType::Bool);
+  const Tensor image = integers();
+  const Tensor channel = integers();
+  const cuda::SweptBoxes to{boxes.mutable_data_ptr<float>(),   area.mutable_data_ptr<double>(),
+                            first.mutable_data_ptr<int64_t>(), last.mutable_data_ptr<int64_t>(),
+                            image.mutable_data_ptr<int64_t>(), channel.mutable_data_ptr<int64_t>()};
+  Call::check(cuda::write_swept(job, found, to, call.stream()));
+  return {boxes, area, first, last, hole, image, channel};
+}
+
+std::tuple<Tensor, Tensor> largest_at_cuts(const Tensor& levels, bool contours, int64_t connectivity) {
+  cuda::Sweep job = sweep_job(levels, contours, connectivity);
+  Call call(levels);
+  const bool empty = levels.numel() == 0;
+  const auto make = [&](std::initializer_list<int64_t> shape, ScalarType type) {
+    return empty ? torch::stable::new_zeros(levels, shape, type) : torch::stable::new_empty(levels, shape, type);
+  };
+  const Tensor boxes = make({job.batch, job.channels, 255, 4}, ScalarType::Float);
+  const Tensor area = make({job.batch, job.channels, 255}, ScalarType::Double);
+  if (!empty) {
+    job.levels = static_cast<const uint8_t*>(call.contiguous(levels).const_data_ptr());
+    Call::check(cuda::largest_at_cuts(job, boxes.mutable_data_ptr<float>(), area.mutable_data_ptr<double>(), call,
+                                      call.stream()));
+  }
+  return {boxes, area};
+}
+
 }  // namespace
 
 namespace molt::cuda {
@@ -421,6 +480,8 @@ STABLE_TORCH_LIBRARY_IMPL(molt, CUDA, m) {
   m.impl("cluster_vote", TORCH_BOX(&cluster_vote));
   m.impl("component_boxes", TORCH_BOX(&component_boxes));
   m.impl("largest_box", TORCH_BOX(&largest_box));
+  m.impl("sweep_boxes", TORCH_BOX(&sweep_boxes));
+  m.impl("largest_at_cuts", TORCH_BOX(&largest_at_cuts));
 }
 
 // Importing the module is what registers the operators; there is nothing in it.

@@ -40,6 +40,7 @@ class Emulator:
         library.emulator_reset.argtypes = [ctypes.c_uint64, ctypes.c_uint, ctypes.c_int64]
         self.most_scratch = 256 << 20
         library.emulator_list.restype = ctypes.c_int64
+        library.emulator_sweep.restype = ctypes.c_int64
 
     @contextmanager
     def scratch(self, most: int) -> Iterator[None]:
@@ -205,6 +206,52 @@ class Emulator:
             map_index = rows[:, 6:].long()
             return torch.cat([rows[:, :6], map_index // channels, map_index % channels], 1)
 
+    def sweep(
+        self,
+        levels: Tensor,
+        connectivity: int = 8,
+        *,
+        seed: int = 0,
+        resident: int = 4,
+        alignment: int | None = None,
+    ) -> Tensor:
+        """Rows of x0, y0, x1, y1, area, first, last, image, channel."""
+        batch, channels, height, width = levels.shape
+        count = 0
+        outs: list[Tensor] = []
+        for _ in range(2):
+            with self.memory(seed, resident, alignment) as memory:
+                outs = [torch.empty(count, 4), torch.empty(count, dtype=torch.float64)]
+                outs += [torch.empty(count, dtype=torch.int64) for _ in range(4)]
+                places = [memory.place(out) for out in outs]
+                source = memory.put(levels)
+                size = *map(ctypes.c_int64, (batch, channels)), height, width, connectivity
+                count = self.library.emulator_sweep(source, *size, ctypes.c_int64(count), *places)
+                self.check(-min(count, 0))
+                outs = [memory.take(place, out) for place, out in zip(places, outs, strict=True)]
+        return torch.cat([outs[0].double(), *(out[:, None].double() for out in outs[1:])], 1)
+
+    def largest_at_cuts(
+        self,
+        levels: Tensor,
+        connectivity: int = 8,
+        *,
+        seed: int = 0,
+        resident: int = 4,
+        alignment: int | None = None,
+    ) -> Tensor:
+        """Rows (B, C, 255, 5) of x0, y0, x1, y1, area."""
+        batch, channels, height, width = levels.shape
+        with self.memory(seed, resident, alignment) as memory:
+            outs = [torch.empty(batch, channels, 255, 4), torch.empty(batch, channels, 255, dtype=torch.float64)]
+            places = [memory.place(out) for out in outs]
+            error = self.library.emulator_largest_at_cuts(
+                memory.put(levels), *map(ctypes.c_int64, (batch, channels)), height, width, connectivity, *places
+            )
+            self.check(error)
+            boxes, area = (memory.take(place, out) for place, out in zip(places, outs, strict=True))
+            return torch.cat([boxes.double(), area[..., None]], 3)
+
 
 class Memory:
     """The arrays of one call."""
@@ -256,6 +303,12 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> Emulator:
 def wrong_kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """Kernels with mistakes, that the emulator has to find."""
     return ctypes.CDLL(str(build(tmp_path_factory.mktemp("wrong"), ["wrong_kernels.cpp"])))
+
+
+@pytest.fixture(scope="session")
+def wrong_sweep(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The threshold sweep, with a barrier left out at a line of choice."""
+    return ctypes.CDLL(str(build(tmp_path_factory.mktemp("wrong_sweep"), ["wrong_sweep.cpp"])))
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@
 #include "../../csrc/cuda/cluster_vote.cuh"
 #include "../../csrc/cuda/components.cuh"
 #include "../../csrc/cuda/refine_launch.cuh"
+#include "../../csrc/cuda/sweep_launch.cuh"
 
 namespace emulator {
 void reset(uint64_t seed, unsigned resident);
@@ -41,6 +42,16 @@ cudaError_t largest_box(
 cudaError_t list_components(
     const Components& job, bool largest, std::vector<Component>& found, Scratch& scratch, cudaStream_t stream) {
   return run_list_components(job, largest, found, scratch, stream);
+}
+cudaError_t largest_at_cuts(const Sweep& job, float* boxes, double* area, Scratch& scratch, cudaStream_t stream) {
+  return run_largest_at_cuts(job, boxes, area, scratch, stream);
+}
+cudaError_t list_swept(const Sweep& job, std::vector<SweptChunk>& found, Scratch& scratch, cudaStream_t stream) {
+  return run_list_swept(job, found, scratch, stream);
+}
+cudaError_t write_swept(
+    const Sweep& job, const std::vector<SweptChunk>& found, const SweptBoxes& to, cudaStream_t stream) {
+  return run_write_swept(job, found, to, stream);
 }
 
 }  // namespace molt::cuda
@@ -92,4 +103,8 @@ STABLE_TORCH_LIBRARY(molt_emulated, m) {
       "component_boxes(Tensor maps, float threshold, int connectivity, bool largest) -> "
       "(Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("largest_box(Tensor maps, float threshold, int connectivity) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "sweep_boxes(Tensor levels, bool contours, int connectivity) -> "
+      "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("largest_at_cuts(Tensor levels, bool contours, int connectivity) -> (Tensor, Tensor)");
 }

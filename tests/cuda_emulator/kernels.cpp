@@ -4,6 +4,7 @@
 #include "../../csrc/cuda/cluster_vote.cuh"
 #include "../../csrc/cuda/components.cuh"
 #include "../../csrc/cuda/refine_launch.cuh"
+#include "../../csrc/cuda/sweep_launch.cuh"
 
 namespace emulator {
 void reset(uint64_t seed, unsigned resident);
@@ -113,6 +114,28 @@ int64_t emulator_list(const void* maps, int type, int64_t batch, int64_t channel
     row[6] = static_cast<double>(one.map);
   }
   return static_cast<int64_t>(found.size());
+}
+
+// Returns the number of rows, or minus the error; writes the rows where `room` is their number.
+int64_t emulator_sweep(const uint8_t* levels, int64_t batch, int64_t channels, int height, int width, int connectivity,
+                       int64_t room, float* boxes, double* area, int64_t* first, int64_t* last, int64_t* image,
+                       int64_t* channel) {
+  Memory memory;
+  const Sweep job{levels, batch, channels, height, width, connectivity};
+  std::vector<SweptChunk> found;
+  int error = run_list_swept(job, found, memory, nullptr);
+  int64_t count = 0;
+  for (const SweptChunk& chunk : found) count += chunk.count;
+  if (error == 0 && count == room) {
+    error = run_write_swept(job, found, {boxes, area, first, last, image, channel}, nullptr);
+  }
+  return error != 0 ? -error : count;
+}
+
+int emulator_largest_at_cuts(const uint8_t* levels, int64_t batch, int64_t channels, int height, int width,
+                             int connectivity, float* boxes, double* area) {
+  Memory memory;
+  return run_largest_at_cuts({levels, batch, channels, height, width, connectivity}, boxes, area, memory, nullptr);
 }
 
 }  // extern "C"

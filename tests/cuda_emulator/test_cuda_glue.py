@@ -89,6 +89,40 @@ def test_boxes(emulated_ops, connectivity):
     assert boxes[1, 1].eq(0).all() and mean[1, 1] == 0
 
 
+@pytest.mark.parametrize("connectivity", [4, 8])
+def test_sweep(emulated_ops, emulator, connectivity):
+    levels = (case((3, 2, 13, 15))[0] * 9).byte() * 28
+    levels[1, 1] = 0
+    boxes, area, first, last, hole, image, channel = emulated_ops.sweep_boxes(levels, False, connectivity)
+    assert [t.dtype for t in (boxes, area, first, hole)] == [torch.float32, torch.float64, torch.int64, torch.bool]
+    assert not hole.any()
+    columns = [t.double()[:, None] for t in (area, first, last, image, channel)]
+    assert torch.equal(torch.cat([boxes.double(), *columns], 1), emulator.sweep(levels, connectivity))
+    boxes, area = emulated_ops.largest_at_cuts(levels, False, connectivity)
+    assert boxes.shape == (3, 2, 255, 4) and boxes.dtype == torch.float32
+    assert area.shape == (3, 2, 255) and area.dtype == torch.float64
+    want = emulator.largest_at_cuts(levels, connectivity)
+    assert torch.equal(torch.cat([boxes.double(), area[..., None]], 3), want)
+    assert want[1, 1].eq(0).all() and want[1, 0, 0, 4] > 0
+    turned = levels.transpose(2, 3).contiguous().transpose(2, 3)[::2]
+    for ours, theirs in zip(
+        emulated_ops.sweep_boxes(turned, False, connectivity),
+        emulated_ops.sweep_boxes(levels[::2].contiguous(), False, connectivity),
+        strict=True,
+    ):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 4, 5), (2, 0, 4, 5), (2, 2, 0, 5), (2, 2, 4, 0)], ids=str)
+def test_empty_sweep(emulated_ops, shape):
+    levels = torch.empty(shape, dtype=torch.uint8)
+    found = emulated_ops.sweep_boxes(levels, False, 8)
+    assert [tuple(t.shape) for t in found] == [(0, 4), *[(0,)] * 6]
+    boxes, area = emulated_ops.largest_at_cuts(levels, False, 8)
+    assert boxes.shape == (*shape[:2], 255, 4) and area.shape == (*shape[:2], 255)
+    assert boxes.eq(0).all() and area.eq(0).all()
+
+
 @pytest.mark.parametrize("shape", [(0, 2, 4, 5), (2, 0, 4, 5), (2, 2, 0, 5), (2, 2, 4, 0)], ids=str)
 def test_empty(emulated_ops, shape):
     maps = torch.empty(shape)
@@ -110,6 +144,7 @@ def test_empty(emulated_ops, shape):
 
 MAPS, LABELS = torch.rand(2, 1, 4, 5), torch.zeros(2, 4, 5, dtype=torch.int64)
 SMALL = [torch.rand(2, 1, 2, 2)]
+WIDE = torch.zeros(1, 1, 1, 1, dtype=torch.uint8).expand(1, 1, 1 << 16, (1 << 14) + 1)
 
 
 @pytest.mark.parametrize(
@@ -150,6 +185,12 @@ SMALL = [torch.rand(2, 1, 2, 2)]
         ("component_boxes", (MAPS, 0.5, 6, False), "connectivity: got 6, expected 4 or 8"),
         ("largest_box", (LABELS, 0.5, 8), "maps: got shape"),
         ("largest_box", (MAPS.int(), 0.5, 8), "maps: got scalar type 3"),
+        ("sweep_boxes", (MAPS, False, 8), "levels: got scalar type 6, expected uint8"),
+        ("sweep_boxes", (MAPS.byte()[0], False, 8), r"levels: got shape \(1, 4, 5\), expected \(B, C, h, w\)"),
+        ("sweep_boxes", (MAPS.byte(), True, 8), "contours: got True, expected False on CUDA"),
+        ("sweep_boxes", (WIDE, False, 8), "levels: got 65536 x 16385 pixels, expected at most"),
+        ("largest_at_cuts", (MAPS.byte(), False, 6), "connectivity: got 6, expected 4 or 8"),
+        ("largest_at_cuts", (MAPS.byte(), True, 8), "contours: got True"),
     ],
 )
 def test_wrong_arguments(emulated_ops, name, arguments, text):
