@@ -319,10 +319,6 @@ STABLE_TORCH_LIBRARY(molt, m) {
       "component_boxes(Tensor maps, float threshold, int connectivity, bool largest) -> "
       "(Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("largest_box(Tensor maps, float threshold, int connectivity) -> (Tensor, Tensor, Tensor)");
-  m.def(
-      "sweep_boxes(Tensor levels, bool contours, int connectivity) -> "
-      "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
-  m.def("largest_at_cuts(Tensor levels, bool contours, int connectivity) -> (Tensor, Tensor)");
   m.def("kmeans(Tensor features, Tensor centres, int iterations, bool cosine) -> (Tensor, Tensor, Tensor)");
   m.def(
       "slic(Tensor images, SymInt num_segments, float compactness, int iterations, bool lab, bool connected, "
