@@ -111,7 +111,7 @@ class Maker:
                     skipped.add(
                         f"cutouts/{cutout.name}.png",
                         f"too small or thin: {width}x{height} pixels, enlarged up to {knobs.upscale} times within the "
-                        f"frame, cover {reach:.3f} of a photo, expected at least {low}",
+                        f"frame, cover {reach:.4f} of a photo, expected at least {low}",
                     )
                     continue
                 self.cutouts[cutout.name] = cutout
