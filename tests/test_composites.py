@@ -52,7 +52,9 @@ def write_sources(folder: Path, cutouts: int = 6, backgrounds: int = 6) -> None:
         (folder / "cut" / name).mkdir(parents=True)
         for i in range(cutouts):
             colour = tuple(np.roll([250, 10 * i, 20], which))
-            PIL.Image.fromarray(disc(30 + i, 40, colour)).save(folder / "cut" / name / f"{i}.png")
+            pixels = disc(30 + i, 40, colour)
+            pixels[18:22, 5:9, :3] //= 2  # left and right differ
+            PIL.Image.fromarray(pixels).save(folder / "cut" / name / f"{i}.png")
     (folder / "back").mkdir()
     for i in range(backgrounds):
         noise = rng.integers(90, 160, (SIZE + 10 * i, 100, 3), dtype=np.uint8)
