@@ -10,82 +10,22 @@ zstandard. Author and licence of every photo stand in the package's README files
 from __future__ import annotations
 
 import csv
-import shutil
-import struct
-import subprocess
 import sys
 import tempfile
-import zlib
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
+sys.path.append(str(Path(__file__).parents[1]))
+from debian_files import FetchError, RccFile, download
+
 PACKAGE = "gcompris-qt-data"
 ROOT = "gcompris/src/activities/"
-MAX_MEMBER_BYTES = 64 * 2**20
-
-
-@dataclass(frozen=True)
-class RccFile:
-    """A Qt resource container (big-endian: header, tree of fixed-size entries, data blocks, names)."""
-
-    blob: bytes
-    version: int
-    tree: int
-    data: int
-    names: int
-
-    @classmethod
-    def open(cls, path: Path) -> RccFile:
-        blob = path.read_bytes()
-        if blob[:4] != b"qres":
-            raise ValueError(f"{path} is not a Qt resource container")
-        return cls(blob, *struct.unpack_from(">4I", blob, 4))
-
-    def members(self, node: int = 0, folder: str = "") -> dict[str, int]:
-        """Return the tree position of every file by its path."""
-        found: dict[str, int] = {}
-        at = self._entry(node)
-        _, _, count, first = struct.unpack_from(">IHII", self.blob, at)
-        for child in range(first, first + count):
-            name_at, flags = struct.unpack_from(">IH", self.blob, self._entry(child))
-            path = folder + self._name(name_at)
-            if flags & 2:
-                found |= self.members(child, f"{path}/")
-            else:
-                found[path] = child
-        return found
-
-    def read(self, node: int) -> bytes:
-        """Return one file's bytes, decompressed."""
-        _, flags, _, _, offset = struct.unpack_from(">IHHHI", self.blob, self._entry(node))
-        at = self.data + offset
-        (length,) = struct.unpack_from(">I", self.blob, at)
-        raw = self.blob[at + 4 : at + 4 + length]
-        if flags & 1:
-            return zlib.decompress(raw[4:])
-        if flags & 4:
-            import zstandard
-
-            return zstandard.ZstdDecompressor().decompress(raw, max_output_size=MAX_MEMBER_BYTES)
-        return raw
-
-    def _entry(self, node: int) -> int:
-        return self.tree + node * (22 if self.version >= 2 else 14)
-
-    def _name(self, offset: int) -> str:
-        (length,) = struct.unpack_from(">H", self.blob, self.names + offset)
-        start = self.names + offset + 6  # length and hash come before the characters
-        return self.blob[start : start + 2 * length].decode("utf-16-be")
 
 
 def fetch(folder: Path) -> int:
     """Write the photos and their boxes; return the number of photos."""
-    for tool in ("apt-get", "dpkg-deb"):
-        if shutil.which(tool) is None:
-            raise SystemExit(f"{tool} is needed: run this on Debian or Ubuntu, or in a container of theirs")
     with (Path(__file__).parent / "boxes.csv").open() as file:
         rows = list(csv.DictReader(file))
     folder.mkdir(parents=True, exist_ok=True)
@@ -94,12 +34,13 @@ def fetch(folder: Path) -> int:
         by_archive[row["archive"]][row["member"]] = row["photo"]
     sizes: dict[str, tuple[int, int]] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        subprocess.run(["apt-get", "-q", "download", PACKAGE], cwd=scratch, check=True)
-        (package,) = Path(scratch).glob("*.deb")
-        subprocess.run(["dpkg-deb", "-x", package.name, "content"], cwd=scratch, check=True)
+        try:
+            files = download(PACKAGE, Path(scratch)).files(lambda name: Path(name).name in by_archive)
+        except FetchError as error:
+            raise SystemExit(str(error)) from error
+        archives = {Path(name).name: content for name, content in files.items()}
         for archive, wanted in by_archive.items():
-            (path,) = Path(scratch, "content").rglob(archive)
-            rcc = RccFile.open(path)
+            rcc = RccFile.parse(archives[archive], archive)
             members = rcc.members()
             for member, photo in wanted.items():
                 target = folder / f"{photo}.webp"
