@@ -19,11 +19,14 @@ _EIGHT = np.ones((3, 3), dtype=bool)
 Mask = NDArray[np.bool_]
 
 
+_Key = tuple[bool, bytes, tuple[int, int, int, int], float]
+
+
 @dataclass(frozen=True)
 class _Region:
     """One component, or in contour mode one hole, at one cut; ``key`` is the same where nothing about it changed."""
 
-    key: tuple[bool, bytes, tuple[int, int, int, int], float]
+    key: _Key
     first_pixel: int
 
     @property
@@ -59,8 +62,8 @@ def sweep_boxes(levels: Tensor, contours: bool, connectivity: int) -> tuple[Tens
     rows: list[tuple[float, ...]] = []
     for image, channels in enumerate(levels.cpu().numpy()):
         for channel, values in enumerate(channels):
-            lasting: dict[tuple[object, ...], tuple[_Region, int, int]] = {}
-            ended = []
+            lasting: dict[_Key, tuple[_Region, int, int]] = {}
+            ended: list[tuple[_Region, int, int]] = []
             for low, high, mask in _cuts(values):
                 now = {}
                 for region in _regions(mask, contours, connectivity):
@@ -72,8 +75,8 @@ def sweep_boxes(levels: Tensor, contours: bool, connectivity: int) -> tuple[Tens
             ended.sort(key=lambda row: (-row[2], row[0].hole, row[0].first_pixel))
             rows += [(*r.box, r.area, first, last, r.hole, image, channel) for r, first, last in ended]
     table = torch.tensor(rows, dtype=torch.float64).view(-1, 10).to(levels.device)
-    from_cut, to_cut, hole, image, channel = table[:, 5:].long().unbind(1)
-    return table[:, :4].float(), table[:, 4], from_cut, to_cut, hole.bool(), image, channel
+    whole = table[:, 5:].long()
+    return table[:, :4].float(), table[:, 4], whole[:, 0], whole[:, 1], whole[:, 2].bool(), whole[:, 3], whole[:, 4]
 
 
 def largest_at_cuts(levels: Tensor, contours: bool, connectivity: int) -> tuple[Tensor, Tensor]:
