@@ -43,9 +43,9 @@ def overlap(boxes: Floats, truth: Floats, *, plus_one: bool) -> Overlap:
 
 
 def clipped(boxes: Floats, width: int, height: int) -> Floats:
-    """Return boxes (m, 4) whose x1 and y1 are at most the last pixel's, as wsolevaluation has them."""
+    """Return boxes (..., 4) whose x1 and y1 are at most the last pixel's, as wsolevaluation has them."""
     out = boxes.copy()
-    out[:, 2:] = np.minimum(out[:, 2:], [width - 1, height - 1])
+    out[..., 2:] = np.minimum(out[..., 2:], [width - 1, height - 1])
     return out
 
 

@@ -110,7 +110,7 @@ class CorLoc(PhotoMetric):
         Raises:
             RuntimeError: no photo came yet.
         """
-        share = self.hits.sum(0) * 100.0 / self._totals()
+        share = self.hits.sum(0).double() * 100.0 / self._totals()
         found: dict[str, Any] = {
             "score": share[0].item(),
             "interval": self._interval(share),
@@ -119,7 +119,7 @@ class CorLoc(PhotoMetric):
         }
         if self.classes is not None:
             # 0 / 0: a class without photos has no share.
-            table = self.hits * 100.0 / self.members.double()
+            table = self.hits.double() * 100.0 / self.members.double()
             mean = table.nanmean(0)
             found["class_mean"] = mean[0].item()
             found["class_mean_interval"] = self._interval(mean)
@@ -182,7 +182,8 @@ class MeanIoU(PhotoMetric):
         drawn = self._draw(len(best), ids)
         self.sums += best @ drawn.double()
         self.squares += (best**2).sum()
-        self.tenths += torch.bincount((best * 10).long().clamp(max=9), minlength=10)
+        edges = torch.arange(1, 10, dtype=torch.float64, device=best.device) / 10
+        self.tenths += torch.bincount(torch.bucketize(best, edges, right=True), minlength=10)
 
     def compute(self) -> dict[str, Any]:
         """Return the figures.

@@ -222,9 +222,9 @@ class TopKLoc(PhotoMetric):
         best = counts.amax(1) * 100.0 / totals
         at = counts[..., 0].argmax(1).tolist()
         figures = dict(zip(names, best, strict=True))
-        shares = self.classified * 100.0 / totals
+        shares = self.classified.double() * 100.0 / totals
         figures |= {f"top{k}_cls": row for k, row in zip(self.k, shares, strict=True)}
-        split = self.errors[:, int(self.errors[0].argmax())] * 100.0 / totals[0]
+        split = self.errors[:, int(self.errors[0].argmax())].double() * 100.0 / totals[0]
         intervals = {name: self._interval(row) for name, row in figures.items()}
         found: dict[str, Any] = {"score": best[0, 0].item()}
         found |= {name: row[0].item() for name, row in figures.items()}
