@@ -172,6 +172,19 @@ def test_largest_by_pixels_is_another_component_than_by_contour() -> None:
         assert metric.compute()["score"] == 50
 
 
+def test_any_array_or_tensor_of_floats() -> None:
+    maps, boxes = few_photos(4)
+    locked = maps.copy()
+    locked.setflags(write=False)
+    plain = MaxBoxAcc("v2", 30, bootstrap=20)
+    plain.update(maps, boxes)
+    torch_view = torch.from_numpy(maps).transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
+    for same in (locked, maps.astype(">f8"), maps[:, ::-1].copy()[:, ::-1], np.asfortranarray(maps), torch_view):
+        metric = MaxBoxAcc("v2", 30, bootstrap=20)
+        metric.update(same, [torch.from_numpy(box) for box in boxes])
+        assert metric.compute() == plain.compute()
+
+
 def test_thresholds_given_one_by_one() -> None:
     maps, boxes = few_photos(5)
     metric = MaxBoxAcc("v1", [0.0, 0.125, 0.7, 0.999], bootstrap=0)
@@ -276,6 +289,7 @@ def test_protocol_line() -> None:
         ((np.ones((4, 4)), [[[0, 0, 1, 1]]]), r"expected \(B, H, W\)"),
         ((np.ones((1, 0, 4)), [[[0, 0, 1, 1]]]), "at least one pixel"),
         ((np.ones((1, 4, 4), np.uint8), [[[0, 0, 1, 1]]]), "maps: got uint8, expected floats"),
+        ((np.ones((1, 4, 4), complex), [[[0, 0, 1, 1]]]), "maps: got complex128, expected floats"),
         (("x", []), "maps: got str"),
         ((np.ones((2, 4, 4)), [[[0, 0, 1, 1]]]), "boxes: got 1 entries, expected 2"),
         ((np.ones((1, 4, 4)), [np.zeros((0, 4))]), r"boxes\[0\]: got shape \(0, 4\)"),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +104,15 @@ def work(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_two_processes_give_what_one_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
-    torch.multiprocessing.spawn(work, (str(tmp_path),), nprocs=2)
+def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
+    # This file run as a program: torch.multiprocessing would have to find it by its name as a module.
+    workers = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)]) for rank in range(2)]
+    try:
+        assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
     expected, numbered = whole(), whole(named=False)
     assert all(found["interval"][0] < found["interval"][1] for found in expected.values())
     for rank in range(2):
@@ -171,3 +178,7 @@ def test_collection_hands_each_what_it_asks_for() -> None:
     )
     several.reset()
     assert several["box"].count == 0
+
+
+if __name__ == "__main__":
+    work(int(sys.argv[1]), sys.argv[2])

@@ -63,7 +63,7 @@ def test_bins_are_those_of_histogram_at_the_edges(thresholds) -> None:
     scores = scores[scores <= 1]
     metric.update(scores[None, None], np.ones((1, 1, len(scores)), dtype=bool))
     assert np.array_equal(metric.histograms[0, 0].numpy(), np.histogram(scores, edges)[0])
-    each = metric._bins(torch.from_numpy(scores)).numpy()
+    each = metric._bins(scores)
     assert np.array_equal(each, np.searchsorted(edges, scores, side="right") - 1)
 
 

@@ -32,13 +32,18 @@ def check_maps(maps: object, shape: str, device: torch.device, name: str = "maps
     """
     if not isinstance(maps, Tensor | np.ndarray):
         raise TypeError(f"{name}: got {type(maps).__name__}, expected a tensor or an array {shape}")
-    found = torch.as_tensor(maps).detach().to(device)
+    if isinstance(maps, np.ndarray):
+        if maps.dtype.kind not in "biuf" or maps.dtype.itemsize > 8:
+            raise TypeError(f"{name}: got {maps.dtype}, expected floats in [0, 1]")
+        # A copy in the machine's byte order: files that are mapped read-only or flipped views are no tensors.
+        maps = torch.from_numpy(maps.astype(maps.dtype.newbyteorder("="), order="C", copy=True))
+    found = maps.detach().to(device)
     if not found.is_floating_point():
         raise TypeError(f"{name}: got {str(found.dtype).removeprefix('torch.')}, expected floats in [0, 1]")
     if found.dim() != shape.count(",") + 1 or 0 in found.shape[-2:]:
         raise ValueError(f"{name}: got shape {tuple(found.shape)}, expected {shape} with at least one pixel")
-    # NaN goes through both, and compares false.
-    low, high = found.flatten(-2).aminmax(dim=-1)
+    # NaN goes through both, and compares false; aminmax() would take 20 times as long.
+    low, high = found.flatten(-2).amin(-1), found.flatten(-2).amax(-1)
     outside = (low < 0) | (high > 1)
     if outside.any():
         where = tuple(outside.nonzero()[0].tolist())

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
@@ -127,7 +128,7 @@ class PhotoMetric(Metric):
     def _draw(self, number: int, ids: Sequence[str] | None) -> Tensor:
         """Return the weights (number, 1 + R) int32 of a batch and count them in."""
         if ids is None:
-            rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+            rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
             keys = [f"#{rank}:{self._seen + i}" for i in range(number)]
         elif isinstance(ids, str) or len(ids) != number or not all(isinstance(key, str) for key in ids):
             raise ValueError(f"ids: got {_short(ids)}, expected {number} strings")

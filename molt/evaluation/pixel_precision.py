@@ -58,7 +58,7 @@ class PxAP(PhotoMetric):
         super().__init__(Protocol("PxAP", settings=settings, notes=notes), bootstrap, seed, confidence, **kwargs)
         self.thresholds = values
         # The last two bins, [1, 2) and [2, 3], are wsolevaluation's: a score of 1 has a bin of its own.
-        self._edges = torch.from_numpy(np.append(values, [1.0, 2.0, 3.0]))
+        self._edges = np.append(values, [1.0, 2.0, 3.0])
         self._steps = int(thresholds) if isinstance(thresholds, int | np.integer) else None
         # Whole numbers below 2^53, so sums in float64 are exact and matrix products fast.
         shape = (1 + self.bootstrap, 2, len(values) + 2)
@@ -85,14 +85,16 @@ class PxAP(PhotoMetric):
         truth = _check_masks(masks, found)
         drawn = self._draw(len(found), ids).double()
         bins = self.histograms.shape[2]
-        scores = torch.where(nan[:, None, None], 0.0, found.double())
-        index = self._bins(scores.flatten(1))
-        # Ignored pixels go to a third row, which is dropped.
-        row = torch.where(truth == IGNORE, 2, 1 - truth).flatten(1)
-        photo = torch.arange(len(found), device=found.device)[:, None]
-        flat = ((photo * 3 + row) * bins + index).flatten()
-        counts = torch.bincount(flat, minlength=len(found) * 3 * bins).view(len(found), 3, bins)[:, :2]
-        self.histograms += (drawn.T @ counts.flatten(1).double()).view_as(self.histograms)
+        # Rows: object, background, and ignored, which is dropped.
+        row = np.zeros(256, dtype=np.int32)
+        row[[0, IGNORE]] = bins, 2 * bins
+        counts = np.zeros((len(found), 2 * bins))
+        # Photo by photo, so that what is at work stays in the cache.
+        for index, (one, mask, bad) in enumerate(zip(found.cpu(), truth, nan.tolist(), strict=True)):
+            scores = np.zeros(mask.shape) if bad else one.double().numpy()
+            flat = row[mask] + self._bins(scores)
+            counts[index] = np.bincount(flat.ravel(), minlength=3 * bins)[: 2 * bins]
+        self.histograms += (drawn.T @ torch.from_numpy(counts).to(drawn.device)).view_as(self.histograms)
         self.nan_maps += nan.sum()
 
     def compute(self) -> dict[str, Any]:
@@ -127,29 +129,28 @@ class PxAP(PhotoMetric):
             "protocol": str(self.protocol),
         }
 
-    def _bins(self, scores: Tensor) -> Tensor:
-        """Return the bin of each float64 score in [0, 1], by np.histogram's rule: edges[i] <= score < edges[i + 1]."""
-        edges = self._edges.to(scores.device)
+    def _bins(self, scores: NDArray[np.float64]) -> NDArray[np.integer[Any]]:
+        """Return the bin of each score in [0, 1], by np.histogram's rule: edges[i] <= score < edges[i + 1]."""
+        edges = self._edges
         if self._steps is None:
-            return torch.bucketize(scores, edges, right=True) - 1
+            return edges.searchsorted(scores, side="right") - 1
         # The edges are rounded multiples, so the product is at most one bin off.
-        index = (scores * self._steps).long()
-        index -= (scores < edges[index]).long()
-        index += (scores >= edges[index + 1]).long()
+        index = (scores * self._steps).astype(np.int32)
+        index -= scores < edges[index]
+        index += scores >= edges[index + 1]
         return index
 
 
-def _check_masks(masks: object, maps: Tensor) -> Tensor:
+def _check_masks(masks: object, maps: Tensor) -> NDArray[np.uint8]:
     if not isinstance(masks, Tensor | np.ndarray):
         raise TypeError(f"masks: got {type(masks).__name__}, expected a tensor or an array (B, H, W)")
-    found = torch.as_tensor(masks).to(maps.device)
-    if found.is_floating_point() or found.is_complex():
-        raise TypeError(f"masks: got {str(found.dtype).removeprefix('torch.')}, expected bool or integers 0, 1, 255")
-    if found.shape != maps.shape:
-        raise ValueError(f"masks: got shape {tuple(found.shape)}, expected the maps' {tuple(maps.shape)}")
-    found = found.long()
+    found = masks.detach().cpu().numpy() if isinstance(masks, Tensor) else masks
+    if found.dtype.kind not in "biu":
+        raise TypeError(f"masks: got {found.dtype}, expected bool or integers 0, 1, 255")
+    if found.shape != tuple(maps.shape):
+        raise ValueError(f"masks: got shape {found.shape}, expected the maps' {tuple(maps.shape)}")
     bad = (found != 0) & (found != 1) & (found != IGNORE)
     if bad.any():
-        index = int(bad.flatten(1).any(1).nonzero()[0])
-        raise ValueError(f"masks: mask {index} holds {int(found[bad][0])}, expected only 0, 1 and 255 (ignored)")
-    return found
+        index = int(bad.any((1, 2)).argmax())
+        raise ValueError(f"masks: mask {index} holds {found[bad][0]}, expected only 0, 1 and 255 (ignored)")
+    return found.astype(np.uint8)
