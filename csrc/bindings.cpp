@@ -124,7 +124,7 @@ py::array cluster_refine(const py::array& given_maps, const py::array& given_lab
 
 py::tuple box_curves(const py::array& given, const py::array_t<double, py::array::c_style | py::array::forcecast>& truths,
                      const py::array_t<int64_t, py::array::c_style | py::array::forcecast>& offsets, bool contours,
-                     bool clip, double extra, const std::array<double, 4>& empty) {
+                     bool clip, double extra, const std::array<double, 4>& empty, bool any, bool largest) {
   if (!given.dtype().equal(py::dtype::of<uint8_t>())) {
     throw py::type_error("levels: got dtype " + text(given.dtype()) + ", expected uint8");
   }
@@ -141,8 +141,8 @@ py::tuple box_curves(const py::array& given, const py::array_t<double, py::array
     throw py::value_error("offsets: expected B + 1 rising numbers from 0 to the number of boxes");
   }
   const py::array levels = contiguous(given);
-  py::array_t<double> any({batch, static_cast<py::ssize_t>(molt::kCuts)});
-  py::array_t<double> largest({batch, static_cast<py::ssize_t>(molt::kCuts)});
+  py::array_t<double> of_any({any ? batch : 0, static_cast<py::ssize_t>(molt::kCuts)});
+  py::array_t<double> of_largest({largest ? batch : 0, static_cast<py::ssize_t>(molt::kCuts)});
   py::array_t<int64_t> peak(batch);
   const molt::BoxCurves job{{static_cast<const uint8_t*>(levels.data()), batch, levels.shape(1), levels.shape(2),
                              contours, true},
@@ -151,14 +151,14 @@ py::tuple box_curves(const py::array& given, const py::array_t<double, py::array
                             clip,
                             extra,
                             {empty[0], empty[1], empty[2], empty[3]},
-                            any.mutable_data(),
-                            largest.mutable_data(),
+                            any ? of_any.mutable_data() : nullptr,
+                            largest ? of_largest.mutable_data() : nullptr,
                             peak.mutable_data()};
   if (batch > 0) {
     py::gil_scoped_release release;
     molt::box_curves(job, molt::torch_parallel());
   }
-  return py::make_tuple(any, largest, peak);
+  return py::make_tuple(of_any, of_largest, peak);
 }
 
 }  // namespace
@@ -171,6 +171,6 @@ PYBIND11_MODULE(_C, m) {
         "cluster_refine for NumPy arrays, on the same core as the operator; contiguous arrays are not copied.");
   m.def("box_curves_numpy", &box_curves, py::arg("levels"), py::arg("truths"), py::arg("offsets"),
         py::arg("contours") = true, py::arg("clip") = true, py::arg("extra") = 1.0,
-        py::arg("empty") = std::array<double, 4>{},
+        py::arg("empty") = std::array<double, 4>{}, py::arg("any") = true, py::arg("largest") = true,
         "box_curves for NumPy arrays, on the same core as the operator; contiguous arrays are not copied.");
 }

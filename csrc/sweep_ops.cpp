@@ -73,7 +73,7 @@ std::tuple<Tensor, Tensor> largest_at_cuts_cpu(const Tensor& levels, bool contou
 
 std::tuple<Tensor, Tensor, Tensor> box_curves_cpu(const Tensor& levels, const Tensor& truths, const Tensor& offsets,
                                                   bool contours, bool clip, double extra,
-                                                  const std::vector<double>& empty) {
+                                                  const std::vector<double>& empty, bool any, bool largest) {
   require(levels.dim() == 3, "levels: expected (B, H, W)");
   require(truths.is_cpu() && truths.dim() == 2 && truths.size(1) == 4 && truths.scalar_type() == ScalarType::Double,
           "truths: expected (M, 4) float64 on the CPU");
@@ -88,8 +88,8 @@ std::tuple<Tensor, Tensor, Tensor> box_curves_cpu(const Tensor& levels, const Te
   const auto* at = starts.const_data_ptr<int64_t>();
   require(at[0] == 0 && at[batch] == rows.size(0), "offsets: expected from 0 to the number of boxes");
   for (int64_t i = 0; i < batch; ++i) require(at[i] <= at[i + 1], "offsets: expected rising numbers");
-  const Tensor any = empty_like(levels, {batch, kCuts}, ScalarType::Double);
-  const Tensor largest = empty_like(levels, {batch, kCuts}, ScalarType::Double);
+  const Tensor of_any = empty_like(levels, {any ? batch : 0, kCuts}, ScalarType::Double);
+  const Tensor of_largest = empty_like(levels, {largest ? batch : 0, kCuts}, ScalarType::Double);
   const Tensor peak = empty_like(levels, {batch}, ScalarType::Long);
   const BoxCurves job{sweep_of(values, batch, values.size(1), values.size(2), contours, 8),
                       rows.const_data_ptr<double>(),
@@ -97,11 +97,11 @@ std::tuple<Tensor, Tensor, Tensor> box_curves_cpu(const Tensor& levels, const Te
                       clip,
                       extra,
                       {empty[0], empty[1], empty[2], empty[3]},
-                      any.mutable_data_ptr<double>(),
-                      largest.mutable_data_ptr<double>(),
+                      any ? of_any.mutable_data_ptr<double>() : nullptr,
+                      largest ? of_largest.mutable_data_ptr<double>() : nullptr,
                       peak.mutable_data_ptr<int64_t>()};
   if (batch > 0) run_core([&] { box_curves(job, torch_parallel()); });
-  return {any, largest, peak};
+  return {of_any, of_largest, peak};
 }
 
 }  // namespace
@@ -112,8 +112,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(molt, m) {
       "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("largest_at_cuts(Tensor levels, bool contours, int connectivity) -> (Tensor, Tensor)");
   m.def(
-      "box_curves(Tensor levels, Tensor truths, Tensor offsets, bool contours, bool clip, float extra, float[] empty) "
-      "-> (Tensor, Tensor, Tensor)");
+      "box_curves(Tensor levels, Tensor truths, Tensor offsets, bool contours, bool clip, float extra, float[] empty, "
+      "bool any, bool largest) -> (Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(molt, CPU, m) {

@@ -19,4 +19,6 @@ def box_curves_numpy(
     clip: bool = True,
     extra: float = 1.0,
     empty: Sequence[float] = (0.0, 0.0, 0.0, 0.0),
+    any: bool = True,
+    largest: bool = True,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]: ...

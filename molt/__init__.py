@@ -23,10 +23,10 @@ _HOMES = {
     "refine": "molt._refine",
     "show_config": "molt._backend",
 }
-_ROOMS = ("backbones", "clustering", "data", "methods", "ops")
+_ROOMS = ("backbones", "clustering", "data", "evaluation", "methods", "ops")
 
 if TYPE_CHECKING:
-    from molt import backbones, clustering, data, methods, ops
+    from molt import backbones, clustering, data, evaluation, methods, ops
     from molt._auto_alpha import auto_alpha
     from molt._backend import backend, config, show_config
     from molt._refine import refine
@@ -48,6 +48,7 @@ __all__ = [
     "config",
     "create_model",
     "data",
+    "evaluation",
     "list_models",
     "load_model",
     "methods",

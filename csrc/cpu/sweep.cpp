@@ -65,7 +65,7 @@ void grow_kept(const LevelMap& map, bool diagonal, bool enclosed, std::vector<No
 // The holes of `kept` at every cut, and in `filled` the map with all of them filled: a pixel's level there is the
 // lowest cut at which the dropped pixels connect it to the frame. At each cut the pixels above that are the outermost
 // components without their holes, so that areas add up. False where no cut has a hole; `filled` is then not made.
-bool find_holes(const LevelMap& kept, Space& space) {
+bool find_holes(const LevelMap& kept, Space& space, bool fill) {
   LevelMap& dropped = space.dropped;
   dropped.shape(kept.height, kept.width, kOutside);
   for (int64_t y = 1; y <= kept.height; ++y) {
@@ -85,7 +85,7 @@ bool find_holes(const LevelMap& kept, Space& space) {
   DroppedNodes visitor{space.holes};
   Growth growth(dropped, false, false, true);
   growth.run(visitor);
-  if (space.holes.empty()) return false;
+  if (space.holes.empty() || !fill) return !space.holes.empty();
 
   // A component met the frame where it, or the one it went into, did. Level 255 is never dropped.
   space.closed.assign(growth.components(), kLevels - 1);
@@ -107,14 +107,15 @@ bool find_holes(const LevelMap& kept, Space& space) {
   return true;
 }
 
-// Fills `space` with what is kept, its holes, and the nodes among which the largest is to be found.
-std::vector<Node>& find_nodes(const Sweep& job, int64_t map, Space& space, bool all) {
+// Fills `space` with what is kept and its holes, and returns the nodes among which the largest is to be found; either
+// only where it is asked for.
+std::vector<Node>& find_nodes(const Sweep& job, int64_t map, Space& space, bool all, bool largest) {
   load(job, map, space.kept);
   space.holes.clear();
-  const bool holes = job.contours && find_holes(space.kept, space);
+  const bool holes = job.contours && find_holes(space.kept, space, largest);
   // Without holes the areas add up in what is kept itself.
   if (all || !holes) grow_kept(space.kept, job.diagonal, job.contours && !holes, space.nodes);
-  if (!holes) return space.nodes;
+  if (!holes || !largest) return space.nodes;
   grow_kept(space.filled, true, true, space.outlines);
   return space.outlines;
 }
@@ -156,7 +157,7 @@ class Areas {
 };
 
 std::vector<SweptBox> swept(const Sweep& job, int64_t map, Space& space) {
-  std::vector<Node>& outlines = find_nodes(job, map, space, true);
+  std::vector<Node>& outlines = find_nodes(job, map, space, true, true);
   std::vector<SweptBox> found;
   found.reserve(space.nodes.size() + space.holes.size());
   const auto put = [&](const Node& node, bool hole, double area) {
@@ -267,27 +268,29 @@ class Overlap {
 };
 
 void curves(const BoxCurves& job, int64_t map, Space& space) {
-  const std::vector<Node>& outlines = find_nodes(job.sweep, map, space, true);
+  const std::vector<Node>& outlines =
+      find_nodes(job.sweep, map, space, job.any != nullptr, job.largest != nullptr);
   const Overlap overlap(job, map);
-  Best<double> best(0.0);
-  for (const Node& node : space.nodes) best.put(node.first, node.last, overlap.of(edges(node.grown, false)));
-  for (const Node& node : space.holes) best.put(node.first, node.last, overlap.of(edges(node.grown, true)));
-  const auto& any = best.settle();
-  const auto which = largest_nodes(outlines, job.sweep.contours);
   const double nothing = overlap.of(job.empty[0], job.empty[1], job.empty[2], job.empty[3]);
   int64_t peak = kLevels - 1;
   while (peak > 0 && space.kept.begin[peak] == space.kept.begin[peak + 1]) --peak;
   job.peak[map] = peak;
-  double found = nothing;
-  for (int64_t cut = 0; cut < kCuts; ++cut) {
-    const bool empty = cut >= peak;
-    if (empty) {
-      found = nothing;
-    } else if (cut == 0 || which[cut] != which[cut - 1]) {
-      found = overlap.of(edges(outlines[which[cut]].grown, false));
+  if (job.any != nullptr) {
+    Best<double> best(0.0);
+    for (const Node& node : space.nodes) best.put(node.first, node.last, overlap.of(edges(node.grown, false)));
+    for (const Node& node : space.holes) best.put(node.first, node.last, overlap.of(edges(node.grown, true)));
+    double* any = job.any + map * kCuts;
+    std::copy_n(best.settle().begin(), kCuts, any);
+    std::fill(any + std::min(peak, kCuts), any + kCuts, nothing);
+  }
+  if (job.largest != nullptr) {
+    const auto which = largest_nodes(outlines, job.sweep.contours);
+    double* largest = job.largest + map * kCuts;
+    for (int64_t cut = 0; cut < std::min(peak, kCuts); ++cut) {
+      const bool same = cut > 0 && which[cut] == which[cut - 1];
+      largest[cut] = same ? largest[cut - 1] : overlap.of(edges(outlines[which[cut]].grown, false));
     }
-    job.any[map * kCuts + cut] = empty ? nothing : any[cut];
-    job.largest[map * kCuts + cut] = found;
+    std::fill(largest + std::min(peak, kCuts), largest + kCuts, nothing);
   }
 }
 
@@ -319,7 +322,7 @@ std::vector<std::vector<SweptBox>> sweep_boxes(const Sweep& job, const Parallel&
 void largest_at_cuts(const Sweep& job, float* boxes, double* area, const Parallel& parallel) {
   check(job);
   for_each_map(job.count, parallel, [&](int64_t map, Space& space) {
-    const std::vector<Node>& nodes = find_nodes(job, map, space, false);
+    const std::vector<Node>& nodes = find_nodes(job, map, space, false, true);
     const auto which = largest_nodes(nodes, job.contours);
     for (int64_t cut = 0; cut < kCuts; ++cut) {
       float* box = boxes + 4 * (map * kCuts + cut);

@@ -43,8 +43,8 @@ struct BoxCurves {
   bool clip;               // right and bottom at most width - 1 and height - 1
   double extra;            // added to every side's length
   double empty[4];         // the box of a cut that keeps nothing
-  double* any;             // (count, 255) best IoU of any box with any true box
-  double* largest;         // (count, 255) the same of the largest
+  double* any;             // (count, 255) best IoU of any box with any true box; null where not asked for
+  double* largest;         // (count, 255) the same of the largest; null where not asked for
   int64_t* peak;           // (count) highest level
 };
 

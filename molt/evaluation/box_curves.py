@@ -13,6 +13,7 @@ from torch import Tensor
 
 from molt import _extension
 from molt._backend import Backend, use_native
+from molt.evaluation._inputs import check_boxes, check_choice, check_empty
 from molt.ops import _sweep_reference
 from molt.ops._native import call, register
 from molt.ops.sweep_boxes import CUTS
@@ -28,8 +29,8 @@ class BoxCurves:
     """IoU with the best fitting true box at each cut of 8-bit maps; cut c keeps the pixels above c.
 
     Attributes:
-        any: (B, 255) float64, of the best of all boxes.
-        largest: (B, 255) float64, of the largest component's box.
+        any: (B, 255) float64, of the best of all boxes; (0, 255) where not asked for.
+        largest: (B, 255) float64, of the largest component's box; (0, 255) where not asked for.
         peak: (B,) int64, each map's highest level.
     """
 
@@ -72,6 +73,7 @@ def box_curves(
     clip: bool = True,
     plus_one: bool = True,
     empty: Sequence[float] = (0, 0, 0, 0),
+    which: Literal["both", "any", "largest"] = "both",
     backend: Backend | None = None,
 ) -> BoxCurves:
     """Find every map's boxes at every cut and their IoU with the true boxes, in one pass a map, on the CPU.
@@ -84,6 +86,7 @@ def box_curves(
         clip: right and lower edges at most W - 1 and H - 1 (wsolevaluation).
         plus_one: a side is one pixel longer than its ends are apart.
         empty: the box where a cut keeps nothing, xyxy.
+        which: the curves wanted; one alone takes less time.
         backend: as for :func:`molt.ops.sweep_boxes`.
 
     Raises:
@@ -96,47 +99,22 @@ def box_curves(
         raise ValueError(f"levels: got shape {tuple(levels.shape)}, expected (B, H, W) of at least one pixel")
     if levels.dtype not in (torch.uint8, np.uint8):
         raise TypeError(f"levels: got {levels.dtype}, expected uint8 (to_levels makes them)")
-    if area not in AREAS:
-        raise ValueError(f"area: got {area!r}, expected one of {', '.join(AREAS)}")
-    if len(empty) != 4:
-        raise ValueError(f"empty: got {empty!r}, expected four numbers")
-    truths, offsets = check_boxes(boxes, levels.shape[0])
-    knobs = (area == "contour", bool(clip), float(plus_one), [float(v) for v in empty])
+    check_choice(area, AREAS, "area")
+    own = check_boxes(boxes, levels.shape[0])
+    truths = np.concatenate(own) if own else np.zeros((0, 4))
+    offsets = np.concatenate([[0], np.cumsum([len(rows) for rows in own])]).astype(np.int64)
+    check_choice(which, ("both", "any", "largest"), "which")
+    knobs = (area == "contour", bool(clip), float(plus_one), list(check_empty(empty)))
+    wanted = (which != "largest", which != "any")
     if not use_native("box_curves", torch.device("cpu"), backend):
-        return _reference(levels, truths, offsets, *knobs)
+        return _reference(levels, truths, offsets, *knobs, *wanted)
     if isinstance(levels, np.ndarray):
         module: Any = _extension.CPU.module
-        return BoxCurves(*module.box_curves_numpy(levels, truths, offsets, *knobs))
-    found = call("box_curves", levels.detach().cpu(), torch.from_numpy(truths), torch.from_numpy(offsets), *knobs)
+        return BoxCurves(*module.box_curves_numpy(levels, truths, offsets, *knobs, *wanted))
+    found = call(
+        "box_curves", levels.detach().cpu(), torch.from_numpy(truths), torch.from_numpy(offsets), *knobs, *wanted
+    )
     return BoxCurves(*(value.numpy() for value in found))
-
-
-def check_boxes(
-    boxes: Sequence[ArrayLike | Tensor], count: int, name: str = "boxes"
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Check true boxes, one (n, 4) a map with n at least 1; return them as (M, 4) and (count + 1,) offsets.
-
-    Raises:
-        TypeError: not a sequence of tensors, arrays or lists.
-        ValueError: another number of maps, another shape, no box, NaN or infinite numbers, or corners turned round.
-    """
-    if isinstance(boxes, str | bytes) or not isinstance(boxes, Sequence | np.ndarray | Tensor):
-        raise TypeError(f"{name}: got {type(boxes).__name__}, expected a list with (n, 4) boxes of each map")
-    if len(boxes) != count:
-        raise ValueError(f"{name}: got those of {len(boxes)} maps, expected those of {count}")
-    rows = []
-    for index, own in enumerate(boxes):
-        try:
-            values = np.asarray(own.detach().cpu() if isinstance(own, Tensor) else own, dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            raise TypeError(f"{name}[{index}]: got {own!r}, expected (n, 4) numbers") from error
-        if values.ndim != 2 or values.shape[1] != 4 or len(values) == 0:
-            raise ValueError(f"{name}[{index}]: got shape {values.shape}, expected (n, 4) with at least one box")
-        if not np.isfinite(values).all() or (values[:, 2:] < values[:, :2]).any():
-            raise ValueError(f"{name}[{index}]: got {values.tolist()}, expected finite x0 <= x1, y0 <= y1")
-        rows.append(values)
-    offsets = np.concatenate([[0], np.cumsum([len(values) for values in rows], dtype=np.int64)]).astype(np.int64)
-    return np.concatenate(rows) if rows else np.zeros((0, 4)), offsets
 
 
 def _reference(
@@ -147,6 +125,8 @@ def _reference(
     clip: bool,
     extra: float,
     empty: list[float],
+    any_box: bool,
+    largest: bool,
 ) -> BoxCurves:
     """The same from the plain sweep, box by box."""
     values = torch.as_tensor(levels).cpu()
@@ -175,7 +155,7 @@ def _reference(
         at_largest[index] = fit(np.minimum(biggest[index], edge), index)
         nothing = fit(np.array([empty]), index)
         at_any[index, peak[index] :] = at_largest[index, peak[index] :] = nothing
-    return BoxCurves(at_any, at_largest, peak)
+    return BoxCurves(at_any if any_box else at_any[:0], at_largest if largest else at_largest[:0], peak)
 
 
 def _fake(
@@ -186,8 +166,11 @@ def _fake(
     clip: bool,
     extra: float,
     empty: list[float],
+    any_box: bool,
+    largest: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    curves = [levels.new_empty((levels.shape[0], CUTS), dtype=torch.float64) for _ in range(2)]
+    batch = levels.shape[0]
+    curves = [levels.new_empty((batch if own else 0, CUTS), dtype=torch.float64) for own in (any_box, largest)]
     return curves[0], curves[1], levels.new_empty(levels.shape[0], dtype=torch.int64)
 
 
