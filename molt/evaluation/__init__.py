@@ -1,0 +1,1 @@
+"""Scores of localization: boxes and maps against the truth."""
