@@ -11,6 +11,7 @@ import typer
 from molt import __version__
 from molt.cli.benchmark import benchmark
 from molt.cli.demo import demo
+from molt.cli.evaluate import evaluate
 from molt.cli.fit_clusters import fit_clusters
 from molt.cli.info import info
 from molt.cli.localize import localize
@@ -31,6 +32,7 @@ app.command()(localize)
 app.command()(demo)
 app.command()(info)
 app.command()(benchmark)
+app.command()(evaluate)
 app.command("fit-clusters")(fit_clusters)
 
 

@@ -6,7 +6,7 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,7 +86,7 @@ class Spool:
         for name, values in arrays.items():
             kept = self._arrays[f"{name}.npy"]
             kept[where] = values
-            kept.flush()
+            cast("np.memmap", kept).flush()
         # A photo is done once its line is complete, so this comes last.
         with (self.folder / DONE).open("a", encoding="utf-8", newline="\n") as file:
             file.write("".join(json.dumps(row) + "\n" for row in rows))
@@ -181,14 +181,14 @@ def open_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> NDArray:
     return _open(path, np.dtype(dtype), shape, "r")
 
 
-def _open(path: Path, dtype: np.dtype, shape: tuple[int, ...], mode: Any) -> Any:
+def _open(path: Path, dtype: np.dtype, shape: tuple[int, ...], mode: Any) -> NDArray:
     try:
         found: Any = np.load(path, mmap_mode=mode, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise RunError(f"{path}: cannot be read ({' '.join(str(error).split())}), expected what a run wrote") from error
     if not isinstance(found, np.ndarray) or found.dtype != dtype or found.shape != shape:
         raise RunError(f"{path}: does not fit its run, expected {dtype} of shape {shape}")
-    return found
+    return cast("NDArray", found)
 
 
 def _check_ours(folder: Path) -> None:

@@ -30,7 +30,7 @@ from molt.evaluation._spool import (
 from molt.evaluation.box_curves import box_curves, to_levels
 from molt.evaluation.maps import MapError, Normalize, Resize, prepare
 from molt.evaluation.scores import Curves, pixel_histogram, thresholds
-from molt.evaluation.summary import final_rows, summarize
+from molt.evaluation.summary import final_rows, scaled, summarize
 from molt.ops.sweep_boxes import largest_at_cuts
 
 FORMAT = 1
@@ -302,19 +302,12 @@ def _curves_of(maps: NDArray[np.float32], rows: list[dict[str, Any]], settings: 
     # Without the photo's size its true boxes have no place on the map, and it counts as missed.
     some = [i for i, row in enumerate(rows) if row["truth"] and row["width"]]
     if some:
-        truth = [scaled(rows[i], settings) for i in some]
+        truth = [scaled(rows[i], settings.size, truncate=settings.truncate) for i in some]
         found = box_curves(levels[some], truth, area=settings.area, clip=settings.clip, plus_one=settings.plus_one)
         curves[some] = np.stack([np.asarray(found.any), np.asarray(found.largest)], 1)
         where, _ = largest_at_cuts(torch.from_numpy(levels[some])[:, None], contours=settings.area == "contour")
         boxes[some] = where[:, 0].numpy().astype(np.int16)
     return {"curves": curves, "boxes": boxes}
-
-
-def scaled(row: Mapping[str, Any], settings: Settings) -> NDArray[np.float64]:
-    """Return a photo's true boxes, (n, 4), on the square where they are compared."""
-    sides = np.array([row["width"], row["height"]] * 2, np.float64)
-    boxes = np.asarray(row["truth"], np.float64) * settings.size / sides
-    return np.trunc(boxes) if settings.truncate else boxes
 
 
 def _pixels(sample: Sample, row: dict[str, Any], scores: NDArray[np.float32], grid: NDArray) -> NDArray[np.uint32]:

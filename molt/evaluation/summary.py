@@ -71,8 +71,6 @@ def final_rows(
     rows: Rows, curves: Curves, boxes: NDArray[np.int16], settings: Settings, info: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """Return the rows with what depends on the best thresholds: iou, iou_v2, box and error."""
-    from molt.evaluation.runs import scaled
-
     finished = [dict(row) | {"iou": None, "iou_v2": {}, "box": None, "error": None} for row in rows]
     if not info["by_iou"]:
         return finished
@@ -91,11 +89,40 @@ def final_rows(
         if row["width"]:
             back = np.array([row["width"], row["height"]] * 2) / settings.size
             row["box"] = np.round(box * back, 2).tolist() if there else None
-            truth = scaled(row, settings)
+            truth = scaled(row, settings.size, truncate=settings.truncate)
             row["error"] = error_kind(box.tolist() if there else None, truth, ious[i], settings.plus_one)
         else:
             row["error"] = "wrong"
     return finished
+
+
+def scaled(row: Mapping[str, Any], size: int, *, truncate: bool) -> NDArray[np.float64]:
+    """Return a photo's true boxes, (n, 4), on the square of ``size`` pixels where they are compared."""
+    sides = np.array([row["width"], row["height"]] * 2, np.float64)
+    boxes = np.asarray(row["truth"], np.float64) * size / sides
+    return np.trunc(boxes) if truncate else boxes
+
+
+def protocol_line(info: Mapping[str, Any]) -> str:
+    """Return how a run was scored, in one line: every knob that differs between papers."""
+    said = info["protocol"]
+    method = info["method"]
+    ious = ", ".join(f"{iou:g}" for iou in said["ious"])
+    parts = [
+        f"{said['size']} px",
+        f"maps {said['resize']} resized, normalised {said['normalize']}",
+        f"{said['thresholds']} thresholds of each map's maximum, one best for all photos, chosen on these photos",
+        f"MaxBoxAcc: largest contour by {said['area']} area, IoU >= {V1_IOU:g}; V2: any contour, IoU >= {ious}",
+        f"true boxes {'cut to whole pixels' if said['truncate'] else 'not rounded'}",
+        f"boxes {'clipped to the last pixel' if said['clip'] else 'not clipped'}",
+        f"widths {'with' if said['plus_one'] else 'without'} + 1",
+    ]
+    if "gt_map" in method:
+        parts.append(f"map of: {method['gt_map']}")
+    if "missing" in method:
+        parts.append(f"missing maps: {method['missing']}")
+    parts.append(f"95 % intervals: {said['draws']} bootstrap draws of the photos, seed {said['seed']}")
+    return "; ".join(parts)
 
 
 def _score(value: float, drawn: NDArray[np.float64], photos: int) -> dict[str, Any]:
