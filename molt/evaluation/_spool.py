@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -112,8 +112,9 @@ class Spool:
         there = read_json(path)
         wanted = json.loads(json.dumps(settings))
         if there != wanted:
-            other = [key for key in sorted({*there, *wanted}) if there.get(key) != wanted.get(key)]
-            said = "; ".join(f"{key} {_short(there.get(key))} there, {_short(wanted.get(key))} now" for key in other)
+            said = "; ".join(
+                f"{key} {_short(old)} there, {_short(new)} now" for key, old, new in _changes(there, wanted)
+            )
             raise RunError(f"{self.folder}: holds a run with other settings ({said}); --restart throws it away")
         return True
 
@@ -195,6 +196,16 @@ def _check_ours(folder: Path) -> None:
     """Refuse a folder that holds files but no run."""
     if any(folder.iterdir()) and not ((folder / STATE).is_file() or (folder / ARRAYS[0]).is_file()):
         raise RunError(f"{folder}: holds other files, expected a new or empty folder, or one of an earlier run")
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Yield what differs between two objects, with where it is and both values."""
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from ((f"{key}.{inner}", *values) for inner, *values in _changes(a, b))
+        elif a != b:
+            yield key, a, b
 
 
 def _short(value: object) -> str:

@@ -204,5 +204,5 @@ def _draw(
     x1, y1 = max(x0, x1), max(y0, y1)
     draw = PIL.ImageDraw.Draw(picture)
     # A dark rim keeps the line visible on any ground.
-    draw.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline="black", width=4)
-    draw.rectangle((x0, y0, x1, y1), outline=colour, width=2)
+    draw.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline="black", width=5)
+    draw.rectangle((x0, y0, x1, y1), outline=colour, width=3)

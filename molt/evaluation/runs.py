@@ -192,17 +192,26 @@ def evaluate(
     if not data.samples:
         raise ValueError("data must hold at least one photo, got none")
     masked = any(sample.masks for sample in data.samples)
-    about = {"name": "maps"} | dict(method or {})
-    said = {"format": FORMAT, "molt": molt.__version__, "method": about, "protocol": settings.to_json()}
-    said |= {"data": _about(data), "photos": _digest(data)}
+    said: dict[str, Any] = {
+        "format": FORMAT,
+        "molt": molt.__version__,
+        "method": {"name": "maps"} | dict(method or {}),
+        "protocol": settings.to_json(),
+        "data": _about(data),
+        "photos": _digest(data),
+    }
+    # What only the figures depend on may change: they are computed anew from the curves.
+    late = {"draws", "seed", "ious"} | (set() if masked else {"thresholds"})
+    state = said | {"protocol": {key: value for key, value in said["protocol"].items() if key not in late}}
     bins = settings.thresholds + 1 if masked else 0
-    spool = Spool(None if out is None else Path(out), len(data), bins, said, restart=restart)
+    spool = Spool(None if out is None else Path(out), len(data), bins, state, restart=restart)
     if (spool.folder / RUN).exists():
         if spool.done != len(data):
             raise RunError(f"{spool.folder}: its files do not fit each other; --restart throws it away")
-        if step is not None:
-            step(len(data))
-        return Run.load(spool.folder)
+        if read_json(spool.folder / RUN).get("protocol") == said["protocol"]:
+            if step is not None:
+                step(len(data))
+            return Run.load(spool.folder)
 
     grid = thresholds(settings.thresholds)
     if step is not None:
