@@ -1,4 +1,4 @@
-"""From maps to scores: against wsolevaluation's rules spelled out, in batches, interrupted, and when things are wrong."""
+"""From maps to scores: against wsolevaluation's rules spelled out, in batches, interrupted, with things wrong."""
 
 from __future__ import annotations
 
@@ -354,7 +354,7 @@ def test_a_broken_mask_leaves_its_photo_out_and_is_named(tmp_path: Path) -> None
     data.samples[1].masks[0].write_bytes(b"broken")
     run = evaluate(data, by_name(blobs(3)), SMALL)
     assert run.info["scores"]["pxap"]["photos"] == 2
-    assert [problem["file"] for problem in run.info["problems"]["listed"]][0] == "1.jpg"
+    assert run.info["problems"]["listed"][0]["file"] == "1.jpg"
 
 
 def test_histogram_and_precision_of_few_pixels() -> None:

@@ -49,17 +49,19 @@ class Spool:
         if self.folder.exists() and not self.folder.is_dir():
             raise RunError(f"{self.folder}: is a file, expected a folder")
         self.folder.mkdir(parents=True, exist_ok=True)
+        _check_ours(self.folder)
         if restart:
-            _check_ours(self.folder)
+            # The state stays until it is replaced: it says whose folder this is.
             for name in FILES:
-                (self.folder / name).unlink(missing_ok=True)
+                if name != STATE:
+                    (self.folder / name).unlink(missing_ok=True)
         shapes: dict[str, tuple[np.dtype, tuple[int, ...]]] = {
             "curves.npy": (np.dtype(np.float32), (photos, 2, 255)),
             "boxes.npy": (np.dtype(np.int16), (photos, 255, 4)),
         }
         if bins:
             shapes["pixels.npy"] = (np.dtype(np.uint32), (photos, 2, bins))
-        begun = self._begun(settings)
+        begun = not restart and self._begun(settings)
         if not begun:
             # The arrays first: the state says that they are there.
             for name, (dtype, shape) in shapes.items():
@@ -107,7 +109,6 @@ class Spool:
         """Return whether a run with these settings was begun here."""
         path = self.folder / STATE
         if not path.exists():
-            _check_ours(self.folder)
             return False
         there = read_json(path)
         wanted = json.loads(json.dumps(settings))
