@@ -263,6 +263,7 @@ def test_classes_the_network_lacks_need_a_map(tmp_path: Path, fake: type[FakeLoc
     known = imagenet_names()
     with pytest.raises(ValueError, match="3 of the set's 5 classes .6 photos.*--class-map"):
         provider(Wanted("default"), data)
+    assert fake.made == [], "told before the networks are loaded"
     table = tmp_path / "map.csv"
     table.write_text("hen,8\ngosling,goose\nn02124075,tabby, tabby cat\n12,object\nbeyond,4000\n")
     found, problems = network_classes(data, known, table)

@@ -250,7 +250,7 @@ def test_bad_maps_count_as_zeros_and_are_named() -> None:
     data, maps = photos(6), blobs(6)
     good = evaluate(data, by_name(maps), SMALL)
     bad: list[Any] = [*maps]
-    bad[1], bad[2], bad[4] = np.full((3, 3), np.nan), OSError("4.jpg: is gone"), np.zeros((2, 2), np.int64)
+    bad[1], bad[2], bad[4] = np.full((3, 3), np.nan), KeyError("gone"), np.zeros((2, 2), np.int64)
     run = evaluate(data, by_name(bad), SMALL, problems=[Problem(Path("x.npy"), None, "a stray", "none")])
     assert run.info["problems"]["count"] == 4
     assert [problem["file"] for problem in run.info["problems"]["listed"]] == ["x.npy", "1.jpg", "2.jpg", "4.jpg"]

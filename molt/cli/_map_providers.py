@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from molt.classes import OBJECT, find_class
+from molt.classes import OBJECT, find_class, imagenet_names
 from molt.data.annotations import LocalizationSet, Problem, Sample
 from molt.data.images import PhotoError, read_photo
 from molt.evaluation.maps import MapError, Missing, Normalize, StoredMaps
@@ -102,16 +102,18 @@ def provider(wanted: Wanted, data: LocalizationSet) -> Provider:
 
     weights = "weak" if name in ("weak", "cam", "layercam") else "default"
     method = name if name in METHODS else "seeded"
+    classes: dict[int, int] | None = None
+    problems: list[Problem] = []
+    if wanted.gt_map == "label" and method == "seeded":  # told before its networks are loaded
+        classes, problems = network_classes(data, imagenet_names(), wanted.class_map)
     loc = molt.localizer.Localizer(
         method, weights, device=wanted.device, source=wanted.source, checkpoint=wanted.checkpoint
     )
-    classes: dict[int, int] | None = None
-    problems: list[Problem] = []
-    if wanted.gt_map == "label":
+    if wanted.gt_map == "label" and classes is None:
         classes, problems = network_classes(data, loc.method.class_names, wanted.class_map)
     about: dict[str, Any] = {"name": name, "gt_map": wanted.gt_map, "weights": [info.to_json() for info in loc.weights]}
     if classes is not None:
-        about["classes"] = {data.classes[label]: index for label, index in sorted(classes.items())}
+        about["classes"] = {str(label): index for label, index in sorted(classes.items())}
     if wanted.checkpoint is not None:
         about["checkpoint"] = str(wanted.checkpoint)
     see = {"cam": _cam, "layercam": _layer_cam(loc, explainer)}.get(name, _refined)
@@ -287,7 +289,5 @@ def _read_class_map(path: Path) -> dict[str, str]:
 def _wordnet_ids(known: tuple[str, ...]) -> dict[str, int]:
     """Return ImageNet's WordNet ids by number where these are the network's classes."""
     from timm.data.imagenet_info import ImageNetInfo
-
-    from molt.classes import imagenet_names
 
     return {} if known != imagenet_names() else {name: i for i, name in enumerate(ImageNetInfo().label_names())}

@@ -220,12 +220,15 @@ def evaluate(
         rows, scored = [], np.zeros((len(samples), settings.size, settings.size), np.float32)
         for i, (sample, values) in enumerate(zip(samples, found, strict=True)):
             row, trouble = _row(sample, data), []
-            try:
-                if isinstance(values, Exception):
-                    raise values
-                scored[i] = prepare(_array(values), settings.size, resize=settings.resize, normalize=settings.normalize)
-            except (MapError, ValueError, OSError, RuntimeError) as error:
-                trouble.append(_trouble(error))
+            if isinstance(values, Exception):
+                trouble.append(_trouble(values))
+            else:
+                try:
+                    scored[i] = prepare(
+                        _array(values), settings.size, resize=settings.resize, normalize=settings.normalize
+                    )
+                except MapError as error:
+                    trouble.append(_trouble(error))
             if save is not None and not trouble:
                 save(sample, scored[i])
             _measure(sample, row, trouble)

@@ -43,20 +43,16 @@ def summarize(
     boxed = np.array([i for i, row in enumerate(rows) if row["truth"]], np.int64)
     found: dict[str, Any] = {"scores": {}, "by_iou": [], "curves": {}, "classes": [], "sizes": []}
     if len(boxed):
-        some = curves.take(boxed)
+        some = curves if len(boxed) == len(rows) else curves.take(boxed)
         weights = redraw(len(boxed), settings.draws, settings.seed)
         drawn = scores(some, grid, settings.ious, weights)
         for name, values in scores(some, grid, settings.ious).items():
             found["scores"][name] = _score(values[0], drawn[name], len(boxed))
         found |= _by_threshold(some, grid, settings, weights)
-        best = _best(found)
         picked = [rows[i] for i in boxed]
-        labels = np.array([row["label"] for row in picked])
-        for label in np.unique(labels):
-            name = str(picked[int(np.flatnonzero(labels == label)[0])]["class"])
-            entry = {"label": int(label), "name": name}
-            found["classes"].append(entry | _part(some.take(labels == label), settings, best))
-        found["sizes"] = _sizes(picked, some, settings, best)
+        figures = _each(some, settings, _best(found))
+        found["classes"] = _classes(picked, figures)
+        found["sizes"] = _sizes(picked, figures)
     masked = np.array([i for i, row in enumerate(rows) if row["masks"]], np.int64)
     if curves.pixels is not None and len(masked):
         pixels = curves.pixels[masked]
@@ -149,21 +145,38 @@ def _best(info: Mapping[str, Any]) -> dict[Any, float]:
     return {"v1" if entry["kind"] == "v1" else entry["iou"]: entry["threshold"] for entry in info["by_iou"]}
 
 
-def _part(curves: Curves, settings: Settings, best: Mapping[Any, float]) -> dict[str, Any]:
-    """Return the figures of some photos at given thresholds."""
+def _each(curves: Curves, settings: Settings, best: Mapping[Any, float]) -> dict[str, NDArray[np.float64]]:
+    """Return each photo's part, (n,), of every figure at given thresholds."""
     largest = at_threshold(curves.largest, curves.peak, best["v1"])
-    v2 = [
-        at_threshold(curves.any, curves.peak, best[iou]).astype(np.float32) >= np.float32(iou) for iou in settings.ious
-    ]
+    reached = [_reached(at_threshold(curves.any, curves.peak, best[iou]), iou) for iou in settings.ious]
     return {
-        "photos": len(curves),
-        "max_box_acc": float((largest.astype(np.float32) >= np.float32(V1_IOU)).mean()),
-        "max_box_acc_v2": float(np.mean(v2)),
-        "mean_iou": float(largest.mean()),
+        "max_box_acc": _reached(largest, V1_IOU),
+        "max_box_acc_v2": np.mean(reached, 0),
+        "mean_iou": largest,
     }
 
 
-def _sizes(rows: Rows, curves: Curves, settings: Settings, best: Mapping[Any, float]) -> list[dict[str, Any]]:
+def _reached(values: NDArray[np.float64], iou: float) -> NDArray[np.float64]:
+    return (values.astype(np.float32) >= np.float32(iou)).astype(np.float64)
+
+
+def _part(figures: Mapping[str, NDArray[np.float64]], inside: NDArray) -> dict[str, Any]:
+    """Return the means of the figures over some photos, by index."""
+    return {"photos": len(inside)} | {name: float(values[inside].mean()) for name, values in figures.items()}
+
+
+def _classes(rows: Rows, figures: Mapping[str, NDArray[np.float64]]) -> list[dict[str, Any]]:
+    """Return the figures of each class, by label."""
+    places: dict[int, list[int]] = defaultdict(list)
+    for i, row in enumerate(rows):
+        places[int(row["label"])].append(i)
+    return [
+        {"label": label, "name": str(rows[inside[0]]["class"])} | _part(figures, np.array(inside))
+        for label, inside in sorted(places.items())
+    ]
+
+
+def _sizes(rows: Rows, figures: Mapping[str, NDArray[np.float64]]) -> list[dict[str, Any]]:
     """Return the figures by tercile of the largest true box's share of the photo."""
     known = np.array([i for i, row in enumerate(rows) if row["size_share"] is not None], np.int64)
     if not len(known):
@@ -175,7 +188,7 @@ def _sizes(rows: Rows, curves: Curves, settings: Settings, best: Mapping[Any, fl
         inside = group == number
         if inside.any():
             limits = {"least": float(shares[inside].min()), "most": float(shares[inside].max())}
-            found.append({"name": name} | limits | _part(curves.take(known[inside]), settings, best))
+            found.append({"name": name} | limits | _part(figures, known[inside]))
     return found
 
 
