@@ -87,6 +87,16 @@ def test_other_protocols_are_told() -> None:
     assert [(e["run"], e["against"]) for e in found["differences"]][:2] == [("b", "a"), ("c", "a")]
 
 
+def test_the_class_of_the_maps_is_part_of_the_protocol() -> None:
+    runs = [made("a", [0.5]), made("b", [0.5]), made("box", [0.5])]
+    for run, gt_map in zip(runs, ("label", "top1", None), strict=True):
+        run.info["method"]["gt_map"] = gt_map
+    runs[1].info["protocol"]["draws"] = 7
+    found = compare(runs, draws=5)["protocol"]
+    assert found == [{"setting": "gt_map", "values": {"a": "label", "b": "top1", "box": None}}]
+    assert compare([runs[0], runs[2]], draws=5)["protocol"] == []
+
+
 def test_pixel_precision_is_compared_where_all_have_it() -> None:
     one, two = made("a", list(BASE[:20]), pixels=True), made("b", list(BASE[:20] / 2), pixels=True)
     found = compare([one, two], draws=30)

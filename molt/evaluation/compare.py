@@ -123,11 +123,15 @@ def _unshared(
 
 
 def _protocols(runs: Sequence[Run], called: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the settings that differ, with each run's."""
-    all_of = [run.info["protocol"] for run in runs]
-    keys = sorted({key for one in all_of for key in one})
-    return [
-        {"setting": key, "values": dict(zip(called, (one.get(key) for one in all_of), strict=True))}
-        for key in keys
-        if any(one.get(key) != all_of[0].get(key) for one in all_of)
+    """Return the settings that differ, with each run's; the class of the maps only among runs that have one."""
+    all_of = [
+        {key: value for key, value in run.info["protocol"].items() if key not in ("draws", "seed")}
+        | {key: run.info["method"].get(key) for key in ("gt_map", "missing")}
+        for run in runs
     ]
+    found = []
+    for key in sorted({key for one in all_of for key in one}):
+        values = [one.get(key) for one in all_of]
+        if len({str(value) for value in values if value is not None}) > 1:
+            found.append({"setting": key, "values": dict(zip(called, values, strict=True))})
+    return found
