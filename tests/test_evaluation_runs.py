@@ -405,3 +405,25 @@ def test_an_iou_that_is_just_reached_counts(iou: float) -> None:
 )
 def test_error_kinds(box: list[float] | None, truth: list[list[float]], iou: float, kind: str) -> None:
     assert error_kind(box, np.array(truth, float), iou) == kind
+
+
+def test_scores_are_those_of_the_metrics(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    v = pytest.importorskip("molt.evaluation.max_box_acc")
+    p = pytest.importorskip("molt.evaluation.pixel_precision")
+    from molt.evaluation.maps import prepare
+    from molt.evaluation.summary import scaled
+
+    data, maps = photos(20), blobs(20)
+    run = evaluate(data, by_name(maps), SMALL)
+    ready = torch.from_numpy(np.stack([prepare(values, 24) for values in maps]))
+    truth = [scaled(row, 24, truncate=True) for row in run.rows]
+    for version, name in (("v1", "max_box_acc"), ("v2", "max_box_acc_v2")):
+        metric = v.MaxBoxAcc(version, 50, bootstrap=0)
+        metric.update(ready, truth)
+        assert metric.compute()["score"] == pytest.approx(100 * run.info["scores"][name]["value"])
+    data = masked(tmp_path, 6)
+    run = evaluate(data, by_name(maps), SMALL)
+    metric = p.PxAP(50, bootstrap=0)
+    metric.update(ready[:6], torch.from_numpy(np.stack([read_masks(sample, 24) for sample in data.samples])))
+    assert metric.compute()["score"] == pytest.approx(100 * run.info["scores"]["pxap"]["value"])
