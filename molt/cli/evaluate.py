@@ -160,7 +160,7 @@ def _read(
 
     from molt.data.reading import read_set
 
-    options = {"split": split, "photos": photos, "masks": masks}
+    options: dict[str, Any] = {"split": split, "photos": photos, "masks": masks}
     data: LocalizationSet = read_set(
         path, kind=cast("Any", kind), **{k: v for k, v in options.items() if v is not None}
     )
