@@ -12,6 +12,7 @@ from molt import __version__
 from molt.cli.benchmark import benchmark
 from molt.cli.data import data
 from molt.cli.demo import demo
+from molt.cli.evaluate import evaluate
 from molt.cli.fit_clusters import fit_clusters
 from molt.cli.info import info
 from molt.cli.localize import localize
@@ -32,6 +33,7 @@ app.command()(localize)
 app.command()(demo)
 app.command()(info)
 app.command()(benchmark)
+app.command()(evaluate)
 app.command("fit-clusters")(fit_clusters)
 app.add_typer(data)
 

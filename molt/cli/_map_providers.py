@@ -1,0 +1,293 @@
+"""Where the maps of `molt evaluate` come from: a method of molt, a baseline, or a folder."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from molt.classes import OBJECT, find_class, imagenet_names
+from molt.data.annotations import LocalizationSet, Problem, Sample
+from molt.data.images import PhotoError, read_photo
+from molt.evaluation.maps import MapError, Missing, Normalize, StoredMaps
+
+if TYPE_CHECKING:
+    from molt.localizer import Localizer
+
+CENTRE = 0.7  # of each side
+GT_MAPS = ("label", "top1", "agnostic")
+BASELINES = ("centre", "full", "cam", "layercam")
+Map = NDArray | Exception
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked for.
+
+    Attributes:
+        method: ``default``, ``weak``, a method's name, ``cam``, ``layercam``, ``centre``, ``full`` or ``maps:FOLDER``.
+        gt_map: whose map counts: ``"label"``, the photo's class; ``"top1"``, the likeliest; ``"agnostic"``, none's.
+        class_map: CSV of class name and network class, or None.
+        missing: see :class:`molt.evaluation.maps.StoredMaps`.
+        size: side of the square the maps are compared on.
+        device: ``"cpu"``, ``"cuda"``... or None.
+        source: where weights come from.
+        checkpoint: of a trained model.
+    """
+
+    method: str
+    gt_map: str = "label"
+    class_map: Path | None = None
+    missing: Missing = "stop"
+    size: int = 224
+    device: str | None = None
+    source: str = "auto"
+    checkpoint: Path | None = None
+
+
+@dataclass(frozen=True)
+class Provider:
+    """Maps of photos, and what to say of them.
+
+    Attributes:
+        maps: gives one map, or exception, a sample.
+        about: plain values for the run: name, weights...
+        normalize: what must be done with them, or None where the user may choose.
+        problems: found before the first photo.
+    """
+
+    maps: Callable[[Sequence[Sample]], Iterator[Map]]
+    about: dict[str, Any]
+    normalize: Normalize | None = None
+    problems: tuple[Problem, ...] = field(default=())
+
+
+def provider(wanted: Wanted, data: LocalizationSet) -> Provider:
+    """Return what gives the maps asked for; a network is loaded now, and what cannot work is told now.
+
+    Raises:
+        ValueError: an unknown method or option, or classes the network does not know.
+        ImportError: a package that the method needs.
+        FileNotFoundError: weights that are nowhere to be had.
+    """
+    from molt.methods import METHODS
+
+    name = wanted.method
+    if name.startswith("maps:"):
+        stored = StoredMaps(name.removeprefix("maps:"), data.samples, missing=wanted.missing)
+        return Provider(stored, {"name": name, "missing": wanted.missing, "weights": []}, None, stored.problems)
+    if name in ("centre", "full"):
+        return Provider(_box_maps(name, wanted.size), {"name": name, "weights": []}, "none")
+    known = ("default", "weak", *METHODS, *BASELINES, "maps:FOLDER")
+    if name not in known:
+        raise ValueError(f"--method {name}: expected {', '.join(known)}")
+    if wanted.gt_map not in GT_MAPS:
+        raise ValueError(f"--gt-map {wanted.gt_map}: expected {', '.join(GT_MAPS)}")
+    if wanted.class_map is not None and wanted.gt_map != "label":
+        raise ValueError(f"--class-map: goes with --gt-map label only, got {wanted.gt_map}")
+    explainer = _layer_cam_class() if name == "layercam" else None
+    if explainer is not None and wanted.gt_map == "agnostic":
+        raise ValueError("--gt-map agnostic: layercam needs a class, expected label or top1")
+
+    import molt.localizer
+
+    weights = "weak" if name in ("weak", "cam", "layercam") else "default"
+    method = name if name in METHODS else "seeded"
+    classes: dict[int, int] | None = None
+    problems: list[Problem] = []
+    if wanted.gt_map == "label" and method == "seeded":  # told before its networks are loaded
+        classes, problems = network_classes(data, imagenet_names(), wanted.class_map)
+    loc = molt.localizer.Localizer(
+        method, weights, device=wanted.device, source=wanted.source, checkpoint=wanted.checkpoint
+    )
+    if wanted.gt_map == "label" and classes is None:
+        classes, problems = network_classes(data, loc.method.class_names, wanted.class_map)
+    about: dict[str, Any] = {"name": name, "gt_map": wanted.gt_map, "weights": [info.to_json() for info in loc.weights]}
+    if classes is not None:
+        about["classes"] = {str(label): index for label, index in sorted(classes.items())}
+    if wanted.checkpoint is not None:
+        about["checkpoint"] = str(wanted.checkpoint)
+    see = {"cam": _cam, "layercam": _layer_cam(loc, explainer)}.get(name, _refined)
+    return Provider(_Network(loc, see, classes, agnostic=wanted.gt_map == "agnostic"), about, None, tuple(problems))
+
+
+def network_classes(
+    data: LocalizationSet, known: tuple[str, ...], class_map: Path | None
+) -> tuple[dict[int, int], list[Problem]]:
+    """Return the network's class index, -1 for 'object', by label of the set, and labels that have none.
+
+    Without a file a class is found by name, by WordNet id where the network knows ImageNet's classes, or by its number
+    where the set has as many classes as the network. A class in the file that the network lacks is a problem, and its
+    photos count as missed.
+
+    Raises:
+        ValueError: classes that are not the network's, or a file that does not hold.
+    """
+    used = Counter(sample.label for sample in data.samples)
+    said = {} if class_map is None else _read_class_map(class_map)
+    numbers = len(data.classes) == len(known)
+    ids = _wordnet_ids(known)
+    found: dict[int, int] = {}
+    wrong: list[tuple[int, str]] = []
+    for label in sorted(used):
+        name = data.classes[label] if 0 <= label < len(data.classes) else str(label)
+        text = said.get(name, None if class_map is not None else name)
+        try:
+            if text is None:
+                raise ValueError(f"class {name!r} is not in {class_map}")
+            if class_map is None and text in ids:
+                found[label] = ids[text]
+            elif class_map is None and not numbers and text.removeprefix("-").isdecimal():
+                raise ValueError(f"class {text!r} is a number, and the set has {len(data.classes)} classes")
+            else:
+                found[label] = find_class(text, known)
+        except ValueError as error:
+            wrong.append((label, f"{name}: {error}"))
+    if wrong and (class_map is None or any("is not in" in text for _, text in wrong)):
+        listed = "; ".join(text for _, text in wrong[:3]) + ("; ..." if len(wrong) > 3 else "")
+        photos = sum(used[label] for label, _ in wrong)
+        raise ValueError(
+            f"{len(wrong)} of the set's {len(used)} classes ({photos} photos) are not among the network's "
+            f"{len(known)}: {listed}. Say which are meant with --class-map FILE (lines: class name, network class name "
+            "or index, or object), or take --gt-map top1 or agnostic"
+        )
+    expected = f"a class of the network, 0 to {len(known) - 1}; its photos count as missed"
+    return found, [
+        Problem(class_map or Path(data.name), None, f"{text} ({used[label]} photos)", expected) for label, text in wrong
+    ]
+
+
+class _Network:
+    """Maps of a network: reads the photos of a batch, and asks for each photo's class."""
+
+    def __init__(
+        self,
+        loc: Localizer,
+        see: Callable[[Localizer, Tensor, Tensor | None], Tensor],
+        classes: dict[int, int] | None,
+        *,
+        agnostic: bool,
+    ) -> None:
+        self.loc, self.see, self.classes, self.agnostic = loc, see, classes, agnostic
+
+    def __call__(self, samples: Sequence[Sample]) -> Iterator[Map]:
+        """Yield a map, or why there is none, of each sample."""
+        found: list[Map | None] = []
+        pixels, wanted = [], []
+        for sample in samples:
+            try:
+                index = OBJECT if self.classes is None else self.classes.get(sample.label)
+                if index is None:
+                    raise MapError(f"the network has no class for label {sample.label}", "a class of the network")
+                pixels.append(read_photo(sample.path, self.loc.method.size).pixels)
+                wanted.append(index)
+                found.append(None)
+            except (PhotoError, OSError, MapError) as error:
+                found.append(error)
+        chosen = torch.tensor(wanted, dtype=torch.int64)[:, None] if self.classes is not None or self.agnostic else None
+        maps = iter(self._seen(pixels, chosen))
+        for entry in found:
+            yield next(maps) if entry is None else entry
+
+    def _seen(self, pixels: list[Tensor], wanted: Tensor | None) -> list[Map]:
+        if not pixels:
+            return []
+        wanted = None if wanted is None else wanted.to(self.loc.device)
+        seen = self.see(self.loc, torch.stack(pixels).to(self.loc.device), wanted)
+        return [values.numpy() for values in seen[:, 0].detach().float().cpu()]
+
+
+def _refined(loc: Localizer, images: Tensor, wanted: Tensor | None) -> Tensor:
+    return loc._maps(images, wanted).refined
+
+
+@torch.inference_mode()
+def _cam(loc: Localizer, images: Tensor, wanted: Tensor | None) -> Tensor:
+    cam: Tensor = loc.method(images, wanted, 1, loc._stage).cam
+    return cam
+
+
+def _layer_cam_class() -> Any:
+    try:
+        return importlib.import_module("pytorch_grad_cam").LayerCAM
+    except ImportError as error:
+        raise ImportError("--method layercam needs the package grad-cam: pip install grad-cam") from error
+
+
+def _layer_cam(loc: Localizer, explainer: Any) -> Callable[[Localizer, Tensor, Tensor | None], Tensor]:
+    """Return LayerCAM of the package grad-cam on the CNN's last maps, at the photos' full size."""
+    if explainer is None:
+        return _cam
+    import timm
+
+    from molt.backbones.preprocess import normalize, resize
+
+    target = importlib.import_module("pytorch_grad_cam.utils.model_targets").ClassifierOutputTarget
+    cnn: Any = loc.method.cnn
+    model = timm.create_model(cnn.info.model).eval()
+    model.load_state_dict(cnn.model.state_dict())
+    explain = explainer(model=model.to(loc.device), target_layers=[model.bn2])
+
+    def see(_: Localizer, images: Tensor, wanted: Tensor | None) -> Tensor:
+        if wanted is None:
+            with torch.inference_mode():
+                wanted = cnn(resize(images, (224, 224))).logits.argmax(-1, keepdim=True)
+        targets = [target(int(index)) for index in wanted[:, 0]]
+        maps = explain(input_tensor=normalize(images.clone(), model), targets=targets)
+        return torch.from_numpy(np.asarray(maps))[:, None]
+
+    return see
+
+
+def _box_maps(name: str, size: int) -> Callable[[Sequence[Sample]], Iterator[NDArray]]:
+    """Return the map of a box in the middle, or of the whole photo."""
+    margin = 0 if name == "full" else round(size * (1 - CENTRE) / 2)
+    values = np.zeros((size, size), np.float32)
+    values[margin : size - margin, margin : size - margin] = 1
+
+    def maps(samples: Sequence[Sample]) -> Iterator[NDArray]:
+        for _ in samples:
+            yield values
+
+    return maps
+
+
+def _read_class_map(path: Path) -> dict[str, str]:
+    """Return the network class, as written, by class name.
+
+    Raises:
+        ValueError: a line that has not two columns, or a class named twice for different ones.
+    """
+    found: dict[str, str] = {}
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            for number, row in enumerate(csv.reader(file), 1):
+                if not row:
+                    continue
+                # A network class may hold commas itself: tabby, tabby cat.
+                name, text = row[0].strip(), ", ".join(part.strip() for part in row[1:] if part.strip())
+                if not name or not text:
+                    raise ValueError(f"--class-map {path}:{number}: got {row!r}, expected name,network class")
+                if found.setdefault(name, text) != text:
+                    raise ValueError(
+                        f"--class-map {path}:{number}: {name!r} is {text!r} here and {found[name]!r} above"
+                    )
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"--class-map {path}: cannot be read ({error})") from error
+    return found
+
+
+def _wordnet_ids(known: tuple[str, ...]) -> dict[str, int]:
+    """Return ImageNet's WordNet ids by number where these are the network's classes."""
+    from timm.data.imagenet_info import ImageNetInfo
+
+    return {} if known != imagenet_names() else {name: i for i, name in enumerate(ImageNetInfo().label_names())}

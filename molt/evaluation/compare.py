@@ -1,0 +1,137 @@
+"""Runs beside each other, on the photos they share, with intervals of their differences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from molt._arguments import check_int
+from molt.evaluation.runs import Run
+from molt.evaluation.scores import interval, pixel_precision, redraw, scores, thresholds
+
+NAMED = 20  # photos named of those that are not shared; all are counted
+
+
+def compare(runs: Sequence[Run], *, draws: int = 1000, seed: int = 0) -> dict[str, Any]:
+    """Compare runs with the first one, photo by photo (paired bootstrap).
+
+    In every draw the same photos are drawn for all runs, and each run takes its own best thresholds on them.
+
+    Args:
+        runs: two or more, of data sets that share photos.
+        draws: bootstrap draws, at least 1.
+        seed: of the draws.
+
+    Returns:
+        plain values. ``runs``: names; ``photos``: how many are shared; ``scores``: by metric, one value and interval a
+        run on the shared photos; ``differences``: metric, run, against, difference, interval (95 %) and ``better``, the
+        share of draws above zero; ``unshared``: photos that not all runs have, or whose true boxes differ;
+        ``protocol``: settings that are not the same in all.
+
+    Raises:
+        ValueError: fewer than two runs, or none of their photos shared.
+    """
+    if len(runs) < 2:
+        raise ValueError(f"runs must be two or more, got {len(runs)}")
+    check_int("draws", draws, 1)
+    check_int("seed", seed, 0)
+    places = [{(row["name"], row["label"]): i for i, row in enumerate(run.rows)} for run in runs]
+    everywhere = [key for key in places[0] if all(key in place for place in places)]
+    alike = [key for key in everywhere if _one_truth(runs, places, key)]
+    if not alike:
+        raise ValueError(f"runs {', '.join(names(runs))} share no photo with the same true boxes")
+    shared = [np.array([place[key] for key in alike], np.int64) for place in places]
+    boxed = np.array([bool(runs[0].rows[i]["truth"]) for i in shared[0]])
+    masked = np.all([[bool(run.rows[i]["masks"]) for i in rows] for run, rows in zip(runs, shared, strict=True)], 0)
+
+    drawn: dict[str, list[tuple[float, NDArray[np.float64]]]] = {}
+    weights = redraw(int(boxed.sum()), draws, seed)
+    mask_weights = redraw(int(masked.sum()), draws, seed)
+    for run, rows in zip(runs, shared, strict=True):
+        grid, ious = thresholds(run.settings.thresholds), run.settings.ious
+        if boxed.any():
+            some = run.curves.take(rows[boxed])
+            again = scores(some, grid, ious, weights)
+            for name, value in scores(some, grid, ious).items():
+                drawn.setdefault(name, []).append((float(value[0]), again[name]))
+        if masked.any() and all(one.curves.pixels is not None for one in runs):
+            assert run.curves.pixels is not None
+            pixels = run.curves.pixels[rows[masked]]
+            drawn.setdefault("pxap", []).append(
+                (float(pixel_precision(pixels)[0]), pixel_precision(pixels, mask_weights))
+            )
+    called = names(runs)
+    return {
+        "runs": called,
+        "photos": len(alike),
+        "draws": draws,
+        "scores": {
+            metric: [{"value": value, "interval": list(interval(values))} for value, values in found]
+            for metric, found in drawn.items()
+        },
+        "differences": [
+            {
+                "metric": metric,
+                "run": called[i],
+                "against": called[0],
+                "difference": found[i][0] - found[0][0],
+                "interval": list(interval(found[i][1] - found[0][1])),
+                "better": float((found[i][1] > found[0][1]).mean()),
+            }
+            for metric, found in drawn.items()
+            for i in range(1, len(runs))
+        ],
+        "unshared": _unshared(called, places, everywhere, alike),
+        "protocol": _protocols(runs, called),
+    }
+
+
+def names(runs: Sequence[Run]) -> list[str]:
+    """Return the runs' names, numbered where two are the same."""
+    found: list[str] = []
+    for run in runs:
+        name, number = run.name, 1
+        while name in found:
+            number += 1
+            name = f"{run.name} ({number})"
+        found.append(name)
+    return found
+
+
+def _one_truth(runs: Sequence[Run], places: Sequence[dict[tuple[str, int], int]], key: tuple[str, int]) -> bool:
+    rows = [run.rows[place[key]] for run, place in zip(runs, places, strict=True)]
+    return all(row["truth"] == rows[0]["truth"] for row in rows)
+
+
+def _unshared(
+    called: Sequence[str],
+    places: Sequence[dict[tuple[str, int], int]],
+    everywhere: Sequence[tuple[str, int]],
+    alike: Sequence[tuple[str, int]],
+) -> list[dict[str, Any]]:
+    """Return which photos were left out, and why."""
+    both, same = set(everywhere), set(alike)
+    found = [
+        (f"only in some runs, among them {name}", [key for key in place if key not in both])
+        for name, place in zip(called, places, strict=True)
+    ]
+    found.append(("true boxes differ", [key for key in everywhere if key not in same]))
+    return [{"reason": r, "count": len(k), "photos": [name for name, _ in k[:NAMED]]} for r, k in found if k]
+
+
+def _protocols(runs: Sequence[Run], called: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the settings that differ, with each run's; the class of the maps only among runs that have one."""
+    all_of = [
+        {key: value for key, value in run.info["protocol"].items() if key not in ("draws", "seed")}
+        | {key: run.info["method"].get(key) for key in ("gt_map", "missing")}
+        for run in runs
+    ]
+    found = []
+    for key in sorted({key for one in all_of for key in one}):
+        values = [one.get(key) for one in all_of]
+        if len({str(value) for value in values if value is not None}) > 1:
+            found.append({"setting": key, "values": dict(zip(called, values, strict=True))})
+    return found

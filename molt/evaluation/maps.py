@@ -1,0 +1,272 @@
+"""Score maps in files, and the way from any map to what is scored: (size, size), in [0, 1]."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Literal, get_args
+
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
+
+from molt._files import whole_file
+from molt.data.annotations import DataError, Problem, Sample
+
+Resize = Literal["cubic", "bilinear", "none"]
+Normalize = Literal["minmax", "max", "none"]
+Missing = Literal["stop", "zero"]
+
+MOST_PIXELS = 2**26  # of one map; a file's header can claim anything
+SUFFIXES = (".npy", ".png")
+_FLOATS = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
+_FORM = "a (h, w) map: .npy of float16, float32, float64 or uint8, or a grey .png of 8 or 16 bits"
+
+
+class MapError(ValueError):
+    """A map that cannot be used; the message says why, in one line, ``expected`` what would do."""
+
+    def __init__(self, message: str, expected: str = _FORM) -> None:
+        super().__init__(message)
+        self.expected = expected
+
+
+class StoredMaps:
+    """Maps found in a folder by the name of their photo.
+
+    Of photo ``a/b.jpg`` these files are tried, in this order: ``a/b.jpg.npy`` (as wsolevaluation stores them),
+    ``a/b.npy`` and ``b.npy`` where no other photo is called so, and the same with ``.png``. A photo that is several
+    samples, one a label, may have one map each in ``a/b.jpg@LABEL.npy``.
+
+    Args:
+        folder: where the maps lie.
+        samples: all photos they may belong to.
+        missing: ``"stop"``: a map that is missing, or whose file cannot be one, is an error now, before anything is
+            computed; ``"zero"``: a :class:`MapError` takes its place, which counts as a map of zeros.
+
+    Attributes:
+        problems: files that belong to no photo.
+        normalize: what :func:`prepare` is to do with them unless told otherwise.
+
+    Raises:
+        DataError: no such folder; with ``missing="stop"`` maps that are missing or unreadable, all of them listed.
+        ValueError: another ``missing``.
+    """
+
+    normalize: Normalize = "minmax"
+
+    def __init__(self, folder: str | Path, samples: Sequence[Sample], *, missing: Missing = "stop") -> None:
+        if missing not in get_args(Missing):
+            raise ValueError(f"missing must be one of {', '.join(get_args(Missing))}, got {missing!r}")
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise DataError([Problem(self.folder, None, "no such folder", "a folder of maps")])
+        there = {path for path in self.folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()}
+        names = [_inside(name).with_suffix("") for name in {sample.name for sample in samples}]
+        stems = Counter(str(name) for name in names) + Counter(name.name for name in names if len(name.parts) > 1)
+        self._files: dict[tuple[str, int], Path] = {}
+        absent = []
+        for sample in samples:
+            found = next((p for p in _places(self.folder, sample, stems) if p in there), None)
+            if found is None:
+                expected = f"{sample.name}.npy, or the same without its suffix, or .png"
+                absent.append(Problem(self.folder / sample.name, None, "the photo has no map", expected))
+            else:
+                self._files[sample.name, sample.label] = found
+        if missing == "stop":
+            absent += [problem for path in sorted(set(self._files.values())) if (problem := _unusable(path))]
+            if absent:
+                raise DataError(absent)
+        unused = sorted(there - set(self._files.values()))
+        stray = [Problem(path, None, "a map that belongs to no photo", "maps of the data set") for path in unused]
+        self.problems = tuple(stray)
+
+    def __call__(self, samples: Sequence[Sample]) -> Iterator[NDArray | MapError]:
+        """Yield the map of each sample as it is in its file, or why there is none."""
+        for sample in samples:
+            path = self._files.get((sample.name, sample.label))
+            try:
+                if path is None:
+                    raise MapError("the photo has no map", f"a file in {self.folder}")
+                yield read_map(path)
+            except MapError as error:
+                yield error
+
+
+def read_map(path: str | Path) -> NDArray:
+    """Return the (h, w) map of a file: floats as they are stored, integers divided by the largest of their type.
+
+    Args:
+        path: ``.npy`` of float16, float32, float64 or uint8; or a grey ``.png`` of 8 or 16 bits. Pickled objects are
+            never loaded.
+
+    Raises:
+        MapError: a file that is no such map, cannot be read, or holds NaN or infinite values.
+    """
+    path = Path(path)
+    values = _open(path)
+    if values.dtype.kind == "u":
+        return np.asarray(values, np.float64) / np.iinfo(values.dtype).max
+    if not np.isfinite(values).all():
+        raise MapError(f"{path}: holds NaN or infinite values", "finite values")
+    return values
+
+
+def save_map(folder: str | Path, sample: Sample, values: NDArray, *, labelled: bool = False) -> Path:
+    """Write a map as float32 to ``FOLDER/PHOTO.npy``, where :class:`StoredMaps` and wsolevaluation find it.
+
+    Args:
+        folder: made where there is none.
+        sample: whose map it is.
+        values: (h, w).
+        labelled: True writes ``PHOTO@LABEL.npy``, for photos that are several samples.
+
+    Raises:
+        ValueError: a photo's name that leads out of the folder.
+        OSError: the file cannot be written.
+    """
+    name = f"{_inside(sample.name)}@{sample.label}" if labelled else _inside(sample.name)
+    path = Path(folder) / f"{name}.npy"
+    if not path.parent.resolve().is_relative_to(Path(folder).resolve()):
+        raise ValueError(f"a link leads {path.parent} out of {folder}")
+    with whole_file(path) as part, part.open("wb") as file:
+        np.save(file, np.asarray(values, np.float32), allow_pickle=False)
+    return path
+
+
+def prepare(
+    values: NDArray, size: int, *, resize: Resize = "cubic", normalize: Normalize = "minmax"
+) -> NDArray[np.float32]:
+    """Return a map as it is scored: (size, size) in [0, 1].
+
+    Args:
+        values: (h, w) floating point.
+        size: side in pixels.
+        resize: ``"cubic"`` (a = -0.75, no antialiasing, as OpenCV and torch), ``"bilinear"``, or ``"none"``: a map of
+            another size is an error.
+        normalize: after the resize: ``"minmax"`` as wsolevaluation, a constant map becoming zeros; ``"max"``: negative
+            values cut, then divided by the maximum; ``"none"``: values must be in [0, 1], what cubic resizing adds
+            is cut.
+
+    Raises:
+        MapError: another shape, NaN, infinite values, or values out of range where nothing normalises them.
+    """
+    if values.ndim != 2 or 0 in values.shape:
+        raise MapError(f"the map has shape {values.shape}", "(h, w), with at least one pixel")
+    if values.size > MOST_PIXELS:
+        raise MapError(f"the map has {values.size:,} pixels", f"at most {MOST_PIXELS:,}")
+    given = np.asarray(values, np.float64)
+    low, high = float(given.min()), float(given.max())
+    if not np.isfinite(high - low):
+        raise MapError("the map holds NaN, infinite or huge values", "finite values")
+    if normalize == "none" and (low < 0 or high > 1):
+        raise MapError(f"the map holds {low:.6g} to {high:.6g}", "values in [0, 1], or another normalize")
+    if given.shape != (size, size):
+        if resize == "none":
+            raise MapError(f"the map is {given.shape[1]}x{given.shape[0]}", f"{size}x{size}, or another resize")
+        given = _resized(_resized(given, size, resize).T, size, resize).T
+    if normalize == "none":
+        return np.clip(given, 0, 1).astype(np.float32)
+    given = given - given.min() if normalize == "minmax" else np.maximum(given, 0)
+    top = given.max()
+    # Constant but for rounding of the resize counts as constant.
+    if low == high and normalize == "minmax":
+        top = 0.0
+    return np.asarray(given / top if top > 0 else np.zeros_like(given), np.float32)
+
+
+def _resized(values: NDArray[np.float64], size: int, kind: Resize) -> NDArray[np.float64]:
+    """Return (size, w) of (h, w): each new row a weighted sum of old ones."""
+    if len(values) == size:
+        return values
+    taps, weights = _taps(len(values), size, kind)
+    mixed = np.zeros((size, values.shape[1]))
+    for place, weight in zip(taps.T, weights.T, strict=True):
+        mixed += weight[:, None] * values[place]
+    return mixed
+
+
+@functools.lru_cache(64)
+def _taps(old: int, new: int, kind: Resize) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return which old rows each new one mixes, and how; rows beyond the edge repeat it."""
+    at = (np.arange(new) + 0.5) * (old / new) - 0.5
+    first = np.floor(at).astype(np.int64)
+    t = at - first
+    if kind == "bilinear":
+        steps, weights = np.arange(2), np.stack([1 - t, t], 1)
+    else:
+        a = -0.75
+        steps = np.arange(-1, 3)
+        away = np.abs(t[:, None] - steps)
+        near = (a + 2) * away**3 - (a + 3) * away**2 + 1
+        weights = np.where(away <= 1, near, a * away**3 - 5 * a * away**2 + 8 * a * away - 4 * a)
+    return np.clip(first[:, None] + steps, 0, old - 1), weights
+
+
+def _open(path: Path) -> NDArray:
+    """Return the map in a file, its form checked; of ``.npy`` no value is read yet."""
+    try:
+        return _open_png(path) if path.suffix.lower() == ".png" else _open_npy(path)
+    except (OSError, ValueError, SyntaxError, EOFError, PIL.Image.DecompressionBombError) as error:
+        if isinstance(error, MapError):
+            raise
+        text = " ".join(str(error).split()) or type(error).__name__
+        if "pickle" in text or "Python objects" in text:
+            text = "holds pickled objects, which are never loaded, or is no .npy file"
+        raise MapError(f"{path}: cannot be read ({text})") from error
+
+
+def _open_npy(path: Path) -> NDArray:
+    if path.stat().st_size == 0:
+        raise MapError(f"{path}: the file is empty")
+    values = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not isinstance(values, np.ndarray):
+        raise MapError(f"{path}: is an archive of arrays")
+    if values.dtype not in _FLOATS and values.dtype != np.uint8:
+        raise MapError(f"{path}: holds {values.dtype}")
+    _check_shape(path, values.shape)
+    return values
+
+
+def _open_png(path: Path) -> NDArray:
+    with PIL.Image.open(path, formats=["PNG"]) as picture:
+        _check_shape(path, picture.size[::-1])
+        if picture.mode not in ("L", "I;16", "I"):
+            raise MapError(f"{path}: is a picture of mode {picture.mode}")
+        values = np.asarray(picture)
+        return values if picture.mode == "L" else values.astype(np.uint16)  # "I" is older Pillow's 16 bits
+
+
+def _check_shape(path: Path, shape: Sequence[int]) -> None:
+    if len(shape) != 2 or 0 in shape:
+        raise MapError(f"{path}: has shape {tuple(shape)}", "(h, w), with at least one pixel")
+    if shape[0] * shape[1] > MOST_PIXELS:
+        raise MapError(f"{path}: has {shape[0] * shape[1]:,} pixels", f"at most {MOST_PIXELS:,}")
+
+
+def _unusable(path: Path) -> Problem | None:
+    """Return what is wrong with a file as far as its header says, or None."""
+    try:
+        _open(path)
+    except MapError as error:
+        return Problem(path, None, str(error).removeprefix(f"{path}: "), error.expected)
+    return None
+
+
+def _places(folder: Path, sample: Sample, stems: Counter[str]) -> Iterable[Path]:
+    """Yield where the map of a sample may be, the first choice first."""
+    name = _inside(sample.name)
+    bare = name.with_suffix("")
+    names = [f"{name}@{sample.label}", str(name), *(stem for stem in (str(bare), bare.name) if stems[stem] == 1)]
+    for suffix in SUFFIXES:
+        yield from (folder / f"{stem}{suffix}" for stem in dict.fromkeys(names))
+
+
+def _inside(name: str) -> PurePosixPath:
+    """Return a photo's name as a path that stays in its folder."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or not path.name or ":" in path.parts[0]:
+        raise ValueError(f"the photo's name {name!r} leads out of a folder of maps")
+    return path

@@ -1,0 +1,164 @@
+"""Scores of many photos from their curves: IoU of a map's box at every cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+V1_IOU = 0.5  # MaxBoxAcc's
+BLOCK = 4096  # photos at a time, so that memory does not grow with their number
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Curves:
+    """What is kept of n photos.
+
+    Attributes:
+        any: (n, 255) float32: at each cut the best IoU of any contour's box.
+        largest: (n, 255) float32: at each cut the IoU of the largest contour's box.
+        peak: (n,) int64, the highest level, 0 to 255, of each map.
+        pixels: (n, 2, bins) counts of scores on foreground and on background pixels, or None.
+    """
+
+    any: NDArray[np.float32]
+    largest: NDArray[np.float32]
+    peak: NDArray[np.int64]
+    pixels: NDArray[np.uint32] | None = None
+
+    def __len__(self) -> int:
+        return len(self.peak)
+
+    def take(self, rows: NDArray) -> Curves:
+        """Return the curves of some photos, by index or mask."""
+        pixels = None if self.pixels is None else self.pixels[rows]
+        return Curves(self.any[rows], self.largest[rows], self.peak[rows], pixels)
+
+
+def thresholds(number: int) -> Array:
+    """Return 0, 1/number, ... below 1."""
+    return np.arange(number, dtype=np.float64) * (1 / number)
+
+
+def at_threshold(curve: NDArray[np.float32], peak: NDArray[np.int64], threshold: float) -> Array:
+    """Return (n,) values of (n, 255) curves at one threshold, which is a share of each map's maximum."""
+    cut = (peak * threshold).astype(np.int64)
+    return np.take_along_axis(curve, cut[:, None], 1)[:, 0].astype(np.float64)
+
+
+def over_thresholds(
+    curve: NDArray[np.float32],
+    peak: NDArray[np.int64],
+    grid: Array,
+    iou: float | None,
+    weights: NDArray | None = None,
+) -> Array:
+    """Return (draws, T): at each threshold the weighted share of photos whose value is at least ``iou``.
+
+    Args:
+        curve: (n, 255), n at least 1.
+        peak: (n,) as in :class:`Curves`.
+        grid: (T,) thresholds in [0, 1).
+        iou: None averages the values themselves.
+        weights: (draws, n) how often each photo counts; None gives one draw in which each counts once.
+    """
+    # Most thresholds read the same cuts as their neighbours.
+    cuts = (np.unique(peak)[:, None] * grid).astype(np.int64)
+    _, first, inverse = np.unique(cuts, axis=1, return_index=True, return_inverse=True)
+    weights = np.ones((1, len(peak)), np.uint16) if weights is None else weights
+    total = np.zeros((len(weights), len(first)))
+    for start in range(0, len(peak), BLOCK):
+        some = slice(start, start + BLOCK)
+        read = np.take_along_axis(curve[some], (peak[some, None] * grid[first]).astype(np.int64), 1)
+        # In float32 on both sides: 0.7 is not the same number in float64.
+        values = read if iou is None else (read >= np.float32(iou)).astype(np.float32)
+        total += weights[:, some].astype(np.float32) @ values
+    return np.asarray((total / weights.sum(1, dtype=np.float64)[:, None])[:, inverse.reshape(-1)])
+
+
+def pixel_histogram(scores: NDArray[np.float32], mask: NDArray[np.uint8], grid: Array) -> NDArray[np.uint32]:
+    """Return (2, T + 1) counts of scores in [t, next t) on foreground (1) and background (0); 255 does not count."""
+    edges = np.concatenate([grid, [1.0, 2.0]])
+    values = scores.astype(np.float64)
+    return np.stack([np.histogram(values[mask == kind], edges)[0] for kind in (1, 0)]).astype(np.uint32)
+
+
+def pixel_precision(pixels: NDArray[np.uint32], weights: NDArray | None = None) -> Array:
+    """Return (draws,) PxAP in [0, 1], all pixels pooled; 0 where there is no foreground (wsolevaluation's sum).
+
+    Args:
+        pixels: (n, 2, bins), see :func:`pixel_histogram`.
+        weights: (draws, n) as in :func:`over_thresholds`.
+    """
+    weights = np.ones((1, len(pixels)), np.uint16) if weights is None else weights
+    total = np.zeros((len(weights), *pixels.shape[1:]))
+    for start in range(0, len(pixels), BLOCK):
+        some = slice(start, start + BLOCK)
+        total += np.tensordot(weights[:, some].astype(np.float64), pixels[some].astype(np.float64), 1)
+    hits, kept = total[:, 0, ::-1].cumsum(1), total.sum(1)[:, ::-1].cumsum(1)
+    precision = np.divide(hits, kept, out=np.zeros_like(hits), where=kept > 0)
+    found = hits[:, -1:]
+    recall = np.divide(hits, found, out=np.zeros_like(hits), where=found > 0)
+    return np.asarray((precision * np.diff(recall, axis=1, prepend=0)).sum(1))
+
+
+def scores(curves: Curves, grid: Array, ious: Sequence[float], weights: NDArray | None = None) -> dict[str, Array]:
+    """Return (draws,) values in [0, 1] by name: max_box_acc, max_box_acc_v2, mean_iou, each of photos with boxes.
+
+    Each draw takes its own best thresholds, as a data set of these photos would; mean_iou is at MaxBoxAcc's.
+    """
+    v1 = over_thresholds(curves.largest, curves.peak, grid, V1_IOU, weights)
+    means = over_thresholds(curves.largest, curves.peak, grid, None, weights)
+    best = v1.argmax(1)
+    v2 = np.mean([over_thresholds(curves.any, curves.peak, grid, iou, weights).max(1) for iou in ious], 0)
+    rows = np.arange(len(v1))
+    return {"max_box_acc": v1[rows, best], "max_box_acc_v2": v2, "mean_iou": means[rows, best]}
+
+
+def redraw(number: int, draws: int, seed: int) -> NDArray[np.uint16]:
+    """Return (draws, number): how often each photo comes when as many are drawn with replacement (bootstrap)."""
+    generator = np.random.default_rng(seed)
+    counts = np.empty((draws, number), np.uint16)
+    for row in counts:
+        row[:] = np.bincount(generator.integers(0, number, number), minlength=number)
+    return counts
+
+
+def interval(values: Array) -> tuple[float, float]:
+    """Return the bounds of the middle 95 %."""
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def error_kind(box: Sequence[float] | None, truth: NDArray[np.float64], iou: float, plus_one: bool = True) -> str:
+    """Return what is wrong with a box: right, multi_instance, part, more or wrong (TS-CAM's split, without the class).
+
+    Right is an IoU of at least 0.5. More than one true box covered by over 0.3 of its area is multi_instance. Else
+    the true box of best IoU decides: over half of the box inside it is part, at least 0.7 of it inside the box is more.
+
+    Args:
+        box: xyxy, or None where there is none.
+        truth: (n, 4) xyxy in the same pixels.
+        iou: of the box with the true box it fits best.
+        plus_one: whether a box from x0 to x1 is x1 - x0 + 1 wide.
+    """
+    if iou >= V1_IOU:
+        return "right"
+    if box is None:
+        return "wrong"
+    extra = 1.0 if plus_one else 0.0
+    x0, y0, x1, y1 = box
+    across = np.minimum(truth[:, 2], x1) - np.maximum(truth[:, 0], x0) + extra
+    down = np.minimum(truth[:, 3], y1) - np.maximum(truth[:, 1], y0) + extra
+    shared = across.clip(0) * down.clip(0)
+    of_truth = (truth[:, 2] - truth[:, 0] + extra) * (truth[:, 3] - truth[:, 1] + extra)
+    of_box = (x1 - x0 + extra) * (y1 - y0 + extra)
+    if (shared > 0.3 * of_truth).sum() > 1:
+        return "multi_instance"
+    best = (shared / np.maximum(of_truth + of_box - shared, 1e-9)).argmax()
+    if shared[best] > 0.5 * of_box:
+        return "part"
+    return "more" if shared[best] > 0 and shared[best] >= 0.7 * of_truth[best] else "wrong"
