@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from molt.classes import OBJECT, imagenet_names
+from molt.cli import _map_providers
 from molt.cli._map_providers import Wanted, network_classes, provider
 from molt.data.annotations import LocalizationSet, Sample
 from molt.evaluation.runs import Run
@@ -116,7 +117,7 @@ def test_stored_maps_from_start_to_report(here: LocalizationSet) -> None:
     for said in ("MaxBoxAcc", "100.00", "protocol: 16 px", "20 thresholds", "report.html"):
         assert said in result.out
     run = Run.load("run")
-    assert run.info["scores"]["max_box_acc"]["value"] == 1 and run.info["method"]["missing"] == "stop"
+    assert run.info["scores"]["max_box_acc"]["value"] == 100 and run.info["method"]["missing"] == "stop"
     assert "data:image/jpeg" in Path("run", "report.html").read_text()
 
 
@@ -267,26 +268,57 @@ def test_classes_the_network_lacks_need_a_map(tmp_path: Path, fake: type[FakeLoc
     table = tmp_path / "map.csv"
     table.write_text("hen,8\ngosling,goose\nn02124075,tabby, tabby cat\n12,object\nbeyond,4000\n")
     found, problems = network_classes(data, known, table)
-    assert found == {0: 8, 1: known.index("goose"), 2: known.index("tabby, tabby cat"), 3: OBJECT}
+    assert found == {0: (8,), 1: (known.index("goose"),), 2: (known.index("tabby, tabby cat"),), 3: (OBJECT,)}
     assert len(problems) == 1 and "4000" in str(problems[0]) and "2 photos" in str(problems[0])
     maps = list(provider(Wanted("default", class_map=table), data).maps(data.samples[:5]))
     assert [isinstance(values, Exception) for values in maps] == [False] * 4 + [True]
     table.write_text("hen,8\n")
     with pytest.raises(ValueError, match="4 of the set's 5 classes"):
         network_classes(data, known, table)
-    for text, said in (("hen\n", ":1: got"), ("hen,1\nhen,2\n", ":2: 'hen' is")):
-        table.write_text(text)
-        with pytest.raises(ValueError, match=said):
-            network_classes(data, known, table)
+    table.write_text("hen\n")
+    with pytest.raises(ValueError, match=":1: got"):
+        network_classes(data, known, table)
+
+
+def test_several_network_classes_for_one_mean_the_likeliest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = data_set(tmp_path, ("bird", "cat"), 4)
+    known = imagenet_names()
+    table = tmp_path / "map.csv"
+    table.write_text("bird,7-9\nbird,goose\nbird,8\ncat,281\n")
+    found, problems = network_classes(data, known, table)
+    assert found == {0: (7, 8, 9, known.index("goose")), 1: (281,)} and not problems
+    for text in ("7-", "9-7", "990-1000", "-3-5"):
+        table.write_text(f"bird,{text}\ncat,281\n")
+        _, problems = network_classes(data, known, table)
+        assert len(problems) == 1 and text in str(problems[0])
+    table.write_text("bird,object\nbird,7\ncat,281\n")
+    assert "no class among others" in str(network_classes(data, known, table)[1][0])
+
+    logits = torch.zeros(2, len(known))
+    logits[0, 9], logits[1, 7] = 5.0, 5.0
+    logits[:, 281] = 50.0
+    cnn = lambda images: SimpleNamespace(logits=logits[: len(images)])  # noqa: E731
+    loc = SimpleNamespace(method=SimpleNamespace(cnn=cnn, size=32), device=torch.device("cpu"))
+    asked = []
+
+    def see(_: object, images: torch.Tensor, wanted: torch.Tensor | None) -> torch.Tensor:
+        asked.append(wanted)
+        return torch.zeros(len(images), 1, 4, 4)
+
+    maps = _map_providers._Network(loc, see, {0: (7, 8, 9), 1: (281,)}, agnostic=False)
+    birds = [sample for sample in data.samples if sample.label == 0][:2]
+    cats = [sample for sample in data.samples if sample.label == 1][:1]
+    assert len(list(maps([birds[0], *cats, birds[1]]))) == 3
+    assert asked[0].tolist() == [[9], [281], [7]]
 
 
 def test_wordnet_ids_and_numbers_are_classes_where_they_can_be() -> None:
     known = imagenet_names()
     one = (Sample("a", Path("a"), 0, np.zeros((0, 4))),)
     data = LocalizationSet("x", "wsol", one, ("n02124075",))
-    assert known[network_classes(data, known, None)[0][0]].startswith("Egyptian cat")
+    assert known[network_classes(data, known, None)[0][0][0]].startswith("Egyptian cat")
     numbered = LocalizationSet("x", "wsol", one, tuple(str(i) for i in range(1000)))
-    assert network_classes(numbered, known, None)[0] == {0: 0}
+    assert network_classes(numbered, known, None)[0] == {0: (0,)}
 
 
 def test_layercam_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

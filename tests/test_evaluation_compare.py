@@ -46,8 +46,8 @@ def test_differences_are_paired() -> None:
     better = (BASE + 0.05).clip(0, 1)
     found = compare([made("a", list(BASE)), made("b", list(better))], draws=400, seed=1)
     (entry,) = [e for e in found["differences"] if e["metric"] == "mean_iou"]
-    change = better - BASE
-    assert entry["difference"] == pytest.approx(change.mean(), abs=1e-6)
+    change = 100 * (better - BASE)
+    assert entry["difference"] == pytest.approx(change.mean(), abs=1e-4)
     low, high = entry["interval"]
     assert low < change.mean() < high
     width = 3.92 * change.std() / np.sqrt(200)
@@ -55,7 +55,7 @@ def test_differences_are_paired() -> None:
     assert high - low < 0.2 * np.subtract(*found["scores"]["mean_iou"][0]["interval"][::-1])
     assert entry["better"] == 1
     (v1,) = [e for e in found["differences"] if e["metric"] == "max_box_acc"]
-    assert v1["difference"] == pytest.approx((better >= 0.5).mean() - (BASE >= 0.5).mean(), abs=1e-6)
+    assert v1["difference"] == pytest.approx(100 * ((better >= 0.5).mean() - (BASE >= 0.5).mean()), abs=1e-4)
     again = compare([made("b", list(better)), made("a", list(BASE))], draws=400, seed=1)["differences"]
     assert [-e["difference"] for e in again] == [e["difference"] for e in found["differences"]]
 
@@ -66,8 +66,8 @@ def test_only_shared_photos_count_and_the_others_are_named() -> None:
     moved[0]["truth"] = [[1.0, 1.0, 2.0, 2.0]]
     found = compare([one, replace(two, rows=moved)], draws=20)
     assert found["photos"] == 5
-    assert found["scores"]["mean_iou"][0]["value"] == pytest.approx(BASE[5:10].mean(), abs=1e-6)
-    assert found["scores"]["mean_iou"][1]["value"] == pytest.approx(BASE[1:6].mean(), abs=1e-6)
+    assert found["scores"]["mean_iou"][0]["value"] == pytest.approx(100 * BASE[5:10].mean(), abs=1e-4)
+    assert found["scores"]["mean_iou"][1]["value"] == pytest.approx(100 * BASE[1:6].mean(), abs=1e-4)
     assert [(left["count"], left["photos"][0]) for left in found["unshared"]] == [
         (4, "0.jpg"),
         (4, "10.jpg"),

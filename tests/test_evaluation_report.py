@@ -93,7 +93,7 @@ def test_one_file_that_asks_for_nothing_and_escapes_every_name(tmp_path: Path) -
     for said in (EVIL, f"{EVIL} class 0", "MaxBoxAccV2", "16 px", "probably", "stray.npy", "Worst photos"):
         assert said in page.text
     score = run.info["scores"]["max_box_acc"]["value"]
-    assert f"{100 * score:.2f}" in page.text
+    assert f"{score:.2f}" in page.text
     pictures = [value for name, value in page.attributes if name == "src"]
     assert len(pictures) == 6
     for picture in pictures:

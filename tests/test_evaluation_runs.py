@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 
 from molt.data.annotations import LocalizationSet, Problem, Sample
+from molt.evaluation import MaxBoxAcc, PxAP
 from molt.evaluation._spool import RunError
+from molt.evaluation.maps import prepare
 from molt.evaluation.runs import Run, Settings, evaluate, read_masks
 from molt.evaluation.scores import error_kind, over_thresholds, pixel_histogram, pixel_precision, redraw, thresholds
-from molt.evaluation.summary import protocol_line
+from molt.evaluation.summary import protocol_line, scaled
 
 SMALL = Settings(size=24, thresholds=50, draws=40)
 
@@ -76,7 +79,7 @@ def wsol_scores(data: LocalizationSet, maps: Sequence[np.ndarray], settings: Set
             hits["v1"][number] += ious[int(np.argmax(areas))] >= 0.5
             for iou in (0.3, 0.5, 0.7):
                 hits[iou][number] += max(ious) >= iou
-    best_of = {key: values.max() / len(data) for key, values in hits.items()}
+    best_of = {key: 100 * values.max() / len(data) for key, values in hits.items()}
     return {"v1": best_of["v1"], "v2": float(np.mean([best_of[iou] for iou in (0.3, 0.5, 0.7)]))} | {
         "at": float(np.argmax(hits["v1"]) / settings.thresholds)
     }
@@ -89,7 +92,7 @@ def test_scores_are_wsolevaluations() -> None:
     assert run.info["scores"]["max_box_acc"]["value"] == pytest.approx(expected["v1"])
     assert run.info["scores"]["max_box_acc_v2"]["value"] == pytest.approx(expected["v2"])
     assert run.info["by_iou"][0]["threshold"] == pytest.approx(expected["at"])
-    assert 0 < expected["v1"] < 1 and 0 < expected["v2"] < 1, "the test must see hits and misses"
+    assert 0 < expected["v1"] < 100 and 0 < expected["v2"] < 100, "the test must see hits and misses"
 
 
 def test_a_perfect_map_and_an_empty_one() -> None:
@@ -100,8 +103,8 @@ def test_a_perfect_map_and_an_empty_one() -> None:
     data = LocalizationSet("two", "folder", samples, ("it",))
     settings = Settings(size=100, thresholds=10, draws=20, plus_one=False, clip=False)
     run = evaluate(data, by_name([values, np.zeros((5, 5))]), settings)
-    assert run.info["scores"]["max_box_acc"] | {"interval": None} == {"value": 0.5, "interval": None, "photos": 2}
-    assert run.info["scores"]["mean_iou"]["value"] == pytest.approx(run.rows[0]["iou"] / 2)
+    assert run.info["scores"]["max_box_acc"] | {"interval": None} == {"value": 50, "interval": None, "photos": 2}
+    assert run.info["scores"]["mean_iou"]["value"] == pytest.approx(50 * run.rows[0]["iou"], abs=1e-3)
     assert run.rows[0]["iou"] > 0.95 and run.rows[0]["error"] == "right"
     np.testing.assert_allclose(run.rows[0]["box"], boxes[0], atol=1.5)
     assert run.rows[1]["iou"] == 0 and run.rows[1]["box"] is None and run.rows[1]["error"] == "wrong"
@@ -113,8 +116,8 @@ def test_rows_classes_and_sizes_agree_with_the_whole() -> None:
     run = evaluate(data, by_name(blobs(15)), SMALL)
     info = run.to_json()
     ious = np.array([row["iou"] for row in run.rows])
-    assert info["scores"]["max_box_acc"]["value"] == pytest.approx((ious >= 0.5).mean())
-    assert info["scores"]["mean_iou"]["value"] == pytest.approx(ious.mean(), abs=1e-5)
+    assert info["scores"]["max_box_acc"]["value"] == pytest.approx(100 * (ious >= 0.5).mean())
+    assert info["scores"]["mean_iou"]["value"] == pytest.approx(100 * ious.mean(), abs=1e-3)
     for parts in (info["classes"], info["sizes"]):
         assert sum(part["photos"] for part in parts) == 15
         total = sum(part["photos"] * part["max_box_acc"] for part in parts)
@@ -125,10 +128,10 @@ def test_rows_classes_and_sizes_agree_with_the_whole() -> None:
     assert sum(info["errors"].values()) == 15
     assert info["errors"]["right"] == (ious >= 0.5).sum()
     for name, threshold in (("0.3", 0.3), ("0.7", 0.7)):
-        hit = np.mean([row["iou_v2"][name] >= threshold for row in run.rows])
+        hit = 100 * np.mean([row["iou_v2"][name] >= threshold for row in run.rows])
         assert hit == pytest.approx(next(e["value"] for e in info["by_iou"] if e["iou"] == threshold))
     low, high = info["scores"]["max_box_acc"]["interval"]
-    assert 0 <= low <= info["scores"]["max_box_acc"]["value"] <= high <= 1 and low < high
+    assert 0 <= low <= info["scores"]["max_box_acc"]["value"] <= high <= 100 and low < high
     for word in ("24 px", "cubic", "minmax", "50 thresholds", "0.3, 0.5, 0.7", "contour", "clipped"):
         assert word in protocol_line(info)
 
@@ -330,8 +333,6 @@ def test_pixel_precision_is_the_area_under_the_pooled_curve(tmp_path: Path) -> N
     data, maps = masked(tmp_path, 4), blobs(4)
     run = evaluate(data, by_name(maps), SMALL, out=tmp_path / "run")
     assert set(run.info["scores"]) == {"pxap"} and run.info["by_iou"] == []
-    from molt.evaluation.maps import prepare
-
     scores, truth = [], []
     for sample, values in zip(data.samples, maps, strict=True):
         mask = read_masks(sample, 24)
@@ -345,7 +346,7 @@ def test_pixel_precision_is_the_area_under_the_pooled_curve(tmp_path: Path) -> N
             hit = (positive & kept).sum()
             area += hit / kept.sum() * (hit / positive.sum() - recall)
             recall = hit / positive.sum()
-    assert run.info["scores"]["pxap"]["value"] == pytest.approx(area)
+    assert run.info["scores"]["pxap"]["value"] == pytest.approx(100 * area)
     assert Run.load(tmp_path / "run").curves.pixels.shape == (4, 2, 51)
 
 
@@ -359,8 +360,8 @@ def test_a_broken_mask_leaves_its_photo_out_and_is_named(tmp_path: Path) -> None
 
 def test_histogram_and_precision_of_few_pixels() -> None:
     grid = thresholds(4)
-    scores = np.array([[0, 0.25, 0.6, 1]], np.float32)
-    counts = pixel_histogram(scores, np.array([[0, 1, 1, 255]], np.uint8), grid)
+    scores = np.array([[0, 0.25, 0.6, 1]])
+    counts = pixel_histogram(scores, np.array([[0, 1, 1, 255]], np.uint8), grid, 4)
     assert counts.tolist() == [[0, 1, 1, 0, 0], [1, 0, 0, 0, 0]]
     assert pixel_precision(counts[None])[0] == 1
     nothing = np.zeros((1, 2, 5), np.uint32)
@@ -408,22 +409,16 @@ def test_error_kinds(box: list[float] | None, truth: list[list[float]], iou: flo
 
 
 def test_scores_are_those_of_the_metrics(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
-    v = pytest.importorskip("molt.evaluation.max_box_acc")
-    p = pytest.importorskip("molt.evaluation.pixel_precision")
-    from molt.evaluation.maps import prepare
-    from molt.evaluation.summary import scaled
-
     data, maps = photos(20), blobs(20)
     run = evaluate(data, by_name(maps), SMALL)
     ready = torch.from_numpy(np.stack([prepare(values, 24) for values in maps]))
     truth = [scaled(row, 24, truncate=True) for row in run.rows]
     for version, name in (("v1", "max_box_acc"), ("v2", "max_box_acc_v2")):
-        metric = v.MaxBoxAcc(version, 50, bootstrap=0)
+        metric = MaxBoxAcc(version, 50, bootstrap=0)
         metric.update(ready, truth)
-        assert metric.compute()["score"] == pytest.approx(100 * run.info["scores"][name]["value"])
+        assert metric.compute()["score"] == pytest.approx(run.info["scores"][name]["value"])
     data = masked(tmp_path, 6)
     run = evaluate(data, by_name(maps), SMALL)
-    metric = p.PxAP(50, bootstrap=0)
+    metric = PxAP(50, bootstrap=0)
     metric.update(ready[:6], torch.from_numpy(np.stack([read_masks(sample, 24) for sample in data.samples])))
-    assert metric.compute()["score"] == pytest.approx(100 * run.info["scores"]["pxap"]["value"])
+    assert metric.compute()["score"] == pytest.approx(run.info["scores"]["pxap"]["value"])

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from molt.evaluation import PxAP
+from molt.evaluation._score_bins import score_bins
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -63,7 +64,7 @@ def test_bins_are_those_of_histogram_at_the_edges(thresholds) -> None:
     scores = scores[scores <= 1]
     metric.update(scores[None, None], np.ones((1, 1, len(scores)), dtype=bool))
     assert np.array_equal(metric.histograms[0, 0].numpy(), np.histogram(scores, edges)[0])
-    each = metric._bins(scores)
+    each = score_bins(scores, edges, thresholds if isinstance(thresholds, int) else None)
     assert np.array_equal(each, np.searchsorted(edges, scores, side="right") - 1)
 
 

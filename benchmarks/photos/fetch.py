@@ -2,7 +2,8 @@
 
     python benchmarks/photos/fetch.py [FOLDER]
 
-Writes FOLDER/NAME.webp (default: photos-data) and FOLDER/boxes.csv with boxes in pixels: photo,animal,x0,y0,x1,y1.
+Writes FOLDER/NAME.webp (default: photos-data), FOLDER/boxes.csv with boxes in pixels: photo,animal,x0,y0,x1,y1, and
+the same in FOLDER/metadata, whole pixels in wsolevaluation's layout, for `molt evaluate`.
 Needs apt-get and dpkg-deb (the package is downloaded and unpacked, not installed) and the Python packages pillow and
 zstandard. Author and licence of every photo stand in the package's README files; the photos are never committed.
 """
@@ -15,7 +16,10 @@ import tempfile
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
+
+from molt.data import Annotation, write_wsol
 
 sys.path.append(str(Path(__file__).parents[1]))
 from debian_files import FetchError, RccFile, download
@@ -47,6 +51,7 @@ def fetch(folder: Path) -> int:
                 target.write_bytes(rcc.read(members[ROOT + member]))
                 with Image.open(target) as image:
                     sizes[photo] = image.size
+    boxes: dict[str, list[list[float]]] = defaultdict(list)
     with (folder / "boxes.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["photo", "animal", "x0", "y0", "x1", "y1"])
@@ -55,7 +60,16 @@ def fetch(folder: Path) -> int:
             box = [
                 float(row[k]) * s for k, s in (("left", width), ("top", height), ("right", width), ("bottom", height))
             ]
+            boxes[row["photo"]].append(box)
             writer.writerow([row["photo"], row["animal"], *(round(value, 1) for value in box)])
+    animals = {row["photo"]: row["animal"] for row in rows}
+    classes = sorted(set(animals.values()))
+    items = (
+        Annotation(f"{photo}.webp", sizes[photo], np.array(own), np.full(len(own), classes.index(animals[photo])))
+        for photo, own in boxes.items()
+    )
+    write_wsol(folder / "metadata", items, classes)
+    (folder / "metadata" / "classes.txt").write_text("".join(f"{name}\n" for name in classes))
     return len(sizes)
 
 

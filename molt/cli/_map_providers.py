@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ CENTRE = 0.7  # of each side
 GT_MAPS = ("label", "top1", "agnostic")
 BASELINES = ("centre", "full", "cam", "layercam")
 Map = NDArray | Exception
+Groups = dict[int, tuple[int, ...]]
+CLASS_SIDE = 224  # px, where a class is decided
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,8 @@ class Wanted:
     Attributes:
         method: ``default``, ``weak``, a method's name, ``cam``, ``layercam``, ``centre``, ``full`` or ``maps:FOLDER``.
         gt_map: whose map counts: ``"label"``, the photo's class; ``"top1"``, the likeliest; ``"agnostic"``, none's.
-        class_map: CSV of class name and network class, or None.
+        class_map: CSV of class name and network class, index or range of indices, or None; several lines of one name
+            mean whichever of these is the likeliest on the photo.
         missing: see :class:`molt.evaluation.maps.StoredMaps`.
         size: side of the square the maps are compared on.
         device: ``"cpu"``, ``"cuda"``... or None.
@@ -102,7 +106,7 @@ def provider(wanted: Wanted, data: LocalizationSet) -> Provider:
 
     weights = "weak" if name in ("weak", "cam", "layercam") else "default"
     method = name if name in METHODS else "seeded"
-    classes: dict[int, int] | None = None
+    classes: Groups | None = None
     problems: list[Problem] = []
     if wanted.gt_map == "label" and method == "seeded":  # told before its networks are loaded
         classes, problems = network_classes(data, imagenet_names(), wanted.class_map)
@@ -113,7 +117,10 @@ def provider(wanted: Wanted, data: LocalizationSet) -> Provider:
         classes, problems = network_classes(data, loc.method.class_names, wanted.class_map)
     about: dict[str, Any] = {"name": name, "gt_map": wanted.gt_map, "weights": [info.to_json() for info in loc.weights]}
     if classes is not None:
-        about["classes"] = {str(label): index for label, index in sorted(classes.items())}
+        several = [label for label, group in classes.items() if len(group) > 1]
+        if several and not hasattr(loc.method, "cnn"):
+            raise ValueError(f"--class-map: {data.classes[several[0]]!r} has several classes; {name} takes one each")
+        about["classes"] = {str(label): list(group) for label, group in sorted(classes.items())}
     if wanted.checkpoint is not None:
         about["checkpoint"] = str(wanted.checkpoint)
     see = {"cam": _cam, "layercam": _layer_cam(loc, explainer)}.get(name, _refined)
@@ -122,8 +129,8 @@ def provider(wanted: Wanted, data: LocalizationSet) -> Provider:
 
 def network_classes(
     data: LocalizationSet, known: tuple[str, ...], class_map: Path | None
-) -> tuple[dict[int, int], list[Problem]]:
-    """Return the network's class index, -1 for 'object', by label of the set, and labels that have none.
+) -> tuple[Groups, list[Problem]]:
+    """Return the network's class indices, -1 for 'object', by label of the set, and labels that have none.
 
     Without a file a class is found by name, by WordNet id where the network knows ImageNet's classes, or by its number
     where the set has as many classes as the network. A class in the file that the network lacks is a problem, and its
@@ -136,20 +143,21 @@ def network_classes(
     said = {} if class_map is None else _read_class_map(class_map)
     numbers = len(data.classes) == len(known)
     ids = _wordnet_ids(known)
-    found: dict[int, int] = {}
+    found: Groups = {}
     wrong: list[tuple[int, str]] = []
     for label in sorted(used):
         name = data.classes[label] if 0 <= label < len(data.classes) else str(label)
-        text = said.get(name, None if class_map is not None else name)
         try:
-            if text is None:
-                raise ValueError(f"class {name!r} is not in {class_map}")
-            if class_map is None and text in ids:
-                found[label] = ids[text]
-            elif class_map is None and not numbers and text.removeprefix("-").isdecimal():
-                raise ValueError(f"class {text!r} is a number, and the set has {len(data.classes)} classes")
+            if class_map is not None:
+                if name not in said:
+                    raise ValueError(f"class {name!r} is not in {class_map}")
+                found[label] = _group(said[name], known)
+            elif name in ids:
+                found[label] = (ids[name],)
+            elif not numbers and name.removeprefix("-").isdecimal():
+                raise ValueError(f"class {name!r} is a number, and the set has {len(data.classes)} classes")
             else:
-                found[label] = find_class(text, known)
+                found[label] = (find_class(name, known),)
         except ValueError as error:
             wrong.append((label, f"{name}: {error}"))
     if wrong and (class_map is None or any("is not in" in text for _, text in wrong)):
@@ -173,7 +181,7 @@ class _Network:
         self,
         loc: Localizer,
         see: Callable[[Localizer, Tensor, Tensor | None], Tensor],
-        classes: dict[int, int] | None,
+        classes: Groups | None,
         *,
         agnostic: bool,
     ) -> None:
@@ -182,28 +190,42 @@ class _Network:
     def __call__(self, samples: Sequence[Sample]) -> Iterator[Map]:
         """Yield a map, or why there is none, of each sample."""
         found: list[Map | None] = []
-        pixels, wanted = [], []
+        pixels, groups = [], []
         for sample in samples:
             try:
-                index = OBJECT if self.classes is None else self.classes.get(sample.label)
-                if index is None:
+                group = (OBJECT,) if self.classes is None else self.classes.get(sample.label)
+                if group is None:
                     raise MapError(f"the network has no class for label {sample.label}", "a class of the network")
                 pixels.append(read_photo(sample.path, self.loc.method.size).pixels)
-                wanted.append(index)
+                groups.append(group)
                 found.append(None)
             except (PhotoError, OSError, MapError) as error:
                 found.append(error)
-        chosen = torch.tensor(wanted, dtype=torch.int64)[:, None] if self.classes is not None or self.agnostic else None
-        maps = iter(self._seen(pixels, chosen))
+        maps = iter(self._seen(pixels, groups))
         for entry in found:
             yield next(maps) if entry is None else entry
 
-    def _seen(self, pixels: list[Tensor], wanted: Tensor | None) -> list[Map]:
+    def _seen(self, pixels: list[Tensor], groups: list[tuple[int, ...]]) -> list[Map]:
         if not pixels:
             return []
-        wanted = None if wanted is None else wanted.to(self.loc.device)
-        seen = self.see(self.loc, torch.stack(pixels).to(self.loc.device), wanted)
+        images = torch.stack(pixels).to(self.loc.device)
+        wanted = self._wanted(images, groups) if self.classes is not None or self.agnostic else None
+        seen = self.see(self.loc, images, wanted)
         return [values.numpy() for values in seen[:, 0].detach().float().cpu()]
+
+    @torch.inference_mode()
+    def _wanted(self, images: Tensor, groups: list[tuple[int, ...]]) -> Tensor:
+        """Return (B, 1) the class of each photo, of several the one that the CNN holds likeliest."""
+        chosen = [group[0] for group in groups]
+        several = [i for i, group in enumerate(groups) if len(group) > 1]
+        if several:
+            from molt.backbones.preprocess import resize
+
+            cnn: Any = self.loc.method.cnn
+            logits = cnn(resize(images[several], (CLASS_SIDE, CLASS_SIDE))).logits
+            for i, scores in zip(several, logits, strict=True):
+                chosen[i] = groups[i][int(scores[list(groups[i])].argmax())]
+        return torch.tensor(chosen, dtype=torch.int64, device=self.loc.device)[:, None]
 
 
 def _refined(loc: Localizer, images: Tensor, wanted: Tensor | None) -> Tensor:
@@ -261,13 +283,33 @@ def _box_maps(name: str, size: int) -> Callable[[Sequence[Sample]], Iterator[NDA
     return maps
 
 
-def _read_class_map(path: Path) -> dict[str, str]:
-    """Return the network class, as written, by class name.
+def _group(texts: Sequence[str], known: tuple[str, ...]) -> tuple[int, ...]:
+    """Return the network's classes behind names, indices and ranges such as 80-100, each once.
 
     Raises:
-        ValueError: a line that has not two columns, or a class named twice for different ones.
+        ValueError: one that the network lacks, or 'object' among others.
     """
-    found: dict[str, str] = {}
+    found: list[int] = []
+    for text in texts:
+        if span := re.fullmatch(r"(\d{1,9})-(\d{1,9})", text):
+            first, last = int(span[1]), int(span[2])
+            if not first <= last < len(known):
+                raise ValueError(f"{text!r} is no range of classes 0 to {len(known) - 1}")
+            found += range(first, last + 1)
+        else:
+            found.append(find_class(text, known))
+    if OBJECT in found and len(set(found)) > 1:
+        raise ValueError("'object' is no class among others")
+    return tuple(dict.fromkeys(found))
+
+
+def _read_class_map(path: Path) -> dict[str, list[str]]:
+    """Return the network classes, as written, by class name.
+
+    Raises:
+        ValueError: a line that has not two columns, or a file that cannot be read.
+    """
+    found: dict[str, list[str]] = {}
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             for number, row in enumerate(csv.reader(file), 1):
@@ -277,10 +319,7 @@ def _read_class_map(path: Path) -> dict[str, str]:
                 name, text = row[0].strip(), ", ".join(part.strip() for part in row[1:] if part.strip())
                 if not name or not text:
                     raise ValueError(f"--class-map {path}:{number}: got {row!r}, expected name,network class")
-                if found.setdefault(name, text) != text:
-                    raise ValueError(
-                        f"--class-map {path}:{number}: {name!r} is {text!r} here and {found[name]!r} above"
-                    )
+                found.setdefault(name, []).append(text)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"--class-map {path}: cannot be read ({error})") from error
     return found

@@ -48,6 +48,9 @@ def evaluate(
     split: Annotated[str | None, typer.Option(help="Split of the data set.")] = None,
     photos: Annotated[Path | None, typer.Option(help="Folder of the photos, where the set does not say.")] = None,
     masks: Annotated[Path | None, typer.Option(help="Folder of the masks, of a wsol set.")] = None,
+    classes: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Class names, one a line, of a set that does not name them.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help=f"Folder of the run; {OUT}/SET-METHOD unless --json.")
     ] = None,
@@ -61,7 +64,11 @@ def evaluate(
         str, typer.Option(help="Whose map counts: label (the photo's class), top1 (the likeliest) or agnostic.")
     ] = "label",
     class_map: Annotated[
-        Path | None, typer.Option(metavar="CSV", help="Lines: class name, network class name or index, or object.")
+        Path | None,
+        typer.Option(
+            metavar="CSV",
+            help="Lines: class name, network class, index or range (80-100), or object; of several the likeliest.",
+        ),
     ] = None,
     source: Annotated[str, typer.Option(help="Where weights come from: auto, package or hub.")] = "auto",
     checkpoint: Annotated[Path | None, typer.Option(help="File of the trained molt_* model.")] = None,
@@ -117,7 +124,7 @@ def evaluate(
             draws=draws,
             seed=seed,
         )
-        data = _read(paths[0], kind, split, photos, masks, limit, seed)
+        data = _read(paths[0], kind, split, photos, masks, classes, limit, seed)
         if batch < 1:
             raise ValueError(f"--batch {batch}: expected at least 1")
         runs = []
@@ -153,7 +160,14 @@ def evaluate(
 
 
 def _read(
-    path: Path, kind: str, split: str | None, photos: Path | None, masks: Path | None, limit: int | None, seed: int
+    path: Path,
+    kind: str,
+    split: str | None,
+    photos: Path | None,
+    masks: Path | None,
+    classes: Path | None,
+    limit: int | None,
+    seed: int,
 ) -> LocalizationSet:
     """Read the data set, or as many of its photos as wanted, drawn by the seed and kept in order."""
     import numpy as np
@@ -161,6 +175,11 @@ def _read(
     from molt.data.reading import read_set
 
     options: dict[str, Any] = {"split": split, "photos": photos, "masks": masks}
+    if classes is not None:
+        try:
+            options["classes"] = classes.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"--classes {classes}: cannot be read ({error})") from error
     data: LocalizationSet = read_set(
         path, kind=cast("Any", kind), **{k: v for k, v in options.items() if v is not None}
     )
@@ -297,7 +316,7 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) ->
 
 def _percent(entry: Mapping[str, Any]) -> tuple[str, str]:
     low, high = entry["interval"]
-    return f"{100 * entry['value']:.2f}", f"{100 * low:.1f} to {100 * high:.1f}"
+    return f"{entry['value']:.2f}", f"{low:.1f} to {high:.1f}"
 
 
 def _show(run: Run, folder: Path | None) -> None:
@@ -348,8 +367,8 @@ def _show_comparison(found: Mapping[str, Any]) -> None:
         (
             f"{entry['run']} - {entry['against']}",
             NAMES[entry["metric"]],
-            f"{100 * entry['difference']:+.2f}",
-            "{:+.1f} to {:+.1f}".format(*(100 * v for v in entry["interval"])),
+            f"{entry['difference']:+.2f}",
+            "{:+.1f} to {:+.1f}".format(*entry["interval"]),
         )
         for entry in found["differences"]
     ]

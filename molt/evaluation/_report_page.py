@@ -41,8 +41,8 @@ footer { margin-top: 40px; font-size: .8125rem; color: var(--soft); }
 """
 
 TEMPLATE = (
-    """{% macro share(value) %}{{ "%.2f"|format(100 * value) }}{% endmacro %}
-{% macro span(pair) %}{{ "%.1f to %.1f"|format(100 * pair[0], 100 * pair[1]) }}{% endmacro %}
+    """{% macro share(value) %}{{ "%.2f"|format(value) }}{% endmacro %}
+{% macro span(pair) %}{{ "%.1f to %.1f"|format(pair[0], pair[1]) }}{% endmacro %}
 {% macro figures(rows, head) %}
 <div class="scroll"><table><thead><tr><th>{{ head }}</th><th>photos</th><th>MaxBoxAcc</th><th>MaxBoxAccV2</th>
 <th>mean IoU</th></tr></thead><tbody>
@@ -86,8 +86,8 @@ open which run is better.</p>
 <div class="scroll"><table><thead><tr><th>runs</th><th class="text">metric</th><th>points</th><th>95 % interval</th>
 </tr></thead><tbody>
 {% for entry in comparison.differences %}<tr><td>{{ entry.run }} &minus; {{ entry.against }}</td>
-<td class="text">{{ metric_name(entry.metric) }}</td><td>{{ "%+.2f"|format(100 * entry.difference) }}</td>
-<td>{{ "%+.1f to %+.1f"|format(100 * entry.interval[0], 100 * entry.interval[1]) }}</td></tr>
+<td class="text">{{ metric_name(entry.metric) }}</td><td>{{ "%+.2f"|format(entry.difference) }}</td>
+<td>{{ "%+.1f to %+.1f"|format(entry.interval[0], entry.interval[1]) }}</td></tr>
 {% endfor %}</tbody></table></div>
 {% for left in comparison.unshared %}<p class="soft">{{ left.count }} photos left out, {{ left.reason }}:
 {{ left.photos|join(", ") }}{% if left.count > left.photos|length %}, &hellip;{% endif %}</p>

@@ -26,10 +26,10 @@ def compare(runs: Sequence[Run], *, draws: int = 1000, seed: int = 0) -> dict[st
         seed: of the draws.
 
     Returns:
-        plain values. ``runs``: names; ``photos``: how many are shared; ``scores``: by metric, one value and interval a
-        run on the shared photos; ``differences``: metric, run, against, difference, interval (95 %) and ``better``, the
-        share of draws above zero; ``unshared``: photos that not all runs have, or whose true boxes differ;
-        ``protocol``: settings that are not the same in all.
+        plain values, figures in percent. ``runs``: names; ``photos``: how many are shared; ``scores``: by metric, one
+        value and interval a run on the shared photos; ``differences``: metric, run, against, difference, interval
+        (95 %) and ``better``, the share of draws above zero; ``unshared``: photos that not all runs have, or whose
+        true boxes differ; ``protocol``: settings that are not the same in all.
 
     Raises:
         ValueError: fewer than two runs, or none of their photos shared.
@@ -69,7 +69,7 @@ def compare(runs: Sequence[Run], *, draws: int = 1000, seed: int = 0) -> dict[st
         "photos": len(alike),
         "draws": draws,
         "scores": {
-            metric: [{"value": value, "interval": list(interval(values))} for value, values in found]
+            metric: [{"value": 100 * value, "interval": list(interval(100 * values))} for value, values in found]
             for metric, found in drawn.items()
         },
         "differences": [
@@ -77,8 +77,8 @@ def compare(runs: Sequence[Run], *, draws: int = 1000, seed: int = 0) -> dict[st
                 "metric": metric,
                 "run": called[i],
                 "against": called[0],
-                "difference": found[i][0] - found[0][0],
-                "interval": list(interval(found[i][1] - found[0][1])),
+                "difference": 100 * (found[i][0] - found[0][0]),
+                "interval": list(interval(100 * (found[i][1] - found[0][1]))),
                 "better": float((found[i][1] > found[0][1]).mean()),
             }
             for metric, found in drawn.items()

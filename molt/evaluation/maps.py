@@ -115,7 +115,7 @@ def read_map(path: str | Path) -> NDArray:
 
 
 def save_map(folder: str | Path, sample: Sample, values: NDArray, *, labelled: bool = False) -> Path:
-    """Write a map as float32 to ``FOLDER/PHOTO.npy``, where :class:`StoredMaps` and wsolevaluation find it.
+    """Write a map as float64 to ``FOLDER/PHOTO.npy``, where :class:`StoredMaps` and wsolevaluation find it.
 
     Args:
         folder: made where there is none.
@@ -132,13 +132,13 @@ def save_map(folder: str | Path, sample: Sample, values: NDArray, *, labelled: b
     if not path.parent.resolve().is_relative_to(Path(folder).resolve()):
         raise ValueError(f"a link leads {path.parent} out of {folder}")
     with whole_file(path) as part, part.open("wb") as file:
-        np.save(file, np.asarray(values, np.float32), allow_pickle=False)
+        np.save(file, np.asarray(values, np.float64), allow_pickle=False)
     return path
 
 
 def prepare(
     values: NDArray, size: int, *, resize: Resize = "cubic", normalize: Normalize = "minmax"
-) -> NDArray[np.float32]:
+) -> NDArray[np.float64]:
     """Return a map as it is scored: (size, size) in [0, 1].
 
     Args:
@@ -168,13 +168,13 @@ def prepare(
             raise MapError(f"the map is {given.shape[1]}x{given.shape[0]}", f"{size}x{size}, or another resize")
         given = _resized(_resized(given, size, resize).T, size, resize).T
     if normalize == "none":
-        return np.clip(given, 0, 1).astype(np.float32)
+        return np.clip(given, 0, 1)
     given = given - given.min() if normalize == "minmax" else np.maximum(given, 0)
     top = given.max()
     # Constant but for rounding of the resize counts as constant.
     if low == high and normalize == "minmax":
         top = 0.0
-    return np.asarray(given / top if top > 0 else np.zeros_like(given), np.float32)
+    return given / top if top > 0 else np.zeros_like(given)
 
 
 def _resized(values: NDArray[np.float64], size: int, kind: Resize) -> NDArray[np.float64]:

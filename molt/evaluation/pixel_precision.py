@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from molt.evaluation._inputs import check_maps, check_thresholds
+from molt.evaluation._score_bins import score_bins
 from molt.evaluation.bootstrap import PhotoMetric
 from molt.evaluation.max_box_acc import threshold_range
 from molt.evaluation.protocol import Protocol
@@ -92,7 +93,7 @@ class PxAP(PhotoMetric):
         # Photo by photo, so that what is at work stays in the cache.
         for index, (one, mask, bad) in enumerate(zip(found.cpu(), truth, nan.tolist(), strict=True)):
             scores = np.zeros(mask.shape) if bad else one.double().numpy()
-            flat = row[mask] + self._bins(scores)
+            flat = row[mask] + score_bins(scores, self._edges, self._steps)
             counts[index] = np.bincount(flat.ravel(), minlength=3 * bins)[: 2 * bins]
         self.histograms += (drawn.T @ torch.from_numpy(counts).to(drawn.device)).view_as(self.histograms)
         self.nan_maps += nan.sum()
@@ -128,17 +129,6 @@ class PxAP(PhotoMetric):
             "positive_pixels": int(whole[0]),
             "protocol": str(self.protocol),
         }
-
-    def _bins(self, scores: NDArray[np.float64]) -> NDArray[np.integer[Any]]:
-        """Return the bin of each score in [0, 1], by np.histogram's rule: edges[i] <= score < edges[i + 1]."""
-        edges = self._edges
-        if self._steps is None:
-            return edges.searchsorted(scores, side="right") - 1
-        # The edges are rounded multiples, so the product is at most one bin off.
-        index = (scores * self._steps).astype(np.int32)
-        index -= scores < edges[index]
-        index += scores >= edges[index + 1]
-        return index
 
 
 def _check_masks(masks: object, maps: Tensor) -> NDArray[np.uint8]:

@@ -119,7 +119,7 @@ def _about(run: Run, name: str, pictures: list[tuple[str, list]]) -> dict[str, A
     lines = []
     for entry in info["by_iou"]:
         said = "largest contour" if entry["kind"] == "v1" else "any contour"
-        values = info["curves"][f"{entry['kind']} {entry['iou']:g}"]
+        values = [value / 100 for value in info["curves"][f"{entry['kind']} {entry['iou']:g}"]]
         mark = max(range(len(values)), key=values.__getitem__)
         lines.append(Line(f"{said}, IoU {entry['iou']:g}", values, mark))
     classes = sorted(info["classes"], key=lambda row: (row["max_box_acc"], row["mean_iou"], row["name"]))

@@ -160,7 +160,7 @@ def evaluate(
     out: str | Path | None = None,
     restart: bool = False,
     batch: int = 16,
-    save: Callable[[Sample, NDArray[np.float32]], object] | None = None,
+    save: Callable[[Sample, NDArray[np.float64]], object] | None = None,
     step: Callable[[int], object] | None = None,
     problems: Sequence[Problem] = (),
 ) -> Run:
@@ -203,7 +203,7 @@ def evaluate(
     # What only the figures depend on may change: they are computed anew from the curves.
     late = {"draws", "seed", "ious"} | (set() if masked else {"thresholds"})
     state = said | {"protocol": {key: value for key, value in said["protocol"].items() if key not in late}}
-    bins = settings.thresholds + 1 if masked else 0
+    bins = len(thresholds(settings.thresholds)) + 1 if masked else 0
     spool = Spool(None if out is None else Path(out), len(data), bins, state, restart=restart)
     if (spool.folder / RUN).exists():
         if spool.done != len(data):
@@ -217,7 +217,7 @@ def evaluate(
     if step is not None:
         step(spool.done)
     for samples, found in _batches(data.samples, maps, batch, spool.done):
-        rows, scored = [], np.zeros((len(samples), settings.size, settings.size), np.float32)
+        rows, scored = [], np.zeros((len(samples), settings.size, settings.size))
         for i, (sample, values) in enumerate(zip(samples, found, strict=True)):
             row, trouble = _row(sample, data), []
             if isinstance(values, Exception):
@@ -237,7 +237,7 @@ def evaluate(
         kept = _curves_of(scored, rows, settings)
         if masked:
             kept["pixels"] = np.stack(
-                [_pixels(s, row, m, grid) for s, row, m in zip(samples, rows, scored, strict=True)]
+                [_pixels(s, row, m, grid, settings.thresholds) for s, row, m in zip(samples, rows, scored, strict=True)]
             )
         spool.append(rows, **kept)
         if step is not None:
@@ -274,7 +274,7 @@ def _batches(
 def _array(values: Any) -> NDArray:
     """Return a map as an array; a tensor may come as well."""
     if isinstance(values, torch.Tensor):
-        values = values.detach().float().cpu().numpy()
+        values = values.detach().double().cpu().numpy()
     if not isinstance(values, np.ndarray):
         raise TypeError(f"a map must be an array, a tensor or an exception, got {type(values).__name__}")
     if values.dtype.kind not in "fu":
@@ -304,9 +304,9 @@ def _measure(sample: Sample, row: dict[str, Any], trouble: list[dict[str, str]])
     row["size_share"] = max(areas) / (size[0] * size[1]) if size and areas else None
 
 
-def _curves_of(maps: NDArray[np.float32], rows: list[dict[str, Any]], settings: Settings) -> dict[str, NDArray]:
+def _curves_of(maps: NDArray[np.float64], rows: list[dict[str, Any]], settings: Settings) -> dict[str, NDArray]:
     """Return the curves and boxes of a batch, and enter each map's peak in its row."""
-    levels = np.asarray(to_levels(maps.astype(np.float64)))
+    levels = np.asarray(to_levels(maps))
     curves = np.zeros((len(maps), 2, 255), np.float32)
     boxes = np.zeros((len(maps), 255, 4), np.int16)
     for row, level in zip(rows, levels, strict=True):
@@ -322,14 +322,16 @@ def _curves_of(maps: NDArray[np.float32], rows: list[dict[str, Any]], settings: 
     return {"curves": curves, "boxes": boxes}
 
 
-def _pixels(sample: Sample, row: dict[str, Any], scores: NDArray[np.float32], grid: NDArray) -> NDArray[np.uint32]:
+def _pixels(
+    sample: Sample, row: dict[str, Any], scores: NDArray[np.float64], grid: NDArray, steps: int
+) -> NDArray[np.uint32]:
     """Return a photo's pixel histogram, zeros where its masks cannot be had."""
     empty = np.zeros((2, len(grid) + 1), np.uint32)
     if not sample.masks:
         row["problem"].append({"message": "the photo has no mask", "expected": "one, as other photos of the set have"})
         return empty
     try:
-        return pixel_histogram(scores, read_masks(sample, len(scores)), grid)
+        return pixel_histogram(scores, read_masks(sample, len(scores)), grid, steps)
     except (ValueError, OSError) as error:
         row["problem"].append(_trouble(error))
         row["masks"] = 0
@@ -386,7 +388,7 @@ def _curves(folder: Path, info: Mapping[str, Any], rows: Sequence[Mapping[str, A
     curves = open_array(folder / "curves.npy", np.float32, (len(rows), 2, 255))
     pixels = None
     if (folder / "pixels.npy").exists():
-        bins = int(info["protocol"]["thresholds"]) + 1
+        bins = len(thresholds(int(info["protocol"]["thresholds"]))) + 1
         pixels = open_array(folder / "pixels.npy", np.uint32, (len(rows), 2, bins))
     found = _as_curves(curves, pixels, rows)
     if len(found) and not 0 <= found.peak.min() <= found.peak.max() <= 255:

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from molt.evaluation._inputs import check_thresholds
+from molt.evaluation._score_bins import score_bins
+
 V1_IOU = 0.5  # MaxBoxAcc's
 BLOCK = 4096  # photos at a time, so that memory does not grow with their number
 Array = NDArray[np.float64]
@@ -39,8 +42,8 @@ class Curves:
 
 
 def thresholds(number: int) -> Array:
-    """Return 0, 1/number, ... below 1."""
-    return np.arange(number, dtype=np.float64) * (1 / number)
+    """Return ``np.arange(0, 1, 1 / number)``, as the metrics do."""
+    return check_thresholds(number)
 
 
 def at_threshold(curve: NDArray[np.float32], peak: NDArray[np.int64], threshold: float) -> Array:
@@ -79,11 +82,19 @@ def over_thresholds(
     return np.asarray((total / weights.sum(1, dtype=np.float64)[:, None])[:, inverse.reshape(-1)])
 
 
-def pixel_histogram(scores: NDArray[np.float32], mask: NDArray[np.uint8], grid: Array) -> NDArray[np.uint32]:
-    """Return (2, T + 1) counts of scores in [t, next t) on foreground (1) and background (0); 255 does not count."""
-    edges = np.concatenate([grid, [1.0, 2.0]])
-    values = scores.astype(np.float64)
-    return np.stack([np.histogram(values[mask == kind], edges)[0] for kind in (1, 0)]).astype(np.uint32)
+def pixel_histogram(
+    scores: NDArray[np.float64], mask: NDArray[np.uint8], grid: Array, steps: int
+) -> NDArray[np.uint32]:
+    """Return (2, T + 1) counts of scores in [t, next t) on foreground (1) and background (0); 255 does not count.
+
+    ``grid`` is ``thresholds(steps)``.
+    """
+    edges = np.concatenate([grid, [1.0, 2.0, 3.0]])
+    bins = len(grid) + 1
+    row = np.zeros(256, np.int64)
+    row[[0, 255]] = bins, 2 * bins
+    where = row[mask] + score_bins(scores, edges, steps)
+    return np.bincount(where.ravel(), minlength=3 * bins)[: 2 * bins].reshape(2, bins).astype(np.uint32)
 
 
 def pixel_precision(pixels: NDArray[np.uint32], weights: NDArray | None = None) -> Array:

@@ -35,9 +35,9 @@ def summarize(
 ) -> dict[str, Any]:
     """Return a run's figures as plain values.
 
-    ``scores`` holds value and 95 % interval by metric, in [0, 1]; ``by_iou`` the best threshold and accuracy at each
-    IoU; ``curves`` accuracy against threshold; ``classes`` and ``sizes`` the figures of each class and tercile of
-    object size at the thresholds that are best overall; ``problems`` what was found on the way.
+    All are in percent. ``scores`` holds value and 95 % interval by metric; ``by_iou`` the best threshold and accuracy
+    at each IoU; ``curves`` accuracy against threshold; ``classes`` and ``sizes`` the figures of each class and tercile
+    of object size at the thresholds that are best overall; ``problems`` what was found on the way.
     """
     grid = thresholds(settings.thresholds)
     boxed = np.array([i for i, row in enumerate(rows) if row["truth"]], np.int64)
@@ -122,7 +122,7 @@ def protocol_line(info: Mapping[str, Any]) -> str:
 
 
 def _score(value: float, drawn: NDArray[np.float64], photos: int) -> dict[str, Any]:
-    return {"value": float(value), "interval": list(interval(drawn)), "photos": photos}
+    return {"value": 100 * float(value), "interval": list(interval(100 * drawn)), "photos": photos}
 
 
 def _by_threshold(curves: Curves, grid: NDArray, settings: Settings, weights: NDArray) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def _by_threshold(curves: Curves, grid: NDArray, settings: Settings, weights: ND
         entries.append(
             {"kind": kind, "iou": iou, "threshold": float(grid[top])} | _score(line[top], drawn, len(curves))
         )
-        lines[f"{kind} {iou:g}"] = [round(float(v), 6) for v in line]
+        lines[f"{kind} {iou:g}"] = [round(100 * float(v), 4) for v in line]
     return {"by_iou": entries, "curves": lines}
 
 
@@ -162,7 +162,7 @@ def _reached(values: NDArray[np.float64], iou: float) -> NDArray[np.float64]:
 
 def _part(figures: Mapping[str, NDArray[np.float64]], inside: NDArray) -> dict[str, Any]:
     """Return the means of the figures over some photos, by index."""
-    return {"photos": len(inside)} | {name: float(values[inside].mean()) for name, values in figures.items()}
+    return {"photos": len(inside)} | {name: 100 * float(values[inside].mean()) for name, values in figures.items()}
 
 
 def _classes(rows: Rows, figures: Mapping[str, NDArray[np.float64]]) -> list[dict[str, Any]]:
