@@ -57,7 +57,7 @@ def check(
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
-        names = None if classes is None else _names(classes)
+        names = None if classes is None else read_names(classes)
         with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
             task = progress.add_task("checking", total=None)
             found = inspect_set(
@@ -82,7 +82,7 @@ def check(
         raise typer.Exit(FAILED)
 
 
-def _names(file: Path) -> list[str]:
+def read_names(file: Path) -> list[str]:
     """Return the class names of a file, one a line."""
     try:
         names = file.read_text("utf-8-sig").rstrip("\n").split("\n")

@@ -172,14 +172,12 @@ def _read(
     """Read the data set, or as many of its photos as wanted, drawn by the seed and kept in order."""
     import numpy as np
 
+    from molt.cli.data import read_names
     from molt.data.reading import read_set
 
     options: dict[str, Any] = {"split": split, "photos": photos, "masks": masks}
     if classes is not None:
-        try:
-            options["classes"] = classes.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"--classes {classes}: cannot be read ({error})") from error
+        options["classes"] = read_names(classes)
     data: LocalizationSet = read_set(
         path, kind=cast("Any", kind), **{k: v for k, v in options.items() if v is not None}
     )
