@@ -35,21 +35,26 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sweep_boxes_c
   const Tensor hole = empty_like(levels, {total}, ScalarType::Bool);
   const Tensor image = empty_like(levels, {total}, ScalarType::Long);
   const Tensor channel = empty_like(levels, {total}, ScalarType::Long);
-  int64_t row = 0;
+  // Asking a tensor for its pointer costs more than writing a row.
+  auto* to_box = boxes.mutable_data_ptr<float>();
+  auto* to_area = area.mutable_data_ptr<double>();
+  auto* to_first = first.mutable_data_ptr<int64_t>();
+  auto* to_last = last.mutable_data_ptr<int64_t>();
+  auto* to_hole = hole.mutable_data_ptr<bool>();
+  auto* to_image = image.mutable_data_ptr<int64_t>();
+  auto* to_channel = channel.mutable_data_ptr<int64_t>();
   for (size_t map = 0; map < found.size(); ++map) {
     for (const SweptBox& own : found[map]) {
-      float* box = boxes.mutable_data_ptr<float>() + 4 * row;
-      box[0] = static_cast<float>(own.left);
-      box[1] = static_cast<float>(own.top);
-      box[2] = static_cast<float>(own.right);
-      box[3] = static_cast<float>(own.bottom);
-      area.mutable_data_ptr<double>()[row] = own.area;
-      first.mutable_data_ptr<int64_t>()[row] = own.first;
-      last.mutable_data_ptr<int64_t>()[row] = own.last;
-      hole.mutable_data_ptr<bool>()[row] = own.hole;
-      image.mutable_data_ptr<int64_t>()[row] = static_cast<int64_t>(map) / channels;
-      channel.mutable_data_ptr<int64_t>()[row] = static_cast<int64_t>(map) % channels;
-      ++row;
+      *to_box++ = static_cast<float>(own.left);
+      *to_box++ = static_cast<float>(own.top);
+      *to_box++ = static_cast<float>(own.right);
+      *to_box++ = static_cast<float>(own.bottom);
+      *to_area++ = own.area;
+      *to_first++ = own.first;
+      *to_last++ = own.last;
+      *to_hole++ = own.hole;
+      *to_image++ = static_cast<int64_t>(map) / channels;
+      *to_channel++ = static_cast<int64_t>(map) % channels;
     }
   }
   return {boxes, area, first, last, hole, image, channel};

@@ -21,9 +21,11 @@ struct Node {
 
 // What one thread works in.
 struct Space {
-  LevelMap kept, dropped, filled;
+  LevelMap kept, filled;
+  GrowthSpace growth;
   std::vector<Node> nodes, holes, outlines;
-  std::vector<int32_t> closed;
+  std::vector<int32_t> closed;  // the cut at which each dropped component met the frame, and scratch
+  std::vector<SweptBox> rows;
 };
 
 // The nodes of what is kept, as the cut falls.
@@ -36,71 +38,53 @@ struct KeptNodes {
   }
 };
 
-// The nodes of what is dropped, as the cut rises: levels are turned round.
+// The nodes of what is dropped, as the cut rises.
 struct DroppedNodes {
   std::vector<Node>& nodes;
-  void close(int32_t node, int32_t level) { nodes[node].last = kLevels - 1 - level - 1; }
+  void close(int32_t node, int32_t level) { nodes[node].last = level - 1; }
   int32_t open(int32_t level, const Grown& grown) {
-    nodes.push_back({grown, kLevels - 1 - level, static_cast<int32_t>(kCuts) - 1});
+    nodes.push_back({grown, level, static_cast<int32_t>(kCuts) - 1});
     return static_cast<int32_t>(nodes.size()) - 1;
   }
 };
 
 void load(const Sweep& job, int64_t map, LevelMap& into) {
-  into.shape(job.height, job.width, 0);
+  into.shape(job.height, job.width);
   const uint8_t* from = job.levels + map * job.height * job.width;
   for (int64_t y = 0; y < job.height; ++y) {
-    uint16_t* row = into.level.data() + (y + 1) * into.stride + 1;
-    for (int64_t x = 0; x < job.width; ++x) row[x] = from[y * job.width + x];
+    std::copy_n(from + y * job.width, job.width, into.level.data() + (y + 1) * into.stride + 1);
   }
   into.sort();
 }
 
-void grow_kept(const LevelMap& map, bool diagonal, bool enclosed, std::vector<Node>& nodes) {
+template <Grows kind>
+void grow(const LevelMap& map, GrowthSpace& space, std::vector<Node>& nodes) {
   nodes.clear();
   KeptNodes visitor{nodes};
-  Growth(map, diagonal, enclosed, false).run(visitor);
+  Growth<kind>(map, space).run(visitor);
 }
 
 // The holes of `kept` at every cut, and in `filled` the map with all of them filled: a pixel's level there is the
 // lowest cut at which the dropped pixels connect it to the frame. At each cut the pixels above that are the outermost
 // components without their holes, so that areas add up. False where no cut has a hole; `filled` is then not made.
 bool find_holes(const LevelMap& kept, Space& space, bool fill) {
-  LevelMap& dropped = space.dropped;
-  dropped.shape(kept.height, kept.width, kOutside);
-  for (int64_t y = 1; y <= kept.height; ++y) {
-    const int64_t row = y * kept.stride;
-    for (int64_t x = row + 1; x <= row + kept.width; ++x) dropped.level[x] = kLevels - 1 - kept.level[x];
-  }
-  // The same pixels in blocks of the opposite order; within a level they stay in reading order.
-  for (int32_t level = 0, at = 0; level < kLevels; ++level) {
-    const int32_t from = kLevels - 1 - level;
-    dropped.begin[level] = at;
-    std::copy(kept.spots.begin() + kept.begin[from], kept.spots.begin() + kept.begin[from + 1],
-              dropped.spots.begin() + at);
-    at += static_cast<int32_t>(kept.begin[from + 1] - kept.begin[from]);
-  }
-  dropped.begin[kLevels] = kept.begin[kLevels];
-
   DroppedNodes visitor{space.holes};
-  Growth growth(dropped, false, false, true);
-  growth.run(visitor);
+  Growth<Grows::dropped>(kept, space.growth).run(visitor);
   if (space.holes.empty() || !fill) return !space.holes.empty();
 
-  // A component met the frame where it, or the one it went into, did. Level 255 is never dropped.
-  space.closed.assign(growth.components(), kLevels - 1);
+  // A component met the frame where it, or the one it went into, did; level 255 is never dropped.
+  space.closed.assign(space.growth.grown.size(), kLevels - 1);
   space.closed[0] = 0;
-  for (auto merge = growth.merges().rbegin(); merge != growth.merges().rend(); ++merge) {
-    space.closed[merge->lost] = merge->kept == 0 ? kLevels - 1 - merge->level : space.closed[merge->kept];
+  for (auto merge = space.growth.merges.rbegin(); merge != space.growth.merges.rend(); ++merge) {
+    space.closed[merge->lost] = merge->kept == 0 ? merge->level : space.closed[merge->kept];
   }
   LevelMap& filled = space.filled;
-  filled.shape(kept.height, kept.width, 0);
+  filled.shape(kept.height, kept.width);
   for (int64_t y = 1; y <= kept.height; ++y) {
     const int64_t row = y * kept.stride;
     for (int64_t x = row + 1; x <= row + kept.width; ++x) {
-      const uint16_t own = kept.level[x];
-      const bool never = own == kLevels - 1;
-      filled.level[x] = never ? own : std::max<uint16_t>(own, static_cast<uint16_t>(space.closed[growth.labels()[x]]));
+      // What was never dropped has label 0, and keeps its level.
+      filled.level[x] = std::max(kept.level[x], static_cast<uint8_t>(space.closed[space.growth.label[x]]));
     }
   }
   filled.sort();
@@ -109,14 +93,22 @@ bool find_holes(const LevelMap& kept, Space& space, bool fill) {
 
 // Fills `space` with what is kept and its holes, and returns the nodes among which the largest is to be found; either
 // only where it is asked for.
-std::vector<Node>& find_nodes(const Sweep& job, int64_t map, Space& space, bool all, bool largest) {
+const std::vector<Node>& find_nodes(const Sweep& job, int64_t map, Space& space, bool all, bool largest) {
   load(job, map, space.kept);
   space.holes.clear();
   const bool holes = job.contours && find_holes(space.kept, space, largest);
   // Without holes the areas add up in what is kept itself.
-  if (all || !holes) grow_kept(space.kept, job.diagonal, job.contours && !holes, space.nodes);
+  if (all || !holes) {
+    if (job.contours && !holes) {
+      grow<Grows::enclosed>(space.kept, space.growth, space.nodes);
+    } else if (job.diagonal) {
+      grow<Grows::pixels8>(space.kept, space.growth, space.nodes);
+    } else {
+      grow<Grows::pixels4>(space.kept, space.growth, space.nodes);
+    }
+  }
   if (!holes || !largest) return space.nodes;
-  grow_kept(space.filled, true, true, space.outlines);
+  grow<Grows::enclosed>(space.filled, space.growth, space.outlines);
   return space.outlines;
 }
 
@@ -130,36 +122,53 @@ Edges edges(const Grown& grown, bool hole) {
   return {grown.left - 1 - wider, grown.top - 1 - wider, grown.right + wider, grown.bottom + wider};
 }
 
-bool starts_before(const Node& a, const Node& b) {
-  return a.grown.start != b.grown.start ? a.grown.start < b.grown.start : a.last < b.last;
-}
-
-// Contour areas. An outermost component has that of its outline, known already; the others are followed.
+// Contour areas of components, which come by falling last cut. An outermost one has that of its outline, known
+// already; the others are followed.
 class Areas {
  public:
-  Areas(const LevelMap& kept, std::vector<Node>& outlines) : kept_(kept), outlines_(outlines) {
-    std::sort(outlines.begin(), outlines.end(), starts_before);
+  Areas(const LevelMap& kept, const std::vector<Node>& outlines, std::vector<int32_t>& of_start)
+      : kept_(kept), outlines_(outlines), of_start_(of_start) {
+    of_start.assign(kept.level.size(), -1);
   }
 
-  double of(const Node& node, bool hole) const {
-    if (!hole) {
-      const auto same = std::lower_bound(outlines_.begin(), outlines_.end(), node, starts_before);
-      const bool outermost =
-          same != outlines_.end() && same->grown.start == node.grown.start && same->first <= node.last;
-      if (outermost) return static_cast<double>(same->grown.size) / 2;
+  double outer(const Node& node) {
+    for (; next_ < outlines_.size() && outlines_[next_].last >= node.last; ++next_) {
+      of_start_[outlines_[next_].grown.start] = static_cast<int32_t>(next_);
     }
-    return traced_area(kept_, node.grown.start - (hole ? 1 : 0), node.last, hole);
+    const int32_t same = of_start_[node.grown.start];
+    if (same >= 0 && outlines_[same].first <= node.last) return static_cast<double>(outlines_[same].grown.size) / 2;
+    return traced_area(kept_, node.grown.start, node.last, false);
   }
+
+  double hole(const Node& node) const { return traced_area(kept_, node.grown.start - 1, node.last, true); }
 
  private:
   const LevelMap& kept_;
   const std::vector<Node>& outlines_;
+  std::vector<int32_t>& of_start_;
+  size_t next_ = 0;
 };
 
+// By falling last cut, components before holes, then by first pixel.
+std::vector<SweptBox> in_order(const std::vector<SweptBox>& rows) {
+  std::array<size_t, kCuts + 1> begin{};
+  for (const SweptBox& row : rows) ++begin[kCuts - row.last];
+  for (int64_t i = 1; i <= kCuts; ++i) begin[i] += begin[i - 1];
+  std::vector<SweptBox> sorted(rows.size());
+  std::array<size_t, kCuts + 1> next = begin;
+  for (const SweptBox& row : rows) sorted[next[kCuts - 1 - row.last]++] = row;
+  for (int64_t i = 0; i < kCuts; ++i) {
+    std::sort(sorted.begin() + begin[i], sorted.begin() + begin[i + 1], [](const SweptBox& a, const SweptBox& b) {
+      return a.hole != b.hole ? b.hole : a.start < b.start;
+    });
+  }
+  return sorted;
+}
+
 std::vector<SweptBox> swept(const Sweep& job, int64_t map, Space& space) {
-  std::vector<Node>& outlines = find_nodes(job, map, space, true, true);
-  std::vector<SweptBox> found;
-  found.reserve(space.nodes.size() + space.holes.size());
+  const std::vector<Node>& outlines = find_nodes(job, map, space, true, true);
+  std::vector<SweptBox>& found = space.rows;
+  found.clear();
   const auto put = [&](const Node& node, bool hole, double area) {
     const Edges box = edges(node.grown, hole);
     found.push_back({box.left, box.top, box.right, box.bottom, area, node.first, node.last, hole, node.grown.start});
@@ -167,16 +176,11 @@ std::vector<SweptBox> swept(const Sweep& job, int64_t map, Space& space) {
   if (space.holes.empty()) {
     for (const Node& node : space.nodes) put(node, false, static_cast<double>(node.grown.size) / (job.contours ? 2 : 1));
   } else {
-    const Areas areas(space.kept, outlines);
-    for (const Node& node : space.nodes) put(node, false, areas.of(node, false));
-    for (const Node& node : space.holes) put(node, true, areas.of(node, true));
+    Areas areas(space.kept, outlines, space.closed);
+    for (const Node& node : space.nodes) put(node, false, areas.outer(node));
+    for (const Node& node : space.holes) put(node, true, areas.hole(node));
   }
-  std::sort(found.begin(), found.end(), [](const SweptBox& a, const SweptBox& b) {
-    if (a.last != b.last) return a.last > b.last;
-    if (a.hole != b.hole) return b.hole;
-    return a.start < b.start;
-  });
-  return found;
+  return in_order(found);
 }
 
 // For every cut the best of what was put on ranges of cuts: each range is two overlapping ones of a power of two.

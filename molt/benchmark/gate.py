@@ -144,10 +144,10 @@ def swept(result: Any, truth: Any, inputs: Inputs) -> float:
     found = tensors(result, "cpu")
     pairs = _changes(levels)
     if len(found) == 2:
-        looked = torch.unique(found[0].long(), dim=0)
+        looked = found[0].long()
         if not set(map(tuple, pairs.tolist())) <= set(map(tuple, looked.tolist())):
             return WRONG
-        rows, pairs = torch.unique(found[1].double(), dim=0), looked
+        rows, pairs = found[1].double(), looked
     else:
         rows = _expand(found, pairs)
     expected = _expand(right, pairs)
@@ -162,13 +162,13 @@ def largest_swept(result: Any, truth: Any, inputs: Inputs) -> float:
     if found[0].dim() == 4:
         same = torch.equal(found[0], boxes) and torch.equal(found[1], area)
         return 0.0 if same else WRONG
-    image, channel, cut = torch.unique(found[0].long(), dim=0).unbind(1)
+    image, channel, cut = found[0].long().unbind(1)
     there = area[image, channel, cut] > 0
     there |= boxes[image, channel, cut].any(1)
     where = torch.stack([image, channel, cut], 1)[there]
     index = tuple(where.unbind(1))
     expected = torch.cat([where.double(), boxes[index].double(), area[index][:, None]], 1)
-    rows = torch.unique(found[1].double(), dim=0)
+    rows = found[1].double()
     if not set(map(tuple, _changes(inputs.args[0]).tolist())) <= set(map(tuple, found[0].tolist())):
         return WRONG
     return 0.0 if rows.shape == expected.shape and torch.equal(_ranked(rows), _ranked(expected)) else WRONG

@@ -78,8 +78,8 @@ def published_cuts(levels: Array) -> list[int]:
 def _sweep(look: Look, cuts: Callable[[Array], list[int]], levels: Array, threads: int) -> Found:
     def one(where: tuple[int, ...]) -> tuple[list[tuple[int, ...]], list[tuple[float, ...]]]:
         own = levels[where]
-        pairs: list[tuple[int, ...]] = [(*where, cut) for cut in cuts(own)]
-        return pairs, [(*pair, *box) for pair in pairs for box in look(own, pair[2])]
+        boxes = {cut: look(own, cut) for cut in cuts(own)}  # a cut that comes again is looked at again
+        return [(*where, cut) for cut in boxes], [(*where, cut, *box) for cut, found in boxes.items() for box in found]
 
     maps = np.ndindex(*levels.shape[:2])
     if threads == 1:
