@@ -12,13 +12,14 @@ BIN = $(VENV)/bin
 BUILD = MOLT_REQUIRE_EXT=1 PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --no-build-isolation
 SOURCES = setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*)
 
-.PHONY: help demo test lint bench photos wheel test-install gpu clean
+.PHONY: help demo test lint bench photos evaluation wheel test-install gpu clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
 	@echo "make lint          ruff and mypy"
 	@echo "make bench         on this machine's CPU: operators against their peers, photos to boxes, pytest-benchmark"
 	@echo "make photos        fetch the benchmark photos and print the table of boxes (Debian or Ubuntu)"
+	@echo "make evaluation    MaxBoxAcc, MaxBoxAccV2 on these photos and on composites (Debian or Ubuntu; half an hour)"
 	@echo "make wheel         a wheel for this Python in dist/, repaired by auditwheel (docs/wheels.md)"
 	@echo "make test-install  isolated build, oldest and newest torch: before a release (tens of GB, minutes);"
 	@echo "                   WHEEL=dist/FILE.whl tries that file instead of building one"
@@ -67,6 +68,12 @@ photos: $(VENV)/.bench
 	$(BIN)/python benchmarks/photos/fetch.py photos-data
 	$(BIN)/python benchmarks/photos/evaluate.py photos-data
 	$(BIN)/python benchmarks/photos/speed.py photos-data
+
+evaluation: $(VENV)/.bench
+	$(BIN)/python benchmarks/photos/fetch.py photos-data
+	test -e composites-data/composites.json || $(BIN)/python benchmarks/composites.py composites-data --fetch --train 800,400 --val 100 --test 250
+	$(BIN)/python benchmarks/evaluation.py photos-data composites-data --runs molt-evaluation
+	$(BIN)/python benchmarks/evaluation_speed.py
 
 # What an earlier build left in build/lib would go into the wheel.
 wheel: $(VENV)/.torch

@@ -90,7 +90,8 @@ def parse_wsol(
         return found
     folder = split_folder(metadata, split)
     full = folder.resolve()
-    found.name = f"{full.parent.name} {full.name}" if full.name in SPLITS else full.name
+    split_of = full.name in SPLITS or full.name == "metadata"
+    found.name = f"{full.parent.name} {full.name}" if split_of else full.name
     ids_file = folder / ("image_ids_proxy.txt" if proxy else "image_ids.txt")
     if not ids_file.is_file():
         there = [name for name in SPLITS if (metadata / name / "image_ids.txt").is_file()]
