@@ -125,7 +125,7 @@ def test_json_alone_on_stdout_and_nothing_written(here: LocalizationSet) -> None
     result = call("evaluate", "photos", "--method", "centre", "--json", *FAST)
     found = json.loads(result.out)
     assert result.code == 0 and found["method"]["name"] == "centre" and found["protocol"]["normalize"] == "none"
-    assert found["data"] == {"name": "photos", "kind": "folder", "photos": 6, "classes": 2}
+    assert found["data"] == {"name": "photos", "kind": "folder", "photos": 6, "classes": 2, "left_out": {}}
     assert sorted(path.name for path in Path().iterdir()) == ["photos"]
 
 

@@ -1,8 +1,10 @@
 #include "sweep.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <limits>
+#include <new>
 #include <stdexcept>
 
 #include "contour_trace.h"
@@ -308,10 +310,16 @@ void check(const Sweep& job) {
 template <class F>
 void for_each_map(int64_t count, const Parallel& parallel, const F& body) {
   const int64_t strips = std::min<int64_t>(count, std::max<int64_t>(parallel.threads, 1) * 4);
+  std::atomic<bool> short_of_memory{false};
   parallel.for_each(strips, [&](int64_t strip) {
-    Space space;
-    for (int64_t map = strip * count / strips; map < (strip + 1) * count / strips; ++map) body(map, space);
+    try {
+      Space space;
+      for (int64_t map = strip * count / strips; map < (strip + 1) * count / strips; ++map) body(map, space);
+    } catch (const std::bad_alloc&) {
+      short_of_memory = true;  // must not leave another thread
+    }
   });
+  if (short_of_memory) throw std::bad_alloc();
 }
 
 }  // namespace

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
@@ -67,12 +67,14 @@ class Provider:
         about: plain values for the run: name, weights...
         normalize: what must be done with them, or None where the user may choose.
         problems: found before the first photo.
+        usual: what is done with them where the user does not choose.
     """
 
     maps: Callable[[Sequence[Sample]], Iterator[Map]]
     about: dict[str, Any]
     normalize: Normalize | None = None
     problems: tuple[Problem, ...] = field(default=())
+    usual: Normalize = "minmax"
 
 
 def provider(wanted: Wanted, data: LocalizationSet) -> Provider:
@@ -86,16 +88,18 @@ def provider(wanted: Wanted, data: LocalizationSet) -> Provider:
     from molt.methods import METHODS
 
     name = wanted.method
+    for option, value, choices in (("gt-map", wanted.gt_map, GT_MAPS), ("missing", wanted.missing, get_args(Missing))):
+        if value not in choices:
+            raise ValueError(f"--{option} {value}: expected {', '.join(choices)}")
     if name.startswith("maps:"):
         stored = StoredMaps(name.removeprefix("maps:"), data.samples, missing=wanted.missing)
-        return Provider(stored, {"name": name, "missing": wanted.missing, "weights": []}, None, stored.problems)
+        about_maps = {"name": name, "missing": wanted.missing, "files": stored.stamp, "weights": []}
+        return Provider(stored, about_maps, None, stored.problems, stored.normalize)
     if name in ("centre", "full"):
         return Provider(_box_maps(name, wanted.size), {"name": name, "weights": []}, "none")
     known = ("default", "weak", *METHODS, *BASELINES, "maps:FOLDER")
     if name not in known:
         raise ValueError(f"--method {name}: expected {', '.join(known)}")
-    if wanted.gt_map not in GT_MAPS:
-        raise ValueError(f"--gt-map {wanted.gt_map}: expected {', '.join(GT_MAPS)}")
     if wanted.class_map is not None and wanted.gt_map != "label":
         raise ValueError(f"--class-map: goes with --gt-map label only, got {wanted.gt_map}")
     explainer = _layer_cam_class() if name == "layercam" else None
@@ -122,7 +126,8 @@ def provider(wanted: Wanted, data: LocalizationSet) -> Provider:
             raise ValueError(f"--class-map: {data.classes[several[0]]!r} has several classes; {name} takes one each")
         about["classes"] = {str(label): list(group) for label, group in sorted(classes.items())}
     if wanted.checkpoint is not None:
-        about["checkpoint"] = str(wanted.checkpoint)
+        found = wanted.checkpoint.stat()
+        about["checkpoint"] = f"{wanted.checkpoint}, {found.st_size} bytes, changed at {found.st_mtime_ns} ns"
     see = {"cam": _cam, "layercam": _layer_cam(loc, explainer)}.get(name, _refined)
     return Provider(_Network(loc, see, classes, agnostic=wanted.gt_map == "agnostic"), about, None, tuple(problems))
 

@@ -82,7 +82,10 @@ def evaluate(
     thresholds: Annotated[int, typer.Option(help="How many thresholds.")] = 1000,
     ious: Annotated[str, typer.Option(metavar="A,B", help="IoUs of MaxBoxAccV2.")] = "0.3,0.5,0.7",
     resize: Annotated[str, typer.Option(help="Of maps: cubic, bilinear or none.")] = "cubic",
-    normalize: Annotated[str, typer.Option(help="Of maps: minmax, max or none.")] = "minmax",
+    normalize: Annotated[
+        str | None,
+        typer.Option(help="Of maps: minmax, max or none. If not given minmax, and none for maps:FOLDER."),
+    ] = None,
     area: Annotated[str, typer.Option(help="Of the largest contour: contour (OpenCV's) or pixels.")] = "contour",
     truncate: Annotated[bool, typer.Option(help="Cut scaled true boxes to whole pixels.")] = True,
     clip: Annotated[bool, typer.Option(help="End boxes at the last pixel.")] = True,
@@ -116,7 +119,7 @@ def evaluate(
             thresholds=thresholds,
             ious=_ious(ious),
             resize=cast("Any", resize),
-            normalize=cast("Any", normalize),
+            normalize=cast("Any", normalize or "minmax"),
             area=cast("Any", area),
             truncate=truncate,
             clip=clip,
@@ -131,16 +134,19 @@ def evaluate(
         for name in methods:
             wanted = Wanted(name, gt_map, class_map, cast("Any", missing), size, device, source, checkpoint)
             found = provider(wanted, data)
+            own = replace(settings, normalize=found.normalize or cast("Any", normalize) or found.usual)
+            _check_range(found, own, data)
             folder = _folder(out, data.name, name, single=len(methods) == 1, as_json=as_json)
             store = None if save_maps is None else save_maps / (_slug(name) if len(methods) > 1 else "")
-            runs.append(_run(data, found, settings, folder, store, restart=restart, batch=batch))
+            runs.append(_run(data, found, own, folder, store, restart=restart, batch=batch))
             if not as_json:
                 _show(runs[-1], folder)
         comparison = _together(runs, out if len(runs) > 1 else None, draws, seed)
     except DataError as error:
         for problem in error.problems[:SHOWN]:
             _say(str(problem))
-        _stop(str(error))
+        number = len(error.problems)
+        _stop(f"{number} problem{'s' * (number > 1)}" + (f", {SHOWN} of them above" if number > SHOWN else ""))
     except (RunError, ValueError, ImportError, PhotoError) as error:
         _stop(str(error))
     if as_json:
@@ -155,7 +161,7 @@ def evaluate(
         print(json.dumps(found_json))
     elif comparison is not None:
         _show_comparison(comparison)
-    if any(row["problem"] for run in runs for row in run.rows):
+    if any(row["problem"] or not (row["truth"] or row["masks"]) for run in runs for row in run.rows):
         raise typer.Exit(FAILED)
 
 
@@ -190,6 +196,20 @@ def _read(
     return data
 
 
+def _check_range(found: Provider, settings: Settings, data: LocalizationSet) -> None:
+    """Stop before the first photo where stored maps are of another range than they are taken to be."""
+    import numpy as np
+
+    if found.usual != "none" or settings.normalize != "none":
+        return
+    first = next(iter(found.maps(data.samples[:1])))
+    if isinstance(first, np.ndarray) and not 0 <= first.min() <= first.max() <= 1:
+        raise ValueError(
+            f"the map of {data.samples[0].name} holds {first.min():.6g} to {first.max():.6g}, expected [0, 1]; "
+            "--normalize minmax takes maps of any range"
+        )
+
+
 def _run(
     data: LocalizationSet,
     found: Provider,
@@ -210,8 +230,6 @@ def _run(
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    if found.normalize is not None:
-        settings = replace(settings, normalize=found.normalize)
     names = [sample.name for sample in data.samples]
     labelled = len(set(names)) < len(names)
     saved = {} if store is None else {"save_maps": str(store)}
@@ -341,6 +359,8 @@ def _show(run: Run, folder: Path | None) -> None:
     plain(f"protocol: {protocol_line(info)}")
     for used in info["method"].get("weights", ()):
         plain(f"weights: {used['model']}, {used['source']}; seen pixel masks in training: {used['saw_masks']}")
+    for what, number in info["data"]["left_out"].items():
+        plain(f"left out by the reader: {number} {what}")
     problems = info["problems"]
     if problems["count"]:
         plain(f"{problems['count']} problem{'s' * (problems['count'] != 1)}:")

@@ -91,11 +91,8 @@ class Parsed:
             self.problem(self.root, None, "there is no photo with a label", "at least one")
         if self.problems:
             raise DataError(self.problems)
-        for what, count in self.left_out.items():
-            _logger.info("%s: %d %s left out", self.name, count, what)
-        if self.remarks:
-            _logger.info("%s: %d remarks; `molt data check` lists them", self.name, len(self.remarks))
-        return LocalizationSet(self.name, self.kind, tuple(self.samples), self.classes)
+        remarks = tuple(self.remarks)
+        return LocalizationSet(self.name, self.kind, tuple(self.samples), self.classes, dict(self.left_out), remarks)
 
 
 @contextmanager

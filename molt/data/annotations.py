@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -78,12 +78,16 @@ class LocalizationSet:
         kind: the layout it was read from.
         samples: in the order of the annotations.
         classes: class names by label.
+        left_out: what the reader left out on purpose, such as objects marked difficult, and how often.
+        remarks: what could be read but is hardly meant so, such as lines about photos that are not listed.
     """
 
     name: str
     kind: SetKind
     samples: tuple[Sample, ...]
     classes: tuple[str, ...]
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    remarks: tuple[Problem, ...] = ()
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -17,8 +17,8 @@ def check_maps(maps: object, shape: str, device: torch.device, name: str = "maps
     """Check for maps in [0, 1] and return them, on ``device``, and which of them hold a NaN.
 
     Args:
-        maps: tensor or array of floats with the dimensions that ``shape``, e.g. ``"(B, H, W)"``, names; the last two
-            are a map's.
+        maps: tensor or array of floats, or a list of such maps, with the dimensions that ``shape``, e.g.
+            ``"(B, H, W)"``, names; the last two are a map's.
         shape: what is expected.
         device: where the maps go.
         name: of the argument.
@@ -27,9 +27,11 @@ def check_maps(maps: object, shape: str, device: torch.device, name: str = "maps
         the maps and (...,) bool, True where a map holds a NaN.
 
     Raises:
-        TypeError: neither tensor nor array, or not of floats.
+        TypeError: neither tensor, array nor list of them, or not of floats.
         ValueError: another number of dimensions, no pixel, or a value outside [0, 1].
     """
+    if isinstance(maps, list | tuple) and maps:
+        maps = _stacked(maps, shape, name)
     if not isinstance(maps, Tensor | np.ndarray):
         raise TypeError(f"{name}: got {type(maps).__name__}, expected a tensor or an array {shape}")
     if isinstance(maps, np.ndarray):
@@ -52,6 +54,16 @@ def check_maps(maps: object, shape: str, device: torch.device, name: str = "maps
             f"{high[where].item():g}, expected all in [0, 1]"
         )
     return found, low.isnan()
+
+
+def _stacked(maps: Sequence[Any], shape: str, name: str) -> Tensor | NDArray[Any]:
+    """Return a list of maps as one tensor or array."""
+    try:
+        if all(isinstance(one, Tensor) for one in maps):
+            return torch.stack(tuple(maps))
+        return np.stack([np.asarray(one.cpu() if isinstance(one, Tensor) else one) for one in maps])
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name}: got maps of different shapes or kinds ({error}), expected {shape}") from None
 
 
 def check_boxes(boxes: object, number: int, name: str = "boxes") -> list[Floats]:

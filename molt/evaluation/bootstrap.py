@@ -118,12 +118,29 @@ class PhotoMetric(Metric):
             self._seen = 0
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Add a batch and return its own figures. Costs a compute(); ``update`` alone is much cheaper."""
+        """Add a batch and return its own figures. Costs a compute(); ``update`` alone is much cheaper.
+
+        A batch that is refused adds nothing.
+        """
         self._inside_forward = True
+        before, updates, seen = self._copy_state_dict(), self._update_count, self._seen
         try:
             return super().forward(*args, **kwargs)
+        except Exception:
+            # torchmetrics resets before it looks at the batch.
+            for name, value in before.items():
+                setattr(self, name, value)
+            self._update_count, self._seen = updates, seen
+            self._computed = None
+            self._to_sync, self._should_unsync = self.sync_on_compute, True
+            raise
         finally:
             self._inside_forward = False
+
+    def set_dtype(self, dst_type: str | torch.dtype) -> PhotoMetric:
+        """Keep the states' own types: they count, and narrower ones would not be exact."""
+        del dst_type
+        return self
 
     def _draw(self, number: int, ids: Sequence[str] | None) -> Tensor:
         """Return the weights (number, 1 + R) int32 of a batch and count them in."""
@@ -132,6 +149,9 @@ class PhotoMetric(Metric):
             keys = [f"#{rank}:{self._seen + i}" for i in range(number)]
         elif isinstance(ids, str) or len(ids) != number or not all(isinstance(key, str) for key in ids):
             raise ValueError(f"ids: got {_short(ids)}, expected {number} strings")
+        elif len(set(ids)) < number:
+            twice = next(key for index, key in enumerate(ids) if key in ids[:index])
+            raise ValueError(f"ids: got {twice!r} twice, expected each photo once")
         else:
             keys = [f"={key}" for key in ids]
         self._seen += number

@@ -10,7 +10,15 @@ from numpy.typing import NDArray
 
 from molt._arguments import check_int
 from molt.evaluation.runs import Run
-from molt.evaluation.scores import interval, pixel_precision, redraw, scores, thresholds
+from molt.evaluation.scores import (
+    BOX_SCORES,
+    drawn_precision,
+    drawn_scores,
+    interval,
+    pixel_precision,
+    scores,
+    thresholds,
+)
 
 NAMED = 20  # photos named of those that are not shared; all are counted
 
@@ -48,28 +56,31 @@ def compare(runs: Sequence[Run], *, draws: int = 1000, seed: int = 0) -> dict[st
     masked = np.all([[bool(run.rows[i]["masks"]) for i in rows] for run, rows in zip(runs, shared, strict=True)], 0)
 
     drawn: dict[str, list[tuple[float, NDArray[np.float64]]]] = {}
-    weights = redraw(int(boxed.sum()), draws, seed)
-    mask_weights = redraw(int(masked.sum()), draws, seed)
     for run, rows in zip(runs, shared, strict=True):
         grid, ious = thresholds(run.settings.thresholds), run.settings.ious
         if boxed.any():
             some = run.curves.take(rows[boxed])
-            again = scores(some, grid, ious, weights)
-            for name, value in scores(some, grid, ious).items():
-                drawn.setdefault(name, []).append((float(value[0]), again[name]))
+            again, whole = drawn_scores(some, grid, ious, draws, seed), scores(some, grid, ious)
+            for name in BOX_SCORES:
+                drawn.setdefault(name, []).append((float(whole[name][0]), again[name]))
         if masked.any() and all(one.curves.pixels is not None for one in runs):
             assert run.curves.pixels is not None
             pixels = run.curves.pixels[rows[masked]]
             drawn.setdefault("pxap", []).append(
-                (float(pixel_precision(pixels)[0]), pixel_precision(pixels, mask_weights))
+                (float(pixel_precision(pixels)[0]), drawn_precision(pixels, draws, seed))
             )
+    counted = dict.fromkeys(BOX_SCORES, int(boxed.sum())) | {"pxap": int(masked.sum())}
+    unmasked = [key for key, has in zip(alike, masked, strict=True) if masked.any() and not has]
     called = names(runs)
     return {
         "runs": called,
         "photos": len(alike),
         "draws": draws,
         "scores": {
-            metric: [{"value": 100 * value, "interval": list(interval(100 * values))} for value, values in found]
+            metric: [
+                {"value": 100 * value, "interval": list(interval(100 * values)), "photos": counted[metric]}
+                for value, values in found
+            ]
             for metric, found in drawn.items()
         },
         "differences": [
@@ -84,7 +95,7 @@ def compare(runs: Sequence[Run], *, draws: int = 1000, seed: int = 0) -> dict[st
             for metric, found in drawn.items()
             for i in range(1, len(runs))
         ],
-        "unshared": _unshared(called, places, everywhere, alike),
+        "unshared": _unshared(called, places, everywhere, alike, unmasked),
         "protocol": _protocols(runs, called),
     }
 
@@ -103,7 +114,8 @@ def names(runs: Sequence[Run]) -> list[str]:
 
 def _one_truth(runs: Sequence[Run], places: Sequence[dict[tuple[str, int], int]], key: tuple[str, int]) -> bool:
     rows = [run.rows[place[key]] for run, place in zip(runs, places, strict=True)]
-    return all(row["truth"] == rows[0]["truth"] for row in rows)
+    usable = {row["masks"] for row in rows} - {0}  # 0 also where a mask could not be read
+    return all(row["truth"] == rows[0]["truth"] for row in rows) and len(usable) <= 1
 
 
 def _unshared(
@@ -111,6 +123,7 @@ def _unshared(
     places: Sequence[dict[tuple[str, int], int]],
     everywhere: Sequence[tuple[str, int]],
     alike: Sequence[tuple[str, int]],
+    unmasked: Sequence[tuple[str, int]],
 ) -> list[dict[str, Any]]:
     """Return which photos were left out, and why."""
     both, same = set(everywhere), set(alike)
@@ -118,7 +131,8 @@ def _unshared(
         (f"only in some runs, among them {name}", [key for key in place if key not in both])
         for name, place in zip(called, places, strict=True)
     ]
-    found.append(("true boxes differ", [key for key in everywhere if key not in same]))
+    found.append(("true boxes or the number of masks differ", [key for key in everywhere if key not in same]))
+    found.append(("without a usable mask in some run, so not in PxAP", list(unmasked)))
     return [{"reason": r, "count": len(k), "photos": [name for name, _ in k[:NAMED]]} for r, k in found if k]
 
 

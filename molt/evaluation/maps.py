@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -26,11 +27,14 @@ _FORM = "a (h, w) map: .npy of float16, float32, float64 or uint8, or a grey .pn
 
 
 class MapError(ValueError):
-    """A map that cannot be used; the message says why, in one line, ``expected`` what would do."""
+    """A map that cannot be used; the message says why, in one line, ``expected`` what would do.
 
-    def __init__(self, message: str, expected: str = _FORM) -> None:
-        super().__init__(message)
-        self.expected = expected
+    ``reason`` is the message without the file's name, the same for all files with which the same is wrong.
+    """
+
+    def __init__(self, message: str, expected: str = _FORM, path: Path | None = None) -> None:
+        super().__init__(message if path is None else f"{path}: {message}")
+        self.expected, self.reason = expected, message
 
 
 class StoredMaps:
@@ -48,14 +52,15 @@ class StoredMaps:
 
     Attributes:
         problems: files that belong to no photo.
-        normalize: what :func:`prepare` is to do with them unless told otherwise.
+        stamp: tells these files from others, or from the same after a change.
+        normalize: what :func:`prepare` is to do with them unless told otherwise: nothing, as wsolevaluation.
 
     Raises:
         DataError: no such folder; with ``missing="stop"`` maps that are missing or unreadable, all of them listed.
         ValueError: another ``missing``.
     """
 
-    normalize: Normalize = "minmax"
+    normalize: Normalize = "none"
 
     def __init__(self, folder: str | Path, samples: Sequence[Sample], *, missing: Missing = "stop") -> None:
         if missing not in get_args(Missing):
@@ -79,6 +84,7 @@ class StoredMaps:
             absent += [problem for path in sorted(set(self._files.values())) if (problem := _unusable(path))]
             if absent:
                 raise DataError(absent)
+        self.stamp = _stamp(self._files.values())
         unused = sorted(there - set(self._files.values()))
         stray = [Problem(path, None, "a map that belongs to no photo", "maps of the data set") for path in unused]
         self.problems = tuple(stray)
@@ -110,7 +116,7 @@ def read_map(path: str | Path) -> NDArray:
     if values.dtype.kind == "u":
         return np.asarray(values, np.float64) / np.iinfo(values.dtype).max
     if not np.isfinite(values).all():
-        raise MapError(f"{path}: holds NaN or infinite values", "finite values")
+        raise MapError("holds NaN or infinite values", "finite values", path)
     return values
 
 
@@ -215,17 +221,17 @@ def _open(path: Path) -> NDArray:
         text = " ".join(str(error).split()) or type(error).__name__
         if "pickle" in text or "Python objects" in text:
             text = "holds pickled objects, which are never loaded, or is no .npy file"
-        raise MapError(f"{path}: cannot be read ({text})") from error
+        raise MapError(f"cannot be read ({text})", path=path) from error
 
 
 def _open_npy(path: Path) -> NDArray:
     if path.stat().st_size == 0:
-        raise MapError(f"{path}: the file is empty")
+        raise MapError("the file is empty", path=path)
     values = np.load(path, mmap_mode="r", allow_pickle=False)
     if not isinstance(values, np.ndarray):
-        raise MapError(f"{path}: is an archive of arrays")
-    if values.dtype not in _FLOATS and values.dtype != np.uint8:
-        raise MapError(f"{path}: holds {values.dtype}")
+        raise MapError("is an archive of arrays", path=path)
+    if values.dtype.newbyteorder("=") not in _FLOATS and values.dtype != np.uint8:
+        raise MapError(f"holds {values.dtype}", path=path)
     _check_shape(path, values.shape)
     return values
 
@@ -234,16 +240,24 @@ def _open_png(path: Path) -> NDArray:
     with PIL.Image.open(path, formats=["PNG"]) as picture:
         _check_shape(path, picture.size[::-1])
         if picture.mode not in ("L", "I;16", "I"):
-            raise MapError(f"{path}: is a picture of mode {picture.mode}")
+            raise MapError(f"is a picture of mode {picture.mode}", path=path)
         values = np.asarray(picture)
         return values if picture.mode == "L" else values.astype(np.uint16)  # "I" is older Pillow's 16 bits
 
 
 def _check_shape(path: Path, shape: Sequence[int]) -> None:
     if len(shape) != 2 or 0 in shape:
-        raise MapError(f"{path}: has shape {tuple(shape)}", "(h, w), with at least one pixel")
+        raise MapError(f"has shape {tuple(shape)}", "(h, w), with at least one pixel", path)
     if shape[0] * shape[1] > MOST_PIXELS:
-        raise MapError(f"{path}: has {shape[0] * shape[1]:,} pixels", f"at most {MOST_PIXELS:,}")
+        raise MapError(f"has {shape[0] * shape[1]:,} pixels", f"at most {MOST_PIXELS:,}", path)
+
+
+def _stamp(paths: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(set(paths)):
+        found = path.stat()
+        digest.update(f"{path}\0{found.st_size}\0{found.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()[:16]
 
 
 def _unusable(path: Path) -> Problem | None:
@@ -251,7 +265,7 @@ def _unusable(path: Path) -> Problem | None:
     try:
         _open(path)
     except MapError as error:
-        return Problem(path, None, str(error).removeprefix(f"{path}: "), error.expected)
+        return Problem(path, None, error.reason, error.expected)
     return None
 
 

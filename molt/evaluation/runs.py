@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 import molt
 from molt._arguments import check_int, check_number
 from molt.data.annotations import LocalizationSet, Problem, Sample
-from molt.data.images import load_photo, read_photo
+from molt.data.images import PhotoError, load_photo, read_photo
 from molt.evaluation._spool import (
     ROWS,
     RUN,
@@ -185,13 +185,15 @@ def evaluate(
     Raises:
         RunError: ``out`` holds something else, or a run with other settings.
         TypeError: maps of another type.
-        ValueError: an empty data set, or too few or too many maps.
+        ValueError: a data set without photos or without any box or mask, or too few or too many maps.
     """
     settings = settings or Settings()
     check_int("batch", batch, 1)
     if not data.samples:
         raise ValueError("data must hold at least one photo, got none")
     masked = any(sample.masks for sample in data.samples)
+    if not masked and not any(len(sample.boxes) for sample in data.samples):
+        raise ValueError(f"data: none of the {len(data)} photos of {data.name!r} has a box or a mask to score against")
     said: dict[str, Any] = {
         "format": FORMAT,
         "molt": molt.__version__,
@@ -221,7 +223,7 @@ def evaluate(
         for i, (sample, values) in enumerate(zip(samples, found, strict=True)):
             row, trouble = _row(sample, data), []
             if isinstance(values, Exception):
-                trouble.append(_trouble(values))
+                trouble.append(_trouble(values, sample.path))
             else:
                 try:
                     scored[i] = prepare(
@@ -247,7 +249,7 @@ def evaluate(
     boxes = spool.array("boxes")
     assert boxes is not None
     info = {key: said[key] for key in ("format", "molt", "method", "protocol", "data")}
-    info |= summarize(spool.rows, curves, settings, data.classes, problems)
+    info |= summarize(spool.rows, curves, settings, data.classes, (*data.remarks, *problems))
     rows = final_rows(spool.rows, curves, boxes, settings, info)
     info["errors"] = _errors(rows)
     spool.finish(rows, info)
@@ -298,7 +300,7 @@ def _measure(sample: Sample, row: dict[str, Any], trouble: list[dict[str, str]])
         try:
             size = read_photo(sample.path, 1).size
         except (ValueError, OSError) as error:
-            trouble.append(_trouble(error))
+            trouble.append(_trouble(error, sample.path))
     row["width"], row["height"] = size or (None, None)
     areas = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in row["truth"]]
     row["size_share"] = max(areas) / (size[0] * size[1]) if size and areas else None
@@ -333,7 +335,9 @@ def _pixels(
     try:
         return pixel_histogram(scores, read_masks(sample, len(scores)), grid, steps)
     except (ValueError, OSError) as error:
-        row["problem"].append(_trouble(error))
+        row["problem"].append(
+            {"message": f"a mask: {_mask_trouble(error, sample)}", "expected": "masks that can be read"}
+        )
         row["masks"] = 0
         return empty
 
@@ -360,13 +364,16 @@ def read_masks(sample: Sample, size: int) -> NDArray[np.uint8]:
     return truth
 
 
-def _trouble(error: Exception) -> dict[str, str]:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return {"message": text, "expected": getattr(error, "expected", "a map of the photo")}
+def _trouble(error: Exception, path: Path | None = None) -> dict[str, str]:
+    """Return what is wrong without the file's name, so that the same counts as the same."""
+    text = " ".join(str(getattr(error, "reason", error)).split()) or type(error).__name__
+    expected = "a picture that can be read" if isinstance(error, PhotoError | OSError) else "a map of the photo"
+    return {"message": text.removeprefix(f"{path}: "), "expected": getattr(error, "expected", expected)}
 
 
 def _about(data: LocalizationSet) -> dict[str, Any]:
-    return {"name": data.name, "kind": data.kind, "photos": len(data), "classes": len(data.classes)}
+    said = {"name": data.name, "kind": data.kind, "photos": len(data), "classes": len(data.classes)}
+    return said | {"left_out": dict(data.left_out)}
 
 
 def _digest(data: LocalizationSet) -> str:
@@ -374,9 +381,25 @@ def _digest(data: LocalizationSet) -> str:
     digest = hashlib.sha256(json.dumps(data.classes).encode())
     for sample in data.samples:
         truth = np.asarray(sample.boxes, np.float64).tolist()
-        masks = [str(path) for path in (*sample.masks, sample.ignore or "")]
+        masks = [_file(path) for path in (*sample.masks, *([sample.ignore] if sample.ignore else []))]
         digest.update(json.dumps([sample.name, sample.label, truth, sample.size, masks]).encode())
     return digest.hexdigest()[:16]
+
+
+def _mask_trouble(error: Exception, sample: Sample) -> str:
+    text = " ".join(str(error).split())
+    for path in (*sample.masks, *([sample.ignore] if sample.ignore else [])):
+        text = text.removeprefix(f"{path}: ")
+    return text
+
+
+def _file(path: Path) -> tuple[str, int, int]:
+    """Return what tells a file from another, or from itself after a change."""
+    try:
+        found = path.stat()
+    except OSError:
+        return str(path), -1, -1
+    return str(path), found.st_size, found.st_mtime_ns
 
 
 def _as_curves(curves: NDArray | None, pixels: NDArray | None, rows: Sequence[Mapping[str, Any]]) -> Curves:

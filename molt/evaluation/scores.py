@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from molt.evaluation._inputs import check_thresholds
 from molt.evaluation._score_bins import score_bins
 
+BOX_SCORES = ("max_box_acc", "max_box_acc_v2", "mean_iou")
 V1_IOU = 0.5  # MaxBoxAcc's
+DRAWS = 100  # at a time, for the same reason
 BLOCK = 4096  # photos at a time, so that memory does not grow with their number
 Array = NDArray[np.float64]
 
@@ -117,25 +119,38 @@ def pixel_precision(pixels: NDArray[np.uint32], weights: NDArray | None = None) 
 
 
 def scores(curves: Curves, grid: Array, ious: Sequence[float], weights: NDArray | None = None) -> dict[str, Array]:
-    """Return (draws,) values in [0, 1] by name: max_box_acc, max_box_acc_v2, mean_iou, each of photos with boxes.
+    """Return (draws,) values in [0, 1] by name: max_box_acc, max_box_acc_v2, mean_iou, and "any IOU" at each IoU.
 
     Each draw takes its own best thresholds, as a data set of these photos would; mean_iou is at MaxBoxAcc's.
     """
     v1 = over_thresholds(curves.largest, curves.peak, grid, V1_IOU, weights)
     means = over_thresholds(curves.largest, curves.peak, grid, None, weights)
     best = v1.argmax(1)
-    v2 = np.mean([over_thresholds(curves.any, curves.peak, grid, iou, weights).max(1) for iou in ious], 0)
+    reached = {f"any {iou:g}": over_thresholds(curves.any, curves.peak, grid, iou, weights).max(1) for iou in ious}
+    v2 = np.mean(list(reached.values()), 0)
     rows = np.arange(len(v1))
-    return {"max_box_acc": v1[rows, best], "max_box_acc_v2": v2, "mean_iou": means[rows, best]}
+    return {"max_box_acc": v1[rows, best], "max_box_acc_v2": v2, "mean_iou": means[rows, best]} | reached
 
 
-def redraw(number: int, draws: int, seed: int) -> NDArray[np.uint16]:
-    """Return (draws, number): how often each photo comes when as many are drawn with replacement (bootstrap)."""
+def redraw(number: int, draws: int, seed: int) -> Iterator[NDArray[np.uint16]]:
+    """Yield (some draws, number): how often each photo comes when as many are drawn with replacement (bootstrap)."""
     generator = np.random.default_rng(seed)
-    counts = np.empty((draws, number), np.uint16)
-    for row in counts:
-        row[:] = np.bincount(generator.integers(0, number, number), minlength=number)
-    return counts
+    for start in range(0, draws, DRAWS):
+        counts = np.empty((min(DRAWS, draws - start), number), np.uint16)
+        for row in counts:
+            row[:] = np.bincount(generator.integers(0, number, number), minlength=number)
+        yield counts
+
+
+def drawn_scores(curves: Curves, grid: Array, ious: Sequence[float], draws: int, seed: int) -> dict[str, Array]:
+    """Return (draws,) values of :func:`scores` by name, photos redrawn."""
+    parts = [scores(curves, grid, ious, weights) for weights in redraw(len(curves), draws, seed)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def drawn_precision(pixels: NDArray[np.uint32], draws: int, seed: int) -> Array:
+    """Return (draws,) values of :func:`pixel_precision`, photos redrawn."""
+    return np.concatenate([pixel_precision(pixels, weights) for weights in redraw(len(pixels), draws, seed)])
 
 
 def interval(values: Array) -> tuple[float, float]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,14 +13,16 @@ from numpy.typing import NDArray
 
 from molt.data.annotations import Problem
 from molt.evaluation.scores import (
+    BOX_SCORES,
     V1_IOU,
     Curves,
     at_threshold,
+    drawn_precision,
+    drawn_scores,
     error_kind,
     interval,
     over_thresholds,
     pixel_precision,
-    redraw,
     scores,
     thresholds,
 )
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
 
 Rows = Sequence[Mapping[str, Any]]
 SIZES = ("small", "medium", "large")
+_NUMBER = re.compile(r"-?\d[\d.,]*(e[+-]?\d+)?")
 
 
 def summarize(
@@ -44,11 +49,11 @@ def summarize(
     found: dict[str, Any] = {"scores": {}, "by_iou": [], "curves": {}, "classes": [], "sizes": []}
     if len(boxed):
         some = curves if len(boxed) == len(rows) else curves.take(boxed)
-        weights = redraw(len(boxed), settings.draws, settings.seed)
-        drawn = scores(some, grid, settings.ious, weights)
-        for name, values in scores(some, grid, settings.ious).items():
-            found["scores"][name] = _score(values[0], drawn[name], len(boxed))
-        found |= _by_threshold(some, grid, settings, weights)
+        drawn = drawn_scores(some, grid, settings.ious, settings.draws, settings.seed)
+        whole = scores(some, grid, settings.ious)
+        for name in BOX_SCORES:
+            found["scores"][name] = _score(whole[name][0], drawn[name], len(boxed))
+        found |= _by_threshold(some, grid, settings, drawn)
         picked = [rows[i] for i in boxed]
         figures = _each(some, settings, _best(found))
         found["classes"] = _classes(picked, figures)
@@ -56,9 +61,12 @@ def summarize(
     masked = np.array([i for i, row in enumerate(rows) if row["masks"]], np.int64)
     if curves.pixels is not None and len(masked):
         pixels = curves.pixels[masked]
-        weights = redraw(len(masked), settings.draws, settings.seed)
-        drawn_pxap = pixel_precision(pixels, weights)
-        found["scores"]["pxap"] = _score(pixel_precision(pixels)[0], drawn_pxap, len(masked))
+        if pixels[:, 0].any():
+            drawn_pxap = drawn_precision(pixels, settings.draws, settings.seed)
+            found["scores"]["pxap"] = _score(pixel_precision(pixels)[0], drawn_pxap, len(masked))
+        else:
+            text = "no pixel of any mask is an object's, so there is no PxAP"
+            problems = (*problems, Problem(Path("masks"), None, text, "masks of objects"))
     found["problems"] = _problems(rows, problems)
     return found
 
@@ -108,11 +116,14 @@ def protocol_line(info: Mapping[str, Any]) -> str:
         f"{said['size']} px",
         f"maps {said['resize']} resized, normalised {said['normalize']}",
         f"{said['thresholds']} thresholds of each map's maximum, one best for all photos, chosen on these photos",
-        f"MaxBoxAcc: largest contour by {said['area']} area, IoU >= {V1_IOU:g}; V2: any contour, IoU >= {ious}",
+        f"MaxBoxAcc: largest contour by {said['area']} area, IoU >= {V1_IOU:g}; V2: any contour, IoU >= {ious}; "
+        "mean IoU at MaxBoxAcc's threshold",
         f"true boxes {'cut to whole pixels' if said['truncate'] else 'not rounded'}",
         f"boxes {'clipped to the last pixel' if said['clip'] else 'not clipped'}",
         f"widths {'with' if said['plus_one'] else 'without'} + 1",
     ]
+    if "pxap" in info["scores"]:
+        parts.append("PxAP: all pixels pooled, masks resized to the nearest pixel, above 0 is object, ignored ones out")
     if "gt_map" in method:
         parts.append(f"map of: {method['gt_map']}")
     if "missing" in method:
@@ -125,16 +136,18 @@ def _score(value: float, drawn: NDArray[np.float64], photos: int) -> dict[str, A
     return {"value": 100 * float(value), "interval": list(interval(100 * drawn)), "photos": photos}
 
 
-def _by_threshold(curves: Curves, grid: NDArray, settings: Settings, weights: NDArray) -> dict[str, Any]:
+def _by_threshold(
+    curves: Curves, grid: NDArray, settings: Settings, drawn: Mapping[str, NDArray[np.float64]]
+) -> dict[str, Any]:
     """Return accuracy at each IoU, its best threshold and interval, and the lines to draw."""
     entries, lines = [], {}
     for kind, iou in [("v1", V1_IOU), *(("v2", iou) for iou in settings.ious)]:
         curve = curves.largest if kind == "v1" else curves.any
         line = over_thresholds(curve, curves.peak, grid, iou)[0]
-        drawn = over_thresholds(curve, curves.peak, grid, iou, weights).max(1)
         top = int(line.argmax())
+        draws = drawn["max_box_acc" if kind == "v1" else f"any {iou:g}"]
         entries.append(
-            {"kind": kind, "iou": iou, "threshold": float(grid[top])} | _score(line[top], drawn, len(curves))
+            {"kind": kind, "iou": iou, "threshold": float(grid[top])} | _score(line[top], draws, len(curves))
         )
         lines[f"{kind} {iou:g}"] = [round(100 * float(v), 4) for v in line]
     return {"by_iou": entries, "curves": lines}
@@ -198,7 +211,7 @@ def _problems(rows: Rows, before: Sequence[Problem]) -> dict[str, Any]:
     for row in rows:
         for problem in row["problem"]:
             listed.append({"file": row["name"], "line": None} | problem)
-        if not row["truth"] and not row["masks"]:
+        if not row["truth"] and not row["masks"] and not row["problem"]:
             expected = "a true box or mask; the photo counts nowhere"
             listed.append(
                 {"file": row["name"], "line": None, "message": "the photo has no truth", "expected": expected}
@@ -206,5 +219,5 @@ def _problems(rows: Rows, before: Sequence[Problem]) -> dict[str, Any]:
     counts: dict[str, int] = defaultdict(int)
     for problem in listed:
         # Names and numbers differ from photo to photo, what is wrong does not.
-        counts[str(problem["message"]).removeprefix(f"{problem['file']}: ")] += 1
+        counts[_NUMBER.sub("#", str(problem["message"]))] += 1
     return {"count": len(listed), "kinds": dict(sorted(counts.items(), key=lambda item: -item[1])), "listed": listed}
