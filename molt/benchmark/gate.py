@@ -135,22 +135,18 @@ def superpixels(result: Any, truth: Any, inputs: Inputs) -> float:
 
 
 def swept(result: Any, truth: Any, inputs: Inputs) -> float:
-    """0 where all boxes at all cuts are the truth's, in whatever order; cuts between two levels need not be looked at.
+    """0 where all boxes at all cuts are the truth's; cuts between two levels need not be looked at.
 
-    Results are SweptBoxes, or (P, 3) the image, channel and cut looked at and (R, 8) a row a box.
+    Results are SweptBoxes, equal row by row, or (P, 3) the image, channel and cut looked at and (R, 8) a row a box, in
+    whatever order.
     """
-    levels = inputs.args[0]
-    right = tensors(truth, "cpu")
-    found = tensors(result, "cpu")
-    pairs = _changes(levels)
-    if len(found) == 2:
-        looked = found[0].long()
-        if not set(map(tuple, pairs.tolist())) <= set(map(tuple, looked.tolist())):
-            return WRONG
-        rows, pairs = found[1].double(), looked
-    else:
-        rows = _expand(found, pairs)
-    expected = _expand(right, pairs)
+    right, found = tensors(truth, "cpu"), tensors(result, "cpu")
+    if len(found) == len(right):
+        return 0.0 if all(map(torch.equal, found, right)) else WRONG
+    looked, rows = found[0].long(), found[1].double()
+    if not set(map(tuple, _changes(inputs.args[0]).tolist())) <= set(map(tuple, looked.tolist())):
+        return WRONG
+    expected = _expand(right, looked)
     same = rows.shape == expected.shape and torch.equal(_ranked(rows), _ranked(expected))
     return 0.0 if same else WRONG
 
