@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import importlib
 import re
 from collections import Counter
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from molt.classes import OBJECT, find_class, imagenet_names
-from molt.data.annotations import LocalizationSet, Problem, Sample
+from molt.data.annotations import DataError, LocalizationSet, Problem, Sample
 from molt.data.images import PhotoError, read_photo
 from molt.evaluation.maps import MapError, Missing, Normalize, StoredMaps
 
@@ -82,6 +83,7 @@ def provider(wanted: Wanted, data: LocalizationSet) -> Provider:
 
     Raises:
         ValueError: an unknown method or option, or classes the network does not know.
+        DataError: photos or masks that are not there, unless missing ones count as zero.
         ImportError: a package that the method needs.
         FileNotFoundError: weights that are nowhere to be had.
     """
@@ -91,6 +93,13 @@ def provider(wanted: Wanted, data: LocalizationSet) -> Provider:
     for option, value, choices in (("gt-map", wanted.gt_map, GT_MAPS), ("missing", wanted.missing, get_args(Missing))):
         if value not in choices:
             raise ValueError(f"--{option} {value}: expected {', '.join(choices)}")
+    if name == "maps:":
+        raise ValueError("--method maps: names no folder, expected maps:FOLDER")
+    needed = [path for sample in data.samples for path in (*sample.masks, *([sample.ignore] if sample.ignore else []))]
+    if not name.startswith("maps:") and name not in ("centre", "full"):
+        needed += [sample.path for sample in data.samples]
+    if wanted.missing == "stop":
+        _check_files(needed)
     if name.startswith("maps:"):
         stored = StoredMaps(name.removeprefix("maps:"), data.samples, missing=wanted.missing)
         about_maps = {"name": name, "missing": wanted.missing, "files": stored.stamp, "weights": []}
@@ -130,6 +139,15 @@ def provider(wanted: Wanted, data: LocalizationSet) -> Provider:
         about["checkpoint"] = f"{wanted.checkpoint}, {found.st_size} bytes, changed at {found.st_mtime_ns} ns"
     see = {"cam": _cam, "layercam": _layer_cam(loc, explainer)}.get(name, _refined)
     return Provider(_Network(loc, see, classes, agnostic=wanted.gt_map == "agnostic"), about, None, tuple(problems))
+
+
+def _check_files(paths: Sequence[Path]) -> None:
+    """Raise DataError with every file that is not there."""
+    absent = [path for path in dict.fromkeys(paths) if not path.is_file()]
+    if absent:
+        raise DataError(
+            [Problem(path, None, "no such file", "a photo or mask there (--photos, --masks)") for path in absent]
+        )
 
 
 def network_classes(
@@ -270,6 +288,7 @@ def _layer_cam(loc: Localizer, explainer: Any) -> Callable[[Localizer, Tensor, T
                 wanted = cnn(resize(images, (224, 224))).logits.argmax(-1, keepdim=True)
         targets = [target(int(index)) for index in wanted[:, 0]]
         maps = explain(input_tensor=normalize(images.clone(), model), targets=targets)
+        gc.collect()  # the package's hooks leave each batch's graph in a cycle, and few objects make a collection late
         return torch.from_numpy(np.asarray(maps))[:, None]
 
     return see

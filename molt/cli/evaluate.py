@@ -76,7 +76,7 @@ def evaluate(
         Path | None, typer.Option(metavar="DIR", help="Store the maps as PHOTO.npy, to be scored again.")
     ] = None,
     missing: Annotated[
-        str, typer.Option(help="Of maps:FOLDER: stop where a map is missing, or count it as zero.")
+        str, typer.Option(help="stop where a photo, mask or map is missing, or let zero maps stand for them: zero.")
     ] = "stop",
     size: Annotated[int, typer.Option(help="Side of the square where maps and boxes are compared, px.")] = 224,
     thresholds: Annotated[int, typer.Option(help="How many thresholds.")] = 1000,
@@ -192,7 +192,8 @@ def _read(
             raise ValueError(f"--limit {limit}: expected at least 1")
         if limit < len(data):
             chosen = np.sort(np.random.default_rng(seed).choice(len(data), limit, replace=False))
-            data = replace(data, samples=tuple(data.samples[i] for i in chosen))
+            name = f"{data.name}, {limit} of {len(data)} photos"
+            data = replace(data, name=name, samples=tuple(data.samples[i] for i in chosen))
     return data
 
 

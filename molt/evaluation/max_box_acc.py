@@ -77,7 +77,7 @@ class MaxBoxAcc(PhotoMetric):
         values = check_thresholds(thresholds)
         if iou is None:
             iou = (0.5,) if version == "v1" else (0.3, 0.5, 0.7)
-        wanted = tuple(check_fraction(value, "iou") for value in iou)
+        wanted = tuple(check_fraction(value, "iou") for value in (iou if isinstance(iou, Sequence) else (iou,)))
         if not wanted or len(set(wanted)) < len(wanted):
             raise ValueError(f"iou: got {iou!r}, expected one or more different numbers")
         settings = {

@@ -113,7 +113,9 @@ class PxAP(PhotoMetric):
         positive, negative = self.histograms.flip(2).cumsum(2).unbind(1)
         whole = positive[:, -1:]
         if whole[0] == 0:
-            raise RuntimeError("PxAP.compute: none of the pixels so far is an object's, so there is no recall")
+            raise RuntimeError(
+                "PxAP.compute: none of the pixels so far is an object's (1; 255 is ignored), so there is no recall"
+            )
         precision = positive / (positive + negative)
         recall = positive / whole
         area = (precision[:, 1:] * recall.diff(dim=1)).nan_to_num(0.0).sum(1) * 100

@@ -121,15 +121,22 @@ def pixel_precision(pixels: NDArray[np.uint32], weights: NDArray | None = None) 
 def scores(curves: Curves, grid: Array, ious: Sequence[float], weights: NDArray | None = None) -> dict[str, Array]:
     """Return (draws,) values in [0, 1] by name: max_box_acc, max_box_acc_v2, mean_iou, and "any IOU" at each IoU.
 
-    Each draw takes its own best thresholds, as a data set of these photos would; mean_iou is at MaxBoxAcc's.
+    Each draw takes its own best thresholds, as a data set of these photos would; mean_iou is at MaxBoxAcc's, of equally
+    good ones the one of the best mean IoU.
     """
     v1 = over_thresholds(curves.largest, curves.peak, grid, V1_IOU, weights)
     means = over_thresholds(curves.largest, curves.peak, grid, None, weights)
-    best = v1.argmax(1)
+    best = best_threshold(v1, means)
     reached = {f"any {iou:g}": over_thresholds(curves.any, curves.peak, grid, iou, weights).max(1) for iou in ious}
     v2 = np.mean(list(reached.values()), 0)
     rows = np.arange(len(v1))
     return {"max_box_acc": v1[rows, best], "max_box_acc_v2": v2, "mean_iou": means[rows, best]} | reached
+
+
+def best_threshold(accuracy: Array, means: Array) -> NDArray[np.int64]:
+    """Return (draws,) the index of the best of (draws, T) accuracies, of equals the one whose mean IoU is best."""
+    best: NDArray[np.int64] = np.where(accuracy == accuracy.max(1, keepdims=True), means, -1.0).argmax(1)
+    return best
 
 
 def redraw(number: int, draws: int, seed: int) -> Iterator[NDArray[np.uint16]]:

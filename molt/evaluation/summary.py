@@ -17,6 +17,7 @@ from molt.evaluation.scores import (
     V1_IOU,
     Curves,
     at_threshold,
+    best_threshold,
     drawn_precision,
     drawn_scores,
     error_kind,
@@ -145,6 +146,9 @@ def _by_threshold(
         curve = curves.largest if kind == "v1" else curves.any
         line = over_thresholds(curve, curves.peak, grid, iou)[0]
         top = int(line.argmax())
+        if kind == "v1":
+            means = over_thresholds(curve, curves.peak, grid, None)
+            top = int(best_threshold(line[None], means)[0])
         draws = drawn["max_box_acc" if kind == "v1" else f"any {iou:g}"]
         entries.append(
             {"kind": kind, "iou": iou, "threshold": float(grid[top])} | _score(line[top], draws, len(curves))
