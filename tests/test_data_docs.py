@@ -15,12 +15,16 @@ PAGE = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-
 
 
 def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    assert len(blocks) == 2
     for name in ("cat", "dog"):
         (tmp_path / "pets" / "test" / name).mkdir(parents=True)
         PIL.Image.new("RGB", (9, 9)).save(tmp_path / "pets" / "test" / name / "1.jpg")
     monkeypatch.chdir(tmp_path)
-    exec(block, {})
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(block, names)
+    assert {path.name for path in tmp_path.glob("*.json")} == {"found.json", "cats.json"}
     assert capsys.readouterr().out.startswith("folder 2 ('cat', 'dog') [1, 1]\n")
 
 
