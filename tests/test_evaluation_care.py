@@ -258,3 +258,61 @@ def test_states_do_not_grow_and_keep_their_types() -> None:
             )
         assert sizes[0] == sizes[1]
         assert torch.float16 not in {dtype for _, dtype in sizes[0].values()}
+
+
+def test_missing_photos_and_masks_stop_the_run_before_networks_load(
+    stored: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("no network is needed to see that photos are missing")
+
+    monkeypatch.setattr("molt.localizer.Localizer", never)
+    for number in range(3):
+        Path(f"{number}.png").unlink()
+    given = ("evaluate", "metadata", "--photos", ".", "--gt-map", "top1", "--json", *FAST)
+    result = call(*given, "--method", "weak")
+    assert result.code == 2 and "0.png: no such file" in result.err and "3 problems" in result.err
+    with pytest.raises(AssertionError, match="no network"):
+        call(*given, "--method", "weak", "--missing", "zero")
+    assert call(*given, "--method", "centre").code == 0, "a box in the middle needs no photo of known size"
+    assert call(*given, "--method", "maps:").code == 2
+
+
+def test_mean_iou_is_at_the_best_of_equally_good_thresholds() -> None:
+    values = np.zeros((40, 40))
+    values[8:32, 8:32] = 0.2
+    values[10:30, 10:30] = 1.0
+    data = LocalizationSet("one", "wsol", (Sample("a", Path(), 0, np.array([[10.0, 10, 30, 30]]), (40, 40)),), ("it",))
+    run = evaluate(data, iter([values]), Settings(size=40, thresholds=20, draws=3, plus_one=False, normalize="none"))
+    assert run.info["scores"]["max_box_acc"]["value"] == 100
+    assert run.info["by_iou"][0]["threshold"] == pytest.approx(0.2)
+    assert run.info["scores"]["mean_iou"]["value"] == pytest.approx(100, abs=0.01)
+    assert run.rows[0]["box"] == [10, 10, 30, 30]
+
+
+def test_runs_of_one_method_are_told_apart_by_their_folders(stored: Any) -> None:
+    for name in ("first", "second"):
+        assert call("evaluate", "metadata", "--photos", ".", "--method", "centre", "--out", name, *FAST).code == 0
+    found = json.loads(call("evaluate", "--compare", "first", "second", "--json", *FAST).out)
+    assert found["runs"] == ["centre in first", "centre in second"]
+
+
+def test_a_part_of_a_set_says_so(stored: Any) -> None:
+    result = call("evaluate", "metadata", "--photos", ".", "--method", "centre", "--limit", "5", "--json", *FAST)
+    assert json.loads(result.out)["data"]["name"].endswith(", 5 of 8 photos")
+
+
+def test_boxes_that_differ_in_the_last_digits_are_the_same_truth() -> None:
+    maps = [smooth(seed)[:30, :30] for seed in range(3)]
+
+    def made(shift: float) -> LocalizationSet:
+        boxes = np.array([[2.0, 3, 17, 22]]) + shift
+        return LocalizationSet(
+            "x", "wsol", tuple(Sample(f"{i}", Path(), 0, boxes, (30, 30)) for i in range(3)), ("it",)
+        )
+
+    settings = Settings(size=30, thresholds=10, draws=3)
+    runs = [evaluate(made(shift), iter(maps), settings) for shift in (0, -1e-11, 0.5)]
+    assert compare(runs[:2], draws=3)["photos"] == 3
+    with pytest.raises(ValueError, match="share no photo"):
+        compare(runs[1:], draws=3)
