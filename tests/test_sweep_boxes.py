@@ -124,7 +124,7 @@ def test_contours_of_random_pictures_are_those_of_opencv(seed: int) -> None:
 @pytest.mark.parametrize(("contours", "connectivity"), MODES)
 @pytest.mark.parametrize("name", list(adversarial()))
 def test_native_is_the_plain_twin(name: str, contours: bool, connectivity: int) -> None:
-    levels = torch.from_numpy(adversarial()[name][:24, :26])  # the twin looks at every level by itself
+    levels = torch.from_numpy(adversarial()[name][:15, :17])  # the twin looks at every level by itself
     given = torch.stack([levels, levels.flip(0), levels.flip(1), 255 - levels]).unflatten(0, (2, 2))
     kwargs = {"contours": contours, "connectivity": connectivity}
     mine, plain = (ops.sweep_boxes(given, **kwargs, backend=b) for b in ("native", "reference"))
