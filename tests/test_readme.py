@@ -16,17 +16,19 @@ RESULTS = ROOT / "benchmarks" / "results" / "cpu-2-cores"
 
 
 def test_python_examples_run_as_printed(tmp_path: Path) -> None:
-    first, second, third, fourth = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    first, second, third, metrics, fourth = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     second += "\nassert refined.shape == (300, 451), refined.shape\n"
     third += "\nassert maps.shape == (2, 2, 448, 448) and model.trained and loc.alpha == 'auto'\n"
     fourth += "\nassert refined.shape == fused.shape and means.shape == (8, 1, 50) and len(found.boxes)\n"
-    for script in (first, second, third, fourth):
+    for script in (first, second, third, metrics, fourth):
         result = subprocess.run(
             [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=240, check=False
         )
         assert result.returncode == 0, result.stderr
         if script == first:
             assert "Egyptian cat" in result.stdout
+        if script == metrics:
+            assert "MaxBoxAccV2: thresholds=arange(0, 1, 1/1000)" in result.stdout
     assert (tmp_path / "cat-boxes.jpg").is_file()
 
 
