@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 import os
 import re
 import stat
@@ -29,7 +28,6 @@ NAME_FORM = "a relative name with / between folders that stays below its folder"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _IN_LINES = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
 _DRIVE = re.compile(r"[A-Za-z]:")
-_logger = logging.getLogger("molt.data")
 
 Where = tuple[Path, int | None]
 

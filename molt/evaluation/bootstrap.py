@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -180,8 +179,3 @@ def _check_share(name: str, value: object) -> float:
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{type(value).__name__} of {len(value) if hasattr(value, '__len__') else '?'}"
-
-
-def as_array(values: Tensor) -> NDArray[np.float64]:
-    """Return a tensor's values as a float64 array."""
-    return np.asarray(values.detach().double().cpu().numpy())
