@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 import molt
-from molt.methods.transformer import class_attention, pooled_convolution
+from molt.methods.transformer import class_attention, pooled_windows
 
 NAME = "molt_deit_tiny"
 

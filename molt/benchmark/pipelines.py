@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from molt import ops
@@ -27,7 +28,7 @@ from molt.clustering._labels import shrink
 from molt.localizer import Localizer
 from molt.methods import Multiscale, Seeded, create_model, list_models
 from molt.methods.seeded import CLASS_SIZE
-from molt.methods.transformer import ObjectLocalizationTransformer, pooled_convolution
+from molt.methods.transformer import ObjectLocalizationTransformer, pooled_windows
 
 CLUSTERERS = ("none", "token_kmeans", "slic", "deep_fast", "deep_amortised", "deep_published")
 FULL_STEPS = 1000  # of deep_published
@@ -267,7 +268,7 @@ def _transformer(transformer: ObjectLocalizationTransformer) -> Callable[[Tensor
             side // patch for side, patch in zip(pixels.shape[2:], transformer.backbone.patch_size, strict=True)
         )
         patches = tokens[:, net.num_prefix_tokens :].transpose(1, 2).unflatten(2, (height, width))
-        return pooled_convolution(patches, head.weight, head.bias)
+        return F.linear(pooled_windows(patches), head.weight.flatten(1), head.bias)
 
     return run
 

@@ -16,6 +16,7 @@ from molt.cli.evaluate import evaluate
 from molt.cli.fit_clusters import fit_clusters
 from molt.cli.info import info
 from molt.cli.localize import localize
+from molt.cli.train import train
 
 INTERRUPTED = 130
 
@@ -34,6 +35,7 @@ app.command()(demo)
 app.command()(info)
 app.command()(benchmark)
 app.command()(evaluate)
+app.command()(train)
 app.command("fit-clusters")(fit_clusters)
 app.add_typer(data)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from molt._arguments import check_int, check_number
-from molt.methods.transformer import HEADS, OVER_HEADS, OVER_LAYERS
+from molt.methods.transformer import HEADS, OVER_HEADS, OVER_LAYERS, POOLINGS
 from molt.ops._checks import ORDERS
 
 # A file from elsewhere must not ask for all the memory.
@@ -22,9 +22,11 @@ class MOLTConfig:
     sizes: tuple[tuple[int, int], ...]
     shared: bool = False
     head: str = "patches"
+    pooling: str = "mean"
     layers: tuple[int, ...] | None = None
     over_layers: str = "sum"
     over_heads: str = "mean"
+    clip: bool = False
     order: str = "resize_first"
     scale_weights: tuple[float, ...] | None = None
     class_names: tuple[str, ...] | None = None
@@ -34,11 +36,13 @@ class MOLTConfig:
         for name in ("name", "backbone"):
             _check_text(name, getattr(self, name))
         check_int("num_classes", self.num_classes, 1, MOST_CLASSES)
-        if not isinstance(self.shared, bool):
-            raise TypeError(f"shared must be True or False, got {self.shared!r}")
+        for name in ("shared", "clip"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
         self._check_sizes()
         for name, options in (
             ("head", HEADS),
+            ("pooling", POOLINGS),
             ("over_layers", OVER_LAYERS),
             ("over_heads", OVER_HEADS),
             ("order", ORDERS),

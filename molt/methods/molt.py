@@ -25,7 +25,7 @@ from molt.structures import Features, WeightsInfo
 FORMAT = 1
 SAMPLES = 64
 SLACK = 0.1  # bicubic resizing overshoots a little
-WITHOUT_TRAINING = ("layers", "over_layers", "over_heads", "order", "scale_weights", "class_names")
+WITHOUT_TRAINING = ("layers", "over_layers", "over_heads", "clip", "order", "scale_weights", "class_names")
 
 
 class MOLT(nn.Module):
@@ -49,7 +49,12 @@ class MOLT(nn.Module):
         for _ in range(1 if config.shared else len(config.sizes)):
             backbone = ViTBackbone(config.backbone, pretrained=pretrained, source=source)
             config.check_fit(backbone.patch_size, len(backbone.model.blocks))
-            transformer = ObjectLocalizationTransformer(backbone, config.num_classes, config.head)  # type: ignore[arg-type]
+            transformer = ObjectLocalizationTransformer(
+                backbone,
+                config.num_classes,
+                config.head,  # type: ignore[arg-type]
+                config.pooling,  # type: ignore[arg-type]
+            )
             self.transformers.append(transformer.requires_grad_())
         self.patch_size = backbone.patch_size
         self.weights: tuple[WeightsInfo, ...] = tuple(transformer.backbone.info for transformer in self._all())
@@ -97,7 +102,7 @@ class MOLT(nn.Module):
         """Change how maps are made, which needs no training; returns the model.
 
         Args:
-            changes: any of layers, over_layers, over_heads, order, scale_weights and class_names, as for
+            changes: any of layers, over_layers, over_heads, clip, order, scale_weights and class_names, as for
                 :func:`molt.create_model`.
 
         Raises:
@@ -156,7 +161,12 @@ class MOLT(nn.Module):
         config = self.config
         return [
             transformer.cam(
-                seen, classes, layers=config.layers, over_layers=config.over_layers, over_heads=config.over_heads
+                seen,
+                classes,
+                layers=config.layers,
+                over_layers=config.over_layers,
+                over_heads=config.over_heads,
+                clip=config.clip,
             )
             for transformer, seen in zip(self._per_scale(), features, strict=True)
         ]

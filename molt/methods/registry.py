@@ -45,9 +45,11 @@ def create_model(
     *,
     backbone: str | None = None,
     head: str = "patches",
+    pooling: str = "mean",
     layers: Sequence[int] | None = None,
     over_layers: str = "sum",
     over_heads: str = "mean",
+    clip: bool = False,
     order: str = "resize_first",
     scale_weights: Sequence[float] | None = None,
     class_names: Sequence[str] | None = None,
@@ -64,9 +66,12 @@ def create_model(
         backbone: timm name of another ViT with a class token, in place of the name's own.
         head: ``"patches"``: a 3x3 convolution on the patch sequence, averaged; ``"class_token"``: a linear layer on
             the class token, for comparison.
+        pooling: of the patch head's responses to logits: ``"mean"``, or ``"attention"``, weighted by what the class
+            token attends to.
         layers: blocks whose attention counts, negative ones from the end; None takes all.
         over_layers: ``"sum"``, ``"mean"`` or ``"max"`` of the layers' attention.
         over_heads: ``"mean"`` or ``"max"`` of the heads' attention.
+        clip: True takes negative responses of the head for 0 in maps.
         order: ``"resize_first"``, then min-max; or ``"normalize_first"``.
         scale_weights: one number a scale for fusing the maps; None weighs all alike.
         class_names: one name a class.
@@ -86,11 +91,13 @@ def create_model(
         sizes=_sizes(sizes),
         shared=shared,
         head=head,
+        pooling=pooling,
         layers=None
         if layers is None
         else tuple(check_int("layers", n, -MOST_LAYERS) for n in _listed("layers", layers)),
         over_layers=over_layers,
         over_heads=over_heads,
+        clip=clip,
         order=order,
         scale_weights=None if scale_weights is None else _listed("scale_weights", scale_weights),
         class_names=None if class_names is None else _listed("class_names", class_names),

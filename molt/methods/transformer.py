@@ -16,6 +16,8 @@ from molt.structures import Features
 
 Head = Literal["patches", "class_token"]
 HEADS = ("patches", "class_token")
+Pooling = Literal["mean", "attention"]
+POOLINGS = ("mean", "attention")
 OVER_LAYERS = ("sum", "mean", "max")
 OVER_HEADS = ("mean", "max")
 
@@ -28,18 +30,26 @@ class ObjectLocalizationTransformer(nn.Module):
         num_classes: at least 1.
         head: ``"patches"``: a 3x3 convolution over the patch sequence, whose spatial mean is the logits;
             ``"class_token"``: a linear layer on the class token, for comparison.
+        pooling: of the patch head's responses: ``"mean"``, TS-CAM's, or ``"attention"``: weighted by what the class
+            token attends to, the sum over all blocks of the mean over heads, through which no gradient goes (our
+            choice: the class is then learnt less from the background).
 
     Raises:
         ValueError: a backbone without class-row attention, or an argument out of range.
     """
 
-    def __init__(self, backbone: ViTBackbone, num_classes: int, head: Head = "patches") -> None:
+    def __init__(
+        self, backbone: ViTBackbone, num_classes: int, head: Head = "patches", pooling: Pooling = "mean"
+    ) -> None:
         super().__init__()
         if backbone.no_attention is not None:
             raise ValueError(f"backbone {backbone.info.model!r} gives no class-row attention: {backbone.no_attention}")
         if head not in HEADS:
             raise ValueError(f"head must be one of {', '.join(HEADS)}, got {head!r}")
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
         self.backbone = backbone
+        self.pooling = pooling
         width = int(backbone.model.num_features)
         self.head: nn.Conv2d | nn.Linear = (
             nn.Conv2d(width, num_classes, 3, padding=1) if head == "patches" else nn.Linear(width, num_classes)
@@ -53,12 +63,24 @@ class ObjectLocalizationTransformer(nn.Module):
 
     def see(self, pixels: Tensor, *, attention: bool = True) -> Features:
         """Return Features with logits of normalised pixels (B, 3, H, W), sides multiples of the patch size."""
-        features = self.backbone.see(pixels, attention=attention)
+        weighted = self.pooling == "attention" and not isinstance(self.head, nn.Linear)
+        features = self.backbone.see(pixels, attention=attention or weighted)
+        return replace(features, logits=self.classify(self.pool(features)))
+
+    def pool(self, features: Features) -> Tensor:
+        """Return (B, F) all that the logits depend on, see :meth:`classify`; with a frozen backbone it never changes."""
         if isinstance(self.head, nn.Linear):
-            logits = self.head(features.class_token)
-        else:
-            logits = pooled_convolution(features.as_map(), self.head.weight, self.head.bias)
-        return replace(features, logits=logits)
+            assert features.class_token is not None
+            return features.class_token
+        weights = None
+        if self.pooling == "attention":
+            weights = class_attention(features).detach().flatten(1)
+            weights = weights / weights.sum(1, keepdim=True)
+        return pooled_windows(features.as_map(), weights)
+
+    def classify(self, pooled: Tensor) -> Tensor:
+        """Return logits (B, num_classes) of what :meth:`pool` returned: the head is linear in it."""
+        return F.linear(pooled, self.head.weight.flatten(1), self.head.bias)
 
     def class_maps(self, features: Features, classes: Tensor) -> Tensor:
         """Return the head's response (B, C, h, w) at each patch for ``classes`` (B, C) int64.
@@ -91,10 +113,11 @@ class ObjectLocalizationTransformer(nn.Module):
         layers: Sequence[int] | None = None,
         over_layers: str = "sum",
         over_heads: str = "mean",
+        clip: bool = False,
     ) -> Tensor:
         """Return class activation maps (B, C, h, w): class-row attention times class map (TS-CAM, ICCV 2021).
 
-        Of the tokens' dtype, not normalised, of any sign.
+        Of the tokens' dtype, not normalised, of any sign unless ``clip``.
 
         The class-agnostic 'object', -1, is the attention alone.
 
@@ -104,8 +127,11 @@ class ObjectLocalizationTransformer(nn.Module):
             layers: blocks whose attention counts, negative ones from the end; None takes all.
             over_layers: ``"sum"``, ``"mean"`` or ``"max"``.
             over_heads: ``"mean"`` or ``"max"``.
+            clip: True takes negative responses for 0, so that where the token attends and the class is denied is no
+                darker than where it does not attend (our choice).
         """
         maps = self.class_maps(features, classes.clamp_min(0))
+        maps = maps.clamp_min(0) if clip else maps
         attention = class_attention(features, layers, over_layers, over_heads).to(maps.dtype)
         agnostic = (classes == OBJECT)[..., None, None]
         return attention * torch.where(agnostic, 1, maps)
@@ -129,18 +155,27 @@ def class_attention(
     return one.view(len(one), 1, *features.grid)
 
 
-def pooled_convolution(maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return the spatial mean (B, C) of a 3x3 convolution with padding 1, without making its maps.
+def pooled_windows(maps: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return (B, 9 D) what the spatial mean of any 3x3 convolution with padding 1 depends on.
 
     The mean of a convolution is linear in nine sums over the input, one a kernel position: exact, and the cost no
-    longer depends on the number of classes times the number of patches.
+    longer depends on the number of classes times the number of patches. Its kernel (C, D, 3, 3), flattened to
+    (C, 9 D), times these sums plus its bias is the mean of its maps.
 
     Args:
         maps: (B, D, h, w).
-        weight: (C, D, 3, 3).
-        bias: (C,) or None.
+        weights: (B, h * w) of the outputs in the mean, which add up to 1 an image; None weighs all alike.
     """
     height, width = maps.shape[2:]
+    if weights is not None:
+        # The output at p reads the input at p + offset: the input at q counts with the weight of q - offset.
+        padded = F.pad(weights.to(maps.dtype).view(-1, 1, height, width), (1, 1, 1, 1))
+        shifted = [
+            padded[:, 0, 2 - down : 2 - down + height, 2 - right : 2 - right + width]
+            for down in range(3)
+            for right in range(3)
+        ]
+        return (maps.flatten(2) @ torch.stack(shifted, 1).flatten(2).transpose(1, 2)).flatten(1)
 
     def window(offset: int, length: int) -> slice:
         # At this kernel position the output sees the input from here to here; the rest is padding.
@@ -148,4 +183,4 @@ def pooled_convolution(maps: Tensor, weight: Tensor, bias: Tensor | None) -> Ten
 
     columns = torch.stack([maps[..., window(offset, width)].sum(3) for offset in (-1, 0, 1)], -1)
     sums = torch.stack([columns[:, :, window(offset, height)].sum(2) for offset in (-1, 0, 1)], -2)
-    return F.linear(sums.flatten(1) / (height * width), weight.flatten(1), bias)
+    return sums.flatten(1) / (height * width)

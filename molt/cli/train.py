@@ -1,0 +1,278 @@
+"""`molt train`: a localizer from photos and their classes."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
+
+import typer
+
+if TYPE_CHECKING:
+    from molt.data.annotations import LocalizationSet
+    from molt.training import Trained
+
+FAILED, USAGE = 1, 2
+SHOWN = 10
+
+
+def train(
+    data: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="DATA...",
+            help="Class folders, or any data set `molt data check` knows; several of one kind are joined.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the run: best.safetensors, last.safetensors, run.json.")] = Path(
+        "molt-train"
+    ),
+    recipe: Annotated[str, typer.Option(help="default, fine-tune, ts-cam, ts-cam-ilsvrc or sat.")] = "default",
+    model: Annotated[
+        str | None, typer.Option(help="molt_dinov2_small, molt_deit_tiny, molt_deit_small, molt_deit_base.")
+    ] = None,
+    init: Annotated[Path | None, typer.Option(metavar="FILE", help="A trained MOLT to go on with.")] = None,
+    sizes: Annotated[str | None, typer.Option(metavar="A,B,C", help="Side of each scale, px.")] = None,
+    head: Annotated[str | None, typer.Option(help="patches, class_token or spatial.")] = None,
+    pooling: Annotated[str | None, typer.Option(help="Of the patch head: mean (TS-CAM's) or attention.")] = None,
+    shared: Annotated[
+        bool | None, typer.Option("--shared/--separate", help="One network for all scales, or one each.")
+    ] = None,
+    freeze: Annotated[
+        bool | None, typer.Option("--freeze/--fine-tune", help="Train the heads alone, or the backbones too.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the photos.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Photos of an optimizer step, all processes together.")] = None,
+    micro: Annotated[
+        int | None, typer.Option(help="Photos a forward pass; less takes less memory, gradients add up.")
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate of the heads.")] = None,
+    backbone_lr: Annotated[float | None, typer.Option(help="Of the backbones.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Of AdamW.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="cosine, constant or steps.")] = None,
+    warmup: Annotated[float | None, typer.Option(help="Epochs of it.")] = None,
+    augment: Annotated[str | None, typer.Option(help="none, flip, crop or ts-cam.")] = None,
+    views: Annotated[int | None, typer.Option(help="Of each photo in the feature cache.")] = None,
+    precision: Annotated[str | None, typer.Option(help="no, bf16 or fp16.")] = None,
+    best: Annotated[
+        str | None, typer.Option(help="loss or accuracy on the photos held out picks the best epoch.")
+    ] = None,
+    val: Annotated[Path | None, typer.Option(help="Photos for that, of DATA's kind; else a share of DATA.")] = None,
+    val_share: Annotated[float, typer.Option(help="That share, 0 to 1.")] = 0.1,
+    kind: Annotated[str, typer.Option(help="Of DATA: auto, folder, wsol, voc, coco or yolo.")] = "auto",
+    split: Annotated[str | None, typer.Option(help="Part of DATA: train...")] = None,
+    photos: Annotated[Path | None, typer.Option(help="Folder of the photos, for wsol and coco.")] = None,
+    classes: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Class names of wsol or voc, one a line.")
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of frozen backbones' features; OUT/features if not given."),
+    ] = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Compute them anew in each epoch.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT.")] = False,
+    seed: Annotated[int, typer.Option(help="Of heads, order, augmentation and the photos held out.")] = 0,
+    workers: Annotated[int, typer.Option(help="Processes that read photos.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU where there is one.")] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="Run the network through torch.compile.")] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write OUT/tensorboard.")] = False,
+    save_minutes: Annotated[float, typer.Option(help="The state is kept this often within an epoch.")] = 10,
+    source: Annotated[str, typer.Option(help="Where backbone weights come from: auto, package or hub.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Train a MOLT on photos and one class each; boxes are never looked at.
+
+    With --recipe default the heads of a frozen three-scale ViT: what it sees is computed once and kept, and training
+    then takes seconds. Runs unchanged under torchrun and accelerate launch. Exit code 0; 1 where training stopped; 2
+    for a wrong option. Photos that cannot be read are skipped and named.
+    """
+    from molt.data.annotations import DataError
+    from molt.data.images import PhotoError
+    from molt.methods.registry import load_model
+    from molt.training import TrainingError, find_recipe
+    from molt.training import train as run_training
+
+    quiet = int(os.environ.get("RANK", "0")) > 0
+    try:
+        if cache is not None and no_cache:
+            raise ValueError("--cache and --no-cache exclude each other")
+        given: dict[str, Any] = {
+            "model": model,
+            "sizes": None if sizes is None else _sizes(sizes),
+            "head": head,
+            "pooling": pooling,
+            "shared": shared,
+            "freeze": freeze,
+            "epochs": epochs,
+            "batch": batch,
+            "lr": lr,
+            "backbone_lr": backbone_lr,
+            "weight_decay": weight_decay,
+            "schedule": schedule,
+            "warmup": warmup,
+            "augment": augment,
+            "views": views,
+            "precision": precision,
+            "best": best,
+        }
+        chosen = find_recipe(recipe).change(**{key: value for key, value in given.items() if value is not None})
+        sets = [_read(path, kind, split, photos, classes) for path in data]
+        held = None if val is None else _read(val, kind, None, photos, classes)
+        display = _Display(quiet=quiet or as_json)
+        with display:
+            found = run_training(
+                sets,
+                out,
+                recipe=chosen,
+                model=None if init is None else load_model(init, source=source),
+                val=held,
+                val_share=val_share,
+                cache=None if no_cache else "auto" if cache is None else cache,
+                micro=micro,
+                workers=workers,
+                device=device,
+                seed=seed,
+                resume=resume,
+                compile=compile,
+                tensorboard=tensorboard,
+                save_minutes=save_minutes,
+                source=source,
+                on_event=display,
+            )
+    except DataError as error:
+        for problem in error.problems[:SHOWN]:
+            _say(str(problem), quiet)
+        _stop(f"{len(error.problems)} problem{'s' * (len(error.problems) > 1)} with the data", USAGE, quiet)
+    except TrainingError as error:
+        _stop(str(error), FAILED, quiet)
+    except PhotoError as error:
+        _stop(str(error), FAILED, quiet)
+    except (ValueError, TypeError, ImportError) as error:
+        _stop(str(error), USAGE, quiet)
+    except KeyboardInterrupt:
+        _say(f"stopped; the same command with --resume goes on from {out}", quiet)
+        raise
+    if quiet:
+        return
+    for name, message in found.skipped[:SHOWN]:
+        _say(f"skipped: {message or name}", quiet=False)
+    if as_json:
+        print(json.dumps(_record(found)))
+    else:
+        _show(found, chosen.best)
+
+
+class _Display:
+    """Progress of a run: a bar where there is a terminal, else a line an epoch."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.quiet = quiet
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[said]}"),
+            TimeRemainingColumn(),
+        )
+        hidden = quiet or not self.console.is_terminal
+        self.progress = Progress(*columns, console=self.console, transient=True, disable=hidden)
+        self.tasks: dict[str, Any] = {}
+        self.told = 0.0
+
+    def __enter__(self) -> None:
+        self.progress.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def __call__(self, kind: str, values: dict[str, Any]) -> None:
+        """Show what happened."""
+        if kind == "features":
+            self._bar("features", values["done"], values["total"], f"{values['done']}/{values['total']}")
+            share = values["done"] / max(1, values["total"])
+            if not self.quiet and not self.console.is_terminal and (share >= self.told + 0.1 or share in (0, 1)):
+                self.told = share
+                print_line = (
+                    f"features: {values['done']} of {values['total']}, {values['bytes'] / 2**20:.0f} MiB on disk"
+                )
+                self.console.print(print_line, markup=False)
+        elif kind == "step":
+            done = (values["epoch"] - 1) * values["steps"] + values["step"]
+            said = f"epoch {values['epoch']}/{values['epochs']}, loss {values['loss']:.3f}, accuracy {values['accuracy']:.2f}"
+            self._bar("training", done, values["epochs"] * values["steps"], said)
+        elif kind == "epoch" and not self.quiet and not self.console.is_terminal:
+            held = (
+                ""
+                if values["val_loss"] is None
+                else (f"; held out: loss {values['val_loss']:.3f}, accuracy {values['val_accuracy']:.3f}")
+            )
+            self.console.print(
+                f"epoch {values['epoch']}: loss {values['loss']:.3f}, accuracy {values['accuracy']:.3f}{held}; "
+                f"{values['photos_per_second']:.1f} photos/s",
+                markup=False,
+            )
+
+    def _bar(self, name: str, done: int, total: int, said: str) -> None:
+        if name not in self.tasks:
+            self.tasks[name] = self.progress.add_task(name, total=total, said=said)
+        self.progress.update(self.tasks[name], completed=done, total=total, said=said)
+
+
+def _read(path: Path, kind: str, split: str | None, photos: Path | None, classes: Path | None) -> LocalizationSet:
+    from molt.cli.data import read_names
+    from molt.data.reading import read_set
+
+    options: dict[str, Any] = {"split": split, "photos": photos}
+    if classes is not None:
+        options["classes"] = read_names(classes)
+    return read_set(path, kind=cast("Any", kind), **{k: v for k, v in options.items() if v is not None})
+
+
+def _sizes(text: str) -> tuple[tuple[int, int], ...]:
+    try:
+        return tuple((int(part), int(part)) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"--sizes {text}: expected sides in pixels parted by commas") from None
+
+
+def _record(found: Trained) -> dict[str, Any]:
+    return {
+        "best": str(found.best),
+        "last": str(found.last),
+        "best_epoch": found.best_epoch,
+        "epochs": len(found.history),
+        "best_entry": found.history[found.best_epoch - 1],
+        "skipped": [list(pair) for pair in found.skipped],
+        "feature_seconds": found.feature_seconds,
+        "seconds": found.seconds,
+    }
+
+
+def _show(found: Trained, rule: str) -> None:
+    entry = found.history[found.best_epoch - 1]
+    skipped = f", {len(found.skipped)} photos skipped" if found.skipped else ""
+    print(f"{len(found.history)} epochs in {found.seconds:.1f} s, features in {found.feature_seconds:.1f} s{skipped}")
+    if entry["val_loss"] is None:
+        print(f"no photos were held out: the last epoch is the best; training accuracy {entry['accuracy']:.3f}")
+    else:
+        print(
+            f"best by held-out {rule}: epoch {found.best_epoch}, held-out loss {entry['val_loss']:.3f}, "
+            f"accuracy {entry['val_accuracy']:.3f}"
+        )
+    print(found.best)
+
+
+def _say(text: str, quiet: bool) -> None:
+    import sys
+
+    if not quiet:
+        print(f"molt: {' '.join(text.split())}", file=sys.stderr)
+
+
+def _stop(text: str, code: int, quiet: bool) -> NoReturn:
+    _say(text, quiet)
+    raise typer.Exit(code)

@@ -1,0 +1,177 @@
+"""What frozen backbones see of each photo, computed once and kept on disk: all that the logits of a head depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from molt.data.annotations import Sample
+from molt.data.images import PhotoError
+from molt.methods.molt import MOLT, backbone_digest
+from molt.methods.transformer import class_attention, pooled_windows
+from molt.structures import Features
+from molt.training.augment import Augmentation, find_augmentation, view
+from molt.training.feature_cache import FeatureCache
+
+SEED = 0  # of views: runs of any seed share them
+PLAIN = find_augmentation("none")
+
+
+class FeatureStore:
+    """Pooled features of photos and their views, one cache on disk a scale.
+
+    Kept for every kind of head and pooling at once, 29 kB a photo, view and scale of a ViT-S: a head is linear in what
+    it pools, so that training it takes no more than this.
+
+    Args:
+        model: a MOLT whose backbones are frozen and whose heads leave them as they are.
+        folder: where caches are kept, one below it for each network, size and list of photos.
+        samples: the photos.
+        views: of each photo; the first is the photo as it is, the others are augmented.
+        augmentation: of these.
+        precision: of the forward passes: ``"no"``, ``"bf16"`` or ``"fp16"``.
+
+    Attributes:
+        bad: why photos cannot be read, by place in ``samples``.
+    """
+
+    def __init__(
+        self,
+        model: MOLT,
+        folder: Path,
+        samples: Sequence[Sample],
+        views: int,
+        augmentation: Augmentation,
+        precision: str,
+    ) -> None:
+        if model.config.head == "spatial":
+            raise ValueError("features of head 'spatial' cannot be kept: its token changes what the backbone sees")
+        self.model, self.samples, self.views = model, samples, views
+        self.augmentation, self.precision = augmentation, precision
+        self.size = max(model.config.sizes, key=lambda size: size[0] * size[1])
+        self.bad: dict[int, str] = {}
+        stamps = [_stamp(sample.path) for sample in samples]
+        self.caches = []
+        for scale, size in enumerate(model.config.sizes):
+            transformer = model.transformer(scale)
+            width = int(transformer.backbone.model.num_features)
+            identity = {
+                "backbone": model.config.backbone,
+                "digest": backbone_digest(transformer),
+                "size": list(size),
+                "seen": list(self.size),
+                "precision": precision,
+                "views": views,
+                "augmentation": augmentation.to_json() if views > 1 else None,
+                "photos": [[sample.name, *stamp] for sample, stamp in zip(samples, stamps, strict=True)],
+            }
+            arrays = {
+                "mean": ((9 * width,), torch.float32),
+                "attention": ((9 * width,), torch.float32),
+                "class_token": ((width,), torch.float32),
+            }
+            self.caches.append(FeatureCache.open(folder, identity, arrays, len(samples) * views))
+        self.kind = "class_token" if model.config.head == "class_token" else model.config.pooling
+
+    def missing(self, photos: Sequence[int], views: int | None = None) -> list[int]:
+        """Return the rows, photo * views + view, that no pass has filled yet, of some photos and their first views."""
+        rows = [i * self.views + v for i in photos for v in range(self.views if views is None else views)]
+        lacking = set()
+        for cache in self.caches:
+            lacking |= set(cache.missing(rows))
+        return [row for row in rows if row in lacking]
+
+    @torch.inference_mode()
+    def fill(
+        self, rows: Sequence[int], *, batch: int, device: torch.device, step: Callable[[int], None] | None = None
+    ) -> None:
+        """Compute rows; those of photos that cannot be read are marked bad, and never tried again.
+
+        Args:
+            rows: of :meth:`missing`.
+            batch: photos a forward pass.
+            device: where the model is.
+            step: called with the number of rows done.
+        """
+        types = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        for start in range(0, len(rows), batch):
+            read: list[int] = []
+            pixels: list[Tensor] = []
+            for row in rows[start : start + batch]:
+                index, number = divmod(row, self.views)
+                try:
+                    pixels.append(
+                        view(
+                            self.samples[index].path,
+                            self.size,
+                            PLAIN if number == 0 else self.augmentation,
+                            seed=SEED,
+                            epoch=number,
+                            index=index,
+                        )
+                    )
+                    read.append(row)
+                except (PhotoError, OSError) as error:
+                    for cache in self.caches:
+                        cache.mark_bad(row, str(error))
+            if read:
+                x = self.model.normalize(torch.stack(pixels).to(device))
+                with torch.autocast(device.type, types.get(self.precision), enabled=self.precision in types):
+                    for scale, shown in enumerate(self.model.pyramid(x)):
+                        if absent := set(self.caches[scale].missing(read)):
+                            picked = [i for i, row in enumerate(read) if row in absent]
+                            seen = self.model.transformer(scale).backbone.see(shown[picked])
+                            self.caches[scale].write([read[i] for i in picked], _pooled(seen))
+            if step is not None:
+                step(min(start + batch, len(rows)))
+
+    def read(self, rows: Sequence[int]) -> list[Tensor]:
+        """Return what each scale's head depends on, (rows, F) each."""
+        return [cache.read(rows)[self.kind] for cache in self.caches]
+
+    def look(self, photos: Sequence[int]) -> None:
+        """Note the photos that were marked bad in :attr:`bad`."""
+        for cache in self.caches:
+            for row, message in cache.bad.items():
+                if row // self.views in set(photos):
+                    self.bad.setdefault(row // self.views, message)
+
+    @property
+    def bytes(self) -> int:
+        """On disk, of all scales."""
+        return sum(cache.bytes for cache in self.caches)
+
+
+def _pooled(seen: Features) -> dict[str, Tensor]:
+    maps = seen.as_map().float()
+    weights = class_attention(seen).float().flatten(1)
+    found = {"mean": pooled_windows(maps), "attention": pooled_windows(maps, weights / weights.sum(1, keepdim=True))}
+    if seen.class_token is not None:
+        found["class_token"] = seen.class_token.float()
+    return found
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Return size in bytes and time of change, or -1 for a file that is not there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return -1, -1
+    return found.st_size, found.st_mtime_ns
+
+
+class PooledHeads(nn.Module):
+    """A MOLT's heads alone, from kept features to each scale's logits."""
+
+    def __init__(self, model: MOLT) -> None:
+        super().__init__()
+        self.per_scale = [model.transformer(scale) for scale in range(len(model.config.sizes))]
+        self.heads = nn.ModuleList(transformer.head for transformer in model.transformers)
+
+    def forward(self, pooled: list[Tensor]) -> tuple[list[Tensor], Any]:
+        """Return a (B, num_classes) a scale, and None: there are no masks."""
+        return [t.classify(p) for t, p in zip(self.per_scale, pooled, strict=True)], None

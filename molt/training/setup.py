@@ -1,0 +1,139 @@
+"""What a run is made of before its first step: photos and classes, network, optimizer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from molt._arguments import check_number
+from molt.data.annotations import LocalizationSet, Sample
+from molt.methods.molt import MOLT
+from molt.methods.registry import create_model
+from molt.training.holdout import check_classes, hold_out
+from molt.training.recipe import Recipe
+
+UNDECAYED = ("cls_token", "pos_embed", "reg_token", "dist_token", "spatial_token")
+
+
+@dataclass(frozen=True, eq=False)
+class Photos:
+    """The photos of a run.
+
+    Attributes:
+        samples: all of them; those of a validation set of its own come last.
+        train: places in ``samples`` to learn from.
+        held: places that pick the best epoch.
+        classes: names by label.
+        digest: a hash of names, labels and places.
+    """
+
+    samples: tuple[Sample, ...]
+    train: tuple[int, ...]
+    held: tuple[int, ...]
+    classes: tuple[str, ...]
+    digest: str
+
+
+def gather_photos(
+    data: LocalizationSet | Sequence[LocalizationSet], val: LocalizationSet | None, val_share: float, seed: int
+) -> Photos:
+    """Join sets of the same classes and hold photos out of them, or take those of ``val``; boxes are not looked at.
+
+    Raises:
+        TypeError, ValueError: no sets, sets of other classes, labels without a class, or too few photos to learn from.
+    """
+    sets = [data] if isinstance(data, LocalizationSet) else list(data)
+    if not sets or not all(isinstance(one, LocalizationSet) for one in sets):
+        raise TypeError(f"data must be one or more LocalizationSets (molt.data.read_set), got {data!r:.80}")
+    if check_number("val_share", val_share) >= 1:
+        raise ValueError(f"val_share must be in [0, 1), got {val_share}")
+    classes = sets[0].classes
+    for one in [*sets[1:], *([val] if val is not None else [])]:
+        if one.classes != classes:
+            odd = sorted(set(one.classes) ^ set(classes))
+            differ = f"{', '.join(odd[:5])}{', ...' if len(odd) > 5 else ''} in one alone" if odd else "another order"
+            raise ValueError(f"data: {one.name} and {sets[0].name} must have the same classes, got {differ}")
+    samples = [sample for one in sets for sample in one.samples]
+    check_classes([sample.label for sample in samples], classes)
+    if val is None:
+        train, held = hold_out([sample.label for sample in samples], val_share, seed)
+    else:
+        train, held = list(range(len(samples))), list(range(len(samples), len(samples) + len(val.samples)))
+        samples += val.samples
+        wrong = [sample.name for sample in val.samples if not 0 <= sample.label < len(classes)]
+        if wrong:
+            raise ValueError(f"val: {len(wrong)} photos have a label of no class, such as {wrong[0]}")
+    text = json.dumps([[(s.name, s.label) for s in samples], list(train), list(held), list(classes)])
+    return Photos(
+        tuple(samples), tuple(train), tuple(held), tuple(classes), hashlib.sha256(text.encode()).hexdigest()[:16]
+    )
+
+
+def build_model(recipe: Recipe, classes: Sequence[str], seed: int, source: str, pretrained: bool) -> MOLT:
+    """Return a new MOLT as the recipe has it; its heads depend on the seed alone."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return create_model(
+            recipe.model,
+            len(classes),
+            recipe.sizes,
+            recipe.shared,
+            pretrained,
+            head=recipe.head,
+            pooling=recipe.pooling,
+            clip=recipe.clip,
+            class_names=classes,
+            source=source,
+        )
+
+
+def check_model(model: MOLT, classes: Sequence[str]) -> None:
+    """Hold the classes of a model that is to be trained further to those of the photos.
+
+    Raises:
+        ValueError: others.
+    """
+    own = model.class_names if model.config.class_names is not None else None
+    if model.config.num_classes != len(classes):
+        raise ValueError(f"model has {model.config.num_classes} classes, the photos have {len(classes)}")
+    if own is not None and tuple(own) != tuple(classes):
+        first = next(i for i, pair in enumerate(zip(own, classes, strict=True)) if pair[0] != pair[1])
+        raise ValueError(f"model's class {first} is {own[first]!r}, that of the photos {classes[first]!r}")
+
+
+def set_drop_path(model: MOLT, rate: float) -> None:
+    """Give every backbone stochastic depth that rises linearly to ``rate`` at its last block."""
+    for transformer in model.transformers:
+        blocks = list(transformer.backbone.model.blocks)  # type: ignore[union-attr, arg-type]
+        for place, block in enumerate(blocks):
+            own = rate * place / max(1, len(blocks) - 1)
+            for name in ("drop_path1", "drop_path2"):
+                if hasattr(block, name):
+                    setattr(block, name, DropPath(own) if own > 0 else nn.Identity())
+
+
+def build_optimizer(model: MOLT, recipe: Recipe) -> torch.optim.Optimizer:
+    """Return AdamW over what is trained; each group's ``peak`` is its highest learning rate."""
+    groups: dict[tuple[bool, bool], list[Tensor]] = {}
+    for name, value in model.named_parameters():
+        if value.requires_grad:
+            decayed = value.ndim > 1 and name.rsplit(".", 1)[-1] not in UNDECAYED
+            groups.setdefault((".backbone." in name, decayed), []).append(value)
+    backbone = recipe.lr if recipe.backbone_lr is None else recipe.backbone_lr
+    given: list[dict[str, Any]] = [
+        {
+            "params": values,
+            "lr": backbone if inside else recipe.lr,
+            "peak": backbone if inside else recipe.lr,
+            "weight_decay": recipe.weight_decay if decayed else 0.0,
+        }
+        for (inside, decayed), values in groups.items()
+    ]
+    return torch.optim.AdamW(given)
