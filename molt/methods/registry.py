@@ -63,8 +63,10 @@ def create_model(
         pretrained: False leaves the backbones' weights random.
         backbone: timm name of another ViT with a class token, in place of the name's own.
         head: ``"patches"``: a 3x3 convolution on the patch sequence, averaged; ``"class_token"``: a linear layer on
-            the class token, for comparison.
-        layers: blocks whose attention counts, negative ones from the end; None takes all.
+            the class token, for comparison; ``"spatial"``: the convolution and a learned spatial token, whose mask
+            over the patches is the map of every class (SAT, ICCV 2023), for backbones of plain timm ViT blocks.
+        layers: blocks whose attention counts, negative ones from the end; None takes all. Like the next two it does
+            not apply to ``"spatial"``.
         over_layers: ``"sum"``, ``"mean"`` or ``"max"`` of the layers' attention.
         over_heads: ``"mean"`` or ``"max"`` of the heads' attention.
         order: ``"resize_first"``, then min-max; or ``"normalize_first"``.

@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from molt.backbones import ViTBackbone
+from molt.backbones.spatial import check_spatial, see_spatial, spatial_map
 from molt.classes import OBJECT
 from molt.structures import Features
 
-Head = Literal["patches", "class_token"]
-HEADS = ("patches", "class_token")
+Head = Literal["patches", "class_token", "spatial"]
+HEADS = ("patches", "class_token", "spatial")
 OVER_LAYERS = ("sum", "mean", "max")
 OVER_HEADS = ("mean", "max")
 
@@ -24,26 +25,37 @@ class ObjectLocalizationTransformer(nn.Module):
     """A ViT that classifies by its patch sequence, for images of one scale (MOLT, section II.A; TS-CAM's head).
 
     Args:
-        backbone: a ViT with a class token.
+        backbone: a ViT with a class token; for ``"spatial"`` a plain one, with or without.
         num_classes: at least 1.
         head: ``"patches"``: a 3x3 convolution over the patch sequence, whose spatial mean is the logits;
-            ``"class_token"``: a linear layer on the class token, for comparison.
+            ``"class_token"``: a linear layer on the class token, for comparison; ``"spatial"``: the convolution, and a
+            learned token that says of each patch whether it belongs to an object (SAT, ICCV 2023): that is the map of
+            every class. See :func:`molt.backbones.spatial.see_spatial` and :mod:`molt.training.spatial_loss`.
+
+    Attributes:
+        spatial_token: (1, 1, D), which is no part of the backbone; None for the other heads.
 
     Raises:
-        ValueError: a backbone without class-row attention, or an argument out of range.
+        ValueError: a backbone without class-row attention or, for ``"spatial"``, with blocks that cannot take the
+            token; or an argument out of range.
     """
 
     def __init__(self, backbone: ViTBackbone, num_classes: int, head: Head = "patches") -> None:
         super().__init__()
-        if backbone.no_attention is not None:
-            raise ValueError(f"backbone {backbone.info.model!r} gives no class-row attention: {backbone.no_attention}")
         if head not in HEADS:
             raise ValueError(f"head must be one of {', '.join(HEADS)}, got {head!r}")
+        if head == "spatial":
+            check_spatial(backbone)
+        elif backbone.no_attention is not None:
+            raise ValueError(f"backbone {backbone.info.model!r} gives no class-row attention: {backbone.no_attention}")
         self.backbone = backbone
         width = int(backbone.model.num_features)
         self.head: nn.Conv2d | nn.Linear = (
-            nn.Conv2d(width, num_classes, 3, padding=1) if head == "patches" else nn.Linear(width, num_classes)
+            nn.Linear(width, num_classes) if head == "class_token" else nn.Conv2d(width, num_classes, 3, padding=1)
         )
+        self.spatial_token: nn.Parameter | None = None
+        if head == "spatial":
+            self.spatial_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, width), std=0.02))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return logits (B, num_classes) of normalised pixels (B, 3, H, W), sides multiples of the patch size."""
@@ -52,8 +64,16 @@ class ObjectLocalizationTransformer(nn.Module):
         return logits
 
     def see(self, pixels: Tensor, *, attention: bool = True) -> Features:
-        """Return Features with logits of normalised pixels (B, 3, H, W), sides multiples of the patch size."""
-        features = self.backbone.see(pixels, attention=attention)
+        """Return Features with logits of normalised pixels (B, 3, H, W), sides multiples of the patch size.
+
+        Args:
+            pixels: float.
+            attention: False leaves out attention and keys. A spatial token's masks are there either way, with gradient.
+        """
+        if self.spatial_token is None:
+            features = self.backbone.see(pixels, attention=attention)
+        else:
+            features = see_spatial(self.backbone, self.spatial_token, pixels, attention=attention)
         if isinstance(self.head, nn.Linear):
             logits = self.head(features.class_token)
         else:
@@ -96,7 +116,8 @@ class ObjectLocalizationTransformer(nn.Module):
 
         Of the tokens' dtype, not normalised, of any sign.
 
-        The class-agnostic 'object', -1, is the attention alone.
+        The class-agnostic 'object', -1, is the attention alone. With a spatial token the map of every class, and of
+        'object', is the mean of its last masks.
 
         Args:
             features: what :meth:`see` returned, with attention.
@@ -105,8 +126,10 @@ class ObjectLocalizationTransformer(nn.Module):
             over_layers: ``"sum"``, ``"mean"`` or ``"max"``.
             over_heads: ``"mean"`` or ``"max"``.
         """
+        attention = class_attention(features, layers, over_layers, over_heads).to(features.patches.dtype)
+        if self.spatial_token is not None:
+            return attention.expand(-1, classes.shape[1], -1, -1)
         maps = self.class_maps(features, classes.clamp_min(0))
-        attention = class_attention(features, layers, over_layers, over_heads).to(maps.dtype)
         agnostic = (classes == OBJECT)[..., None, None]
         return attention * torch.where(agnostic, 1, maps)
 
@@ -114,11 +137,14 @@ class ObjectLocalizationTransformer(nn.Module):
 def class_attention(
     features: Features, layers: Sequence[int] | None = None, over_layers: str = "sum", over_heads: str = "mean"
 ) -> Tensor:
-    """Return one attention map (B, 1, h, w) out of all layers and heads.
+    """Return one attention map (B, 1, h, w) out of all layers and heads; of a spatial token the mean of its last masks.
 
     Raises:
-        ValueError: features without attention.
+        ValueError: features without attention, or with masks and a choice that does not apply to them.
     """
+    if features.masks is not None:
+        check_spatial_map(layers, over_layers, over_heads)
+        return spatial_map(features)
     if features.attention is None:
         raise ValueError("features hold no attention: take them from a transformer with a class token")
     rows = features.attention if layers is None else features.attention[:, list(layers)]
@@ -127,6 +153,19 @@ def class_attention(
     if over_layers == "mean":
         one = one / rows.shape[1]
     return one.view(len(one), 1, *features.grid)
+
+
+def check_spatial_map(layers: Sequence[int] | None, over_layers: str, over_heads: str) -> None:
+    """Raise ValueError for choices that the map of a spatial token, which is fixed, would not heed."""
+    for name, value, usual in (
+        ("layers", layers, None),
+        ("over_layers", over_layers, "sum"),
+        ("over_heads", over_heads, "mean"),
+    ):
+        if value != usual:
+            raise ValueError(
+                f"{name} does not apply to head 'spatial', whose map is the mean of its last three masks, got {value!r}"
+            )
 
 
 def pooled_convolution(maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
