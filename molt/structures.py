@@ -57,6 +57,8 @@ class Features:
             where it was not asked for.
         keys: (B, h*w, D'') of the last block's attention, all heads side by side, after the key norm where there is
             one, before rotary position embedding; None as for ``attention``.
+        masks: (B, layers, h*w) float in [0, 1], float32 or wider: of each block what a spatial token answers at each
+            patch, see :func:`molt.backbones.spatial.see_spatial`; None where there is no such token.
     """
 
     patches: Tensor
@@ -67,6 +69,7 @@ class Features:
     activations: Tensor | None = None
     attention: Tensor | None = None
     keys: Tensor | None = None
+    masks: Tensor | None = None
 
     def __post_init__(self) -> None:
         h, w = self.grid

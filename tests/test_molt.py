@@ -85,15 +85,44 @@ def test_attention_matters_in_the_test_above() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5), (4, 1), (2, 2), (6, 7)])
-def test_pooled_convolution_is_the_mean_of_the_convolution(shape: tuple[int, int]) -> None:
+def test_pooled_windows_give_the_mean_of_the_convolution(shape: tuple[int, int]) -> None:
     generator = torch.Generator().manual_seed(0)
     maps = torch.randn(3, 8, *shape, generator=generator, dtype=torch.float64)
     weight = torch.randn(4, 8, 3, 3, generator=generator, dtype=torch.float64)
     bias = torch.randn(4, generator=generator, dtype=torch.float64)
-    expected = F.conv2d(maps, weight, bias, padding=1).mean((2, 3))
-    assert torch.allclose(pooled_convolution(maps, weight, bias), expected, atol=1e-12)
-    without = pooled_convolution(maps, weight, None)
-    assert torch.allclose(without, expected - bias, atol=1e-12)
+    answers = F.conv2d(maps, weight, bias, padding=1)
+    found = F.linear(pooled_windows(maps), weight.flatten(1), bias)
+    assert torch.allclose(found, answers.mean((2, 3)), atol=1e-12)
+    weights = torch.rand(3, shape[0] * shape[1], generator=generator, dtype=torch.float64)
+    weights = weights / weights.sum(1, keepdim=True)
+    found = F.linear(pooled_windows(maps, weights), weight.flatten(1), bias)
+    assert torch.allclose(found, (answers.flatten(2) * weights[:, None]).sum(2), atol=1e-12)
+
+
+def test_attention_pooling_weighs_the_patches_and_gives_attention_no_gradient() -> None:
+    model = build(pooling="attention")
+    seen = model.see(pixels())[0]
+    transformer = model.transformers[0]
+    weights = class_attention(seen)
+    whole = transformer.head(seen.as_map()) * weights / weights.sum((2, 3), keepdim=True)
+    assert torch.allclose(seen.logits, whole.sum((2, 3)), atol=1e-5)
+    assert torch.allclose(transformer(model.pyramid(pixels())[0]), seen.logits), "logits need no attention to be asked"
+    assert not torch.allclose(seen.logits, build()(pixels()), atol=1e-3)
+    queries = [block.attn.qkv.weight for block in transformer.backbone.model.blocks]
+    grads = torch.autograd.grad(seen.logits.sum(), queries[-1])[0]
+    width = grads.shape[1]
+    rows = slice(0, width)  # of the last block's queries: the class token's meets no patch's output but through pooling
+    assert grads[rows].abs().max() > 0, "patches' own queries have gradient"
+
+
+def test_clipped_maps_are_never_negative() -> None:
+    model, x = build(), pixels()
+    features = model.see(x)
+    classes = torch.tensor([[0, 3], [1, 1]])
+    plain = model.cams(features, classes)
+    clipped = model.reconfigure(clip=True).cams(features, classes)
+    for before, after in zip(plain, clipped, strict=True):
+        assert before.min() < 0 and torch.equal(after, before.clamp_min(0))
 
 
 def test_logits_and_class_maps_are_those_of_the_whole_convolution() -> None:
@@ -294,7 +323,7 @@ BAD: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: build(sizes=(0,)), ValueError, "sizes must be at least 1, got 0"),
     (lambda: build(sizes=("a",)), TypeError, "sizes must be an integer, got 'a'"),
     (lambda: build(sizes="ab"), TypeError, "sizes must be a sequence"),
-    (lambda: build(head="mlp"), ValueError, "head must be one of patches, class_token, got 'mlp'"),
+    (lambda: build(head="mlp"), ValueError, "head must be one of patches, class_token, spatial, got 'mlp'"),
     (lambda: build(layers=()), ValueError, "layers must hold 1 to 1000 entries, got 0"),
     (lambda: build(layers=(12,)), ValueError, "layers must be in -12..11, got 12"),
     (lambda: build(layers=(0, -12)), ValueError, "layers must name each block once"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from molt._arguments import check_int, check_number
-from molt.methods.transformer import HEADS, OVER_HEADS, OVER_LAYERS, POOLINGS
+from molt.methods.transformer import HEADS, OVER_HEADS, OVER_LAYERS, POOLINGS, check_spatial_map
 from molt.ops._checks import ORDERS
 
 # A file from elsewhere must not ask for all the memory.
@@ -49,6 +49,8 @@ class MOLTConfig:
         ):
             if getattr(self, name) not in options:
                 raise ValueError(f"{name} must be one of {', '.join(options)}, got {getattr(self, name)!r}")
+        if self.head == "spatial":
+            check_spatial_map(self.layers, self.over_layers, self.over_heads)
         if self.layers is not None:
             _check_tuple("layers", self.layers, 1, MOST_LAYERS)
             for layer in self.layers:

@@ -83,6 +83,16 @@ class Multiscale(Method):
             logger.warning("%s a head that was never trained: its classes and maps mean nothing until it is", held)
         self.model = model.eval()
         self.size = max(model.config.sizes, key=lambda size: size[0] * size[1])
+        if model.config.head == "spatial":
+            self.captions = replace(
+                self.captions,
+                cam=(
+                    "Object map",
+                    "What the spatial token answers at each patch of the finest scale, for all classes.",
+                ),
+                scale=("Object map, {side}", "Photo at {size}: what the spatial token answers at each patch."),
+                fused="The mean of the object maps, each scaled to the same range.",
+            )
         self.class_names = model.class_names
         self.scale_weights = model.config.scale_weights
         self.order = model.config.order
@@ -101,6 +111,8 @@ class Multiscale(Method):
             maps = self.model.cams(features, chosen)
             finest = config.sizes.index(self.size)
             seen = features[finest]
+            if config.head == "spatial":
+                return Evidence(chosen, scores, cam=maps[finest], maps=maps, scales=config.sizes, features=seen)
             attention = class_attention(seen, config.layers, config.over_layers, config.over_heads)
             answers = self.model.transformer(finest).class_maps(seen, chosen.clamp_min(0))
             return Evidence(

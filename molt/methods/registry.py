@@ -65,10 +65,12 @@ def create_model(
         pretrained: False leaves the backbones' weights random.
         backbone: timm name of another ViT with a class token, in place of the name's own.
         head: ``"patches"``: a 3x3 convolution on the patch sequence, averaged; ``"class_token"``: a linear layer on
-            the class token, for comparison.
+            the class token, for comparison; ``"spatial"``: the convolution and a learned spatial token, whose mask
+            over the patches is the map of every class (SAT, ICCV 2023), for backbones of plain timm ViT blocks.
         pooling: of the patch head's responses to logits: ``"mean"``, or ``"attention"``, weighted by what the class
             token attends to.
-        layers: blocks whose attention counts, negative ones from the end; None takes all.
+        layers: blocks whose attention counts, negative ones from the end; None takes all. Like the next two it does
+            not apply to ``"spatial"``.
         over_layers: ``"sum"``, ``"mean"`` or ``"max"`` of the layers' attention.
         over_heads: ``"mean"`` or ``"max"`` of the heads' attention.
         clip: True takes negative responses of the head for 0 in maps.

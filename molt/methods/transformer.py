@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from molt.backbones import ViTBackbone
+from molt.backbones.spatial import check_spatial, see_spatial, spatial_map
 from molt.classes import OBJECT
 from molt.structures import Features
 
-Head = Literal["patches", "class_token"]
-HEADS = ("patches", "class_token")
+Head = Literal["patches", "class_token", "spatial"]
+HEADS = ("patches", "class_token", "spatial")
 Pooling = Literal["mean", "attention"]
 POOLINGS = ("mean", "attention")
 OVER_LAYERS = ("sum", "mean", "max")
@@ -26,34 +27,45 @@ class ObjectLocalizationTransformer(nn.Module):
     """A ViT that classifies by its patch sequence, for images of one scale (MOLT, section II.A; TS-CAM's head).
 
     Args:
-        backbone: a ViT with a class token.
+        backbone: a ViT with a class token; for ``"spatial"`` a plain one, with or without.
         num_classes: at least 1.
         head: ``"patches"``: a 3x3 convolution over the patch sequence, whose spatial mean is the logits;
-            ``"class_token"``: a linear layer on the class token, for comparison.
+            ``"class_token"``: a linear layer on the class token, for comparison; ``"spatial"``: the convolution, and a
+            learned token that says of each patch whether it belongs to an object (SAT, ICCV 2023): that is the map of
+            every class. See :func:`molt.backbones.spatial.see_spatial` and :mod:`molt.training.spatial_loss`.
         pooling: of the patch head's responses: ``"mean"``, TS-CAM's, or ``"attention"``: weighted by what the class
             token attends to, the sum over all blocks of the mean over heads, through which no gradient goes (our
-            choice: the class is then learnt less from the background).
+            choice: the class is then learnt less from the background); with a spatial token, weighted by its map.
+
+    Attributes:
+        spatial_token: (1, 1, D), which is no part of the backbone; None for the other heads.
 
     Raises:
-        ValueError: a backbone without class-row attention, or an argument out of range.
+        ValueError: a backbone without class-row attention or, for ``"spatial"``, with blocks that cannot take the
+            token; or an argument out of range.
     """
 
     def __init__(
         self, backbone: ViTBackbone, num_classes: int, head: Head = "patches", pooling: Pooling = "mean"
     ) -> None:
         super().__init__()
-        if backbone.no_attention is not None:
-            raise ValueError(f"backbone {backbone.info.model!r} gives no class-row attention: {backbone.no_attention}")
         if head not in HEADS:
             raise ValueError(f"head must be one of {', '.join(HEADS)}, got {head!r}")
         if pooling not in POOLINGS:
             raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
+        if head == "spatial":
+            check_spatial(backbone)
+        elif backbone.no_attention is not None:
+            raise ValueError(f"backbone {backbone.info.model!r} gives no class-row attention: {backbone.no_attention}")
         self.backbone = backbone
         self.pooling = pooling
         width = int(backbone.model.num_features)
         self.head: nn.Conv2d | nn.Linear = (
-            nn.Conv2d(width, num_classes, 3, padding=1) if head == "patches" else nn.Linear(width, num_classes)
+            nn.Linear(width, num_classes) if head == "class_token" else nn.Conv2d(width, num_classes, 3, padding=1)
         )
+        self.spatial_token: nn.Parameter | None = None
+        if head == "spatial":
+            self.spatial_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, width), std=0.02))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return logits (B, num_classes) of normalised pixels (B, 3, H, W), sides multiples of the patch size."""
@@ -62,9 +74,18 @@ class ObjectLocalizationTransformer(nn.Module):
         return logits
 
     def see(self, pixels: Tensor, *, attention: bool = True) -> Features:
-        """Return Features with logits of normalised pixels (B, 3, H, W), sides multiples of the patch size."""
-        weighted = self.pooling == "attention" and not isinstance(self.head, nn.Linear)
-        features = self.backbone.see(pixels, attention=attention or weighted)
+        """Return Features with logits of normalised pixels (B, 3, H, W), sides multiples of the patch size.
+
+        Args:
+            pixels: float.
+            attention: False leaves out attention and keys, unless the logits depend on them. A spatial token's masks
+                are there either way, with gradient.
+        """
+        if self.spatial_token is not None:
+            features = see_spatial(self.backbone, self.spatial_token, pixels, attention=attention)
+        else:
+            weighted = self.pooling == "attention" and not isinstance(self.head, nn.Linear)
+            features = self.backbone.see(pixels, attention=attention or weighted)
         return replace(features, logits=self.classify(self.pool(features)))
 
     def pool(self, features: Features) -> Tensor:
@@ -119,7 +140,8 @@ class ObjectLocalizationTransformer(nn.Module):
 
         Of the tokens' dtype, not normalised, of any sign unless ``clip``.
 
-        The class-agnostic 'object', -1, is the attention alone.
+        The class-agnostic 'object', -1, is the attention alone. With a spatial token the map of every class, and of
+        'object', is the mean of its last masks.
 
         Args:
             features: what :meth:`see` returned, with attention.
@@ -130,9 +152,11 @@ class ObjectLocalizationTransformer(nn.Module):
             clip: True takes negative responses for 0, so that where the token attends and the class is denied is no
                 darker than where it does not attend (our choice).
         """
+        attention = class_attention(features, layers, over_layers, over_heads).to(features.patches.dtype)
+        if self.spatial_token is not None:
+            return attention.expand(-1, classes.shape[1], -1, -1)
         maps = self.class_maps(features, classes.clamp_min(0))
         maps = maps.clamp_min(0) if clip else maps
-        attention = class_attention(features, layers, over_layers, over_heads).to(maps.dtype)
         agnostic = (classes == OBJECT)[..., None, None]
         return attention * torch.where(agnostic, 1, maps)
 
@@ -140,11 +164,14 @@ class ObjectLocalizationTransformer(nn.Module):
 def class_attention(
     features: Features, layers: Sequence[int] | None = None, over_layers: str = "sum", over_heads: str = "mean"
 ) -> Tensor:
-    """Return one attention map (B, 1, h, w) out of all layers and heads.
+    """Return one attention map (B, 1, h, w) out of all layers and heads; of a spatial token the mean of its last masks.
 
     Raises:
-        ValueError: features without attention.
+        ValueError: features without attention, or with masks and a choice that does not apply to them.
     """
+    if features.masks is not None:
+        check_spatial_map(layers, over_layers, over_heads)
+        return spatial_map(features)
     if features.attention is None:
         raise ValueError("features hold no attention: take them from a transformer with a class token")
     rows = features.attention if layers is None else features.attention[:, list(layers)]
@@ -153,6 +180,19 @@ def class_attention(
     if over_layers == "mean":
         one = one / rows.shape[1]
     return one.view(len(one), 1, *features.grid)
+
+
+def check_spatial_map(layers: Sequence[int] | None, over_layers: str, over_heads: str) -> None:
+    """Raise ValueError for choices that the map of a spatial token, which is fixed, would not heed."""
+    for name, value, usual in (
+        ("layers", layers, None),
+        ("over_layers", over_layers, "sum"),
+        ("over_heads", over_heads, "mean"),
+    ):
+        if value != usual:
+            raise ValueError(
+                f"{name} does not apply to head 'spatial', whose map is the mean of its last three masks, got {value!r}"
+            )
 
 
 def pooled_windows(maps: Tensor, weights: Tensor | None = None) -> Tensor:

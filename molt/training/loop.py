@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import molt
 from molt._arguments import LARGEST_SEED, check_int, check_number
 from molt._files import whole_file
+from molt.backbones.spatial import spatial_map
 from molt.data.annotations import LocalizationSet
 from molt.methods.molt import MOLT
 from molt.training.augment import find_augmentation
@@ -370,7 +371,7 @@ class _Run:
             logits, labels, loss_on=self.recipe.loss_on, label_smoothing=self.recipe.label_smoothing
         )
         if masks is not None and self.recipe.spatial_weight > 0:
-            losses = losses + self.recipe.spatial_weight * torch.stack([spatial_loss(m) for m in masks]).mean(0)
+            losses = losses + self.recipe.spatial_weight * torch.stack([spatial_loss(m) for m in masks]).mean()
         correct = torch.stack([one.detach().float() for one in logits]).mean(0).argmax(-1) == labels
         return losses, correct
 
@@ -615,14 +616,14 @@ class _Whole(nn.Module):
         self.model = model
 
     def forward(self, pixels: Tensor) -> tuple[list[Tensor], list[Tensor] | None]:
-        """Return a (B, num_classes) a scale, and a (B, layers, h, w) a scale or None."""
+        """Return a (B, num_classes) a scale, and a map (B, 1, h, w) a scale or None."""
         x = self.model.normalize(pixels)
         seen = [
             self.model.transformer(scale).see(shown, attention=False)
             for scale, shown in enumerate(self.model.pyramid(x))
         ]
         logits = [one.logits for one in seen if one.logits is not None]
-        return logits, None
+        return logits, None if seen[0].masks is None else [spatial_map(one) for one in seen]
 
 
 def _tensorboard(out: Path) -> Any:
