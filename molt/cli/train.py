@@ -202,7 +202,8 @@ class _Display:
                 self.console.print(print_line, markup=False)
         elif kind == "step":
             done = (values["epoch"] - 1) * values["steps"] + values["step"]
-            said = f"epoch {values['epoch']}/{values['epochs']}, loss {values['loss']:.3f}, accuracy {values['accuracy']:.2f}"
+            said = f"epoch {values['epoch']}/{values['epochs']}, "
+            said += f"loss {values['loss']:.3f}, accuracy {values['accuracy']:.2f}"
             self._bar("training", done, values["epochs"] * values["steps"], said)
         elif kind == "epoch" and not self.quiet and not self.console.is_terminal:
             held = (

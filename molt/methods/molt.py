@@ -77,6 +77,11 @@ class MOLT(nn.Module):
         self._fresh = None if trained else [_some(transformer.head) for transformer in self._all()]
 
     @property
+    def finest(self) -> tuple[int, int]:
+        """(H, W) in pixels of the largest scale."""
+        return max(self.config.sizes, key=lambda size: size[0] * size[1])
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes: those given, ImageNet's where there are 1000, else ``class 0``, ``class 1``..."""
         if self.config.class_names is not None:

@@ -82,7 +82,7 @@ class Multiscale(Method):
             held = f"checkpoint {checkpoint} holds" if checkpoint is not None else "the model has"
             logger.warning("%s a head that was never trained: its classes and maps mean nothing until it is", held)
         self.model = model.eval()
-        self.size = max(model.config.sizes, key=lambda size: size[0] * size[1])
+        self.size = model.finest
         if model.config.head == "spatial":
             self.captions = replace(
                 self.captions,

@@ -2,18 +2,15 @@
 
 from molt.training.augment import Augmentation
 from molt.training.checkpoints import TrainingError
-from molt.training.convert import Converted, convert_checkpoint
 from molt.training.loop import Trained, train
 from molt.training.recipe import RECIPES, Recipe, find_recipe
 
 __all__ = [
     "RECIPES",
     "Augmentation",
-    "Converted",
     "Recipe",
     "Trained",
     "TrainingError",
-    "convert_checkpoint",
     "find_recipe",
     "train",
 ]

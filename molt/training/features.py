@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from molt.data.annotations import Sample
 from molt.data.images import PhotoError
@@ -15,7 +15,7 @@ from molt.methods.molt import MOLT, backbone_digest
 from molt.methods.transformer import class_attention, pooled_windows
 from molt.structures import Features
 from molt.training.augment import Augmentation, find_augmentation, view
-from molt.training.feature_cache import FeatureCache
+from molt.training.feature_cache import FeatureCache, photo_identity
 
 SEED = 0  # of views: runs of any seed share them
 PLAIN = find_augmentation("none")
@@ -52,9 +52,9 @@ class FeatureStore:
             raise ValueError("features of head 'spatial' cannot be kept: its token changes what the backbone sees")
         self.model, self.samples, self.views = model, samples, views
         self.augmentation, self.precision = augmentation, precision
-        self.size = max(model.config.sizes, key=lambda size: size[0] * size[1])
+        self.size = model.finest
         self.bad: dict[int, str] = {}
-        stamps = [_stamp(sample.path) for sample in samples]
+        photos = photo_identity(samples)
         self.caches = []
         for scale, size in enumerate(model.config.sizes):
             transformer = model.transformer(scale)
@@ -66,15 +66,15 @@ class FeatureStore:
                 "seen": list(self.size),
                 "precision": precision,
                 "views": views,
-                "augmentation": augmentation.to_json() if views > 1 else None,
-                "photos": [[sample.name, *stamp] for sample, stamp in zip(samples, stamps, strict=True)],
+                "augmentation": augmentation.settings() if views > 1 else None,
+                "photos": photos,
             }
             arrays = {
                 "mean": ((9 * width,), torch.float32),
                 "attention": ((9 * width,), torch.float32),
                 "class_token": ((width,), torch.float32),
             }
-            self.caches.append(FeatureCache.open(folder, identity, arrays, len(samples) * views))
+            self.caches.append(FeatureCache.open(folder, identity, arrays=arrays, rows=len(samples) * views))
         self.kind = "class_token" if model.config.head == "class_token" else model.config.pooling
 
     def missing(self, photos: Sequence[int], views: int | None = None) -> list[int]:
@@ -108,7 +108,7 @@ class FeatureStore:
                         view(
                             self.samples[index].path,
                             self.size,
-                            PLAIN if number == 0 else self.augmentation,
+                            PLAIN if number == 0 else self._augmentation(number),
                             seed=SEED,
                             epoch=number,
                             index=index,
@@ -129,6 +129,10 @@ class FeatureStore:
             if step is not None:
                 step(min(start + batch, len(rows)))
 
+    def _augmentation(self, number: int) -> Augmentation:
+        """Return what view ``number`` is made by; where there are flips, views are flipped in turns."""
+        return replace(self.augmentation, flip=float(number % 2)) if self.augmentation.flip else self.augmentation
+
     def read(self, rows: Sequence[int]) -> list[Tensor]:
         """Return what each scale's head depends on, (rows, F) each."""
         return [cache.read(rows)[self.kind] for cache in self.caches]
@@ -136,7 +140,7 @@ class FeatureStore:
     def look(self, photos: Sequence[int]) -> None:
         """Note the photos that were marked bad in :attr:`bad`."""
         for cache in self.caches:
-            for row, message in cache.bad.items():
+            for row, message in cache.bad().items():
                 if row // self.views in set(photos):
                     self.bad.setdefault(row // self.views, message)
 
@@ -153,25 +157,3 @@ def _pooled(seen: Features) -> dict[str, Tensor]:
     if seen.class_token is not None:
         found["class_token"] = seen.class_token.float()
     return found
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    """Return size in bytes and time of change, or -1 for a file that is not there."""
-    try:
-        found = path.stat()
-    except OSError:
-        return -1, -1
-    return found.st_size, found.st_mtime_ns
-
-
-class PooledHeads(nn.Module):
-    """A MOLT's heads alone, from kept features to each scale's logits."""
-
-    def __init__(self, model: MOLT) -> None:
-        super().__init__()
-        self.per_scale = [model.transformer(scale) for scale in range(len(model.config.sizes))]
-        self.heads = nn.ModuleList(transformer.head for transformer in model.transformers)
-
-    def forward(self, pooled: list[Tensor]) -> tuple[list[Tensor], Any]:
-        """Return a (B, num_classes) a scale, and None: there are no masks."""
-        return [t.classify(p) for t, p in zip(self.per_scale, pooled, strict=True)], None

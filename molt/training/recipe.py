@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from molt._arguments import LARGEST_SEED, check_int, check_number
+from molt._arguments import check_int, check_number
 from molt.methods.registry import SIZES
 from molt.methods.transformer import HEADS, POOLINGS
 
@@ -33,15 +33,15 @@ class Recipe:
         lr: peak learning rate of heads (and of a spatial token), for AdamW.
         backbone_lr: of the backbones; None takes ``lr``.
         weight_decay: of matrices and kernels; biases, norms and tokens have none.
-        schedule: ``"cosine"`` to ``final_lr``, ``"constant"``, or ``"steps"``: times 0.1 before each epoch (counted from
-            0) that a number of ``milestones`` divides, but the first.
+        schedule: ``"cosine"`` to ``final_lr``, ``"constant"``, or ``"steps"``: times 0.1 before each epoch, counted
+            from 0, that one of ``milestones`` divides, but the first.
         milestones: of ``"steps"``.
         warmup: epochs in which the rate rises linearly from 0.
         final_lr: share of the peak that the cosine ends at.
         drop_path: stochastic depth of the last block; it rises linearly from 0.
         label_smoothing: of the cross-entropy, 0 to 1.
-        loss_on: ``"scales"``: the mean of each scale's cross-entropy, so that every scale learns alone; ``"fused"``: that
-            of the mean logits.
+        loss_on: ``"scales"``: the mean of each scale's cross-entropy, so that every scale learns alone; ``"fused"``:
+            that of the mean logits.
         spatial_weight: of the two terms on a spatial token's masks.
         augment: name of an augmentation, see :mod:`molt.training.augment`.
         views: of each photo where features are computed once; the first is the photo as it is.
@@ -206,8 +206,8 @@ RECIPES: dict[str, Recipe] = {
         ),
     )
 }
-"""Recipes by name: ``default`` and ``fine-tune`` are our choice; ``ts-cam`` (for CUB-200-2011) and ``ts-cam-ilsvrc`` train as
-TS-CAM's code does (ICCV 2021), ``sat`` as SAT's (ICCV 2023)."""
+"""Recipes by name: ``default`` and ``fine-tune`` are our choice; ``ts-cam`` (for CUB-200-2011) and ``ts-cam-ilsvrc``
+train as TS-CAM's code does (ICCV 2021), ``sat`` as SAT's (ICCV 2023)."""
 
 
 def find_recipe(recipe: Recipe | str) -> Recipe:

@@ -23,7 +23,7 @@ UNDECAYED = ("cls_token", "pos_embed", "reg_token", "dist_token", "spatial_token
 
 
 @dataclass(frozen=True, eq=False)
-class Photos:
+class LabelledPhotos:
     """The photos of a run.
 
     Attributes:
@@ -43,7 +43,7 @@ class Photos:
 
 def gather_photos(
     data: LocalizationSet | Sequence[LocalizationSet], val: LocalizationSet | None, val_share: float, seed: int
-) -> Photos:
+) -> LabelledPhotos:
     """Join sets of the same classes and hold photos out of them, or take those of ``val``; boxes are not looked at.
 
     Raises:
@@ -63,7 +63,9 @@ def gather_photos(
     samples = [sample for one in sets for sample in one.samples]
     check_classes([sample.label for sample in samples], classes)
     if val is None:
-        train, held = hold_out([sample.label for sample in samples], val_share, seed)
+        train, held = hold_out(
+            [sample.label for sample in samples], val_share, seed, photos=[str(sample.path) for sample in samples]
+        )
     else:
         train, held = list(range(len(samples))), list(range(len(samples), len(samples) + len(val.samples)))
         samples += val.samples
@@ -71,7 +73,7 @@ def gather_photos(
         if wrong:
             raise ValueError(f"val: {len(wrong)} photos have a label of no class, such as {wrong[0]}")
     text = json.dumps([[(s.name, s.label) for s in samples], list(train), list(held), list(classes)])
-    return Photos(
+    return LabelledPhotos(
         tuple(samples), tuple(train), tuple(held), tuple(classes), hashlib.sha256(text.encode()).hexdigest()[:16]
     )
 

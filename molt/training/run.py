@@ -1,0 +1,267 @@
+"""One training run: its steps and epochs."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from molt.methods.molt import MOLT
+from molt.training.batches import Order
+from molt.training.checkpoints import TrainingError
+from molt.training.inputs import Inputs, KeptFeatures, LivePhotos, Source
+from molt.training.objectives import classification_loss
+from molt.training.recipe import Recipe
+from molt.training.run_files import BEST, LAST, STATE, resume_run, save_model, save_run
+from molt.training.setup import LabelledPhotos, build_optimizer, set_drop_path
+from molt.training.spatial_loss import spatial_loss
+
+Event = Callable[[str, dict[str, Any]], None]
+
+
+class Run:
+    """What a run is made of and where it stands.
+
+    Attributes:
+        epoch, step: the next ones, from 0.
+        sums: of this epoch so far: losses, correct answers, photos.
+        history: one entry an epoch.
+        best: epoch, from 1, and score of the best one so far.
+        bad: why photos could not be read, by place.
+        kept: whether features are kept in place of photos.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        photos: LabelledPhotos,
+        model: MOLT,
+        accelerator: Accelerator,
+        out: Path,
+        *,
+        cache: Path | None,
+        seed: int,
+        micro: int | None,
+        workers: int,
+        on_event: Event | None,
+    ) -> None:
+        self.recipe, self.photos, self.model, self.out, self.seed = recipe, photos, model, out, seed
+        self.accelerator, self.device = accelerator, accelerator.device
+        self.world, self.rank = accelerator.num_processes, accelerator.process_index
+        self.on_event = on_event if accelerator.is_main_process else None
+        self.epoch = self.step = 0
+        self.steps = math.ceil(len(photos.train) / recipe.batch)
+        self.sums = torch.zeros(3, dtype=torch.float64)
+        self.history: list[dict[str, Any]] = []
+        self.best: dict[str, Any] | None = None
+        self.bad: dict[int, str] = {}
+        self.seconds = self.feature_seconds = 0.0
+        self.pending: tuple[int, Tensor] | None = None
+        if recipe.freeze:
+            model.freeze_backbones()
+        else:
+            model.requires_grad_()
+            set_drop_path(model, recipe.drop_path)
+        model.to(self.device)
+        self.kept = cache is not None
+        self.source: Source
+        if cache is not None:
+            self.source = KeptFeatures(model, photos, recipe, accelerator, seed, micro, cache)
+        else:
+            self.source = LivePhotos(model, photos, recipe, accelerator, seed, micro, workers, self.note_bad)
+
+    def prepare(self, *, compile: bool, resume: bool) -> None:
+        """Compute features that are missing, wrap the network, and take up where an earlier run stopped."""
+        if isinstance(self.source, KeptFeatures):
+            self.feature_seconds = self.source.fill(self.tell)
+            for index, message in self.source.store.bad.items():
+                self.note_bad(index, message)
+            self._some_photo(len(set(self.photos.train) - set(self.bad)))
+        self.optimizer = build_optimizer(self.model, self.recipe)
+        torch.manual_seed(self.seed + self.rank)
+        if resume:
+            resume_run(self)
+        net = torch.compile(self.source.net) if compile else self.source.net
+        self.net, self.stepper = self.accelerator.prepare(net, self.optimizer)
+
+    def go(self, save_seconds: float, on_epoch: Callable[[dict[str, Any]], None] | None) -> None:
+        """Run the epochs that are left; the state is kept after each, and within one every ``save_seconds``."""
+        began = time.monotonic() - self.seconds
+        while self.epoch < self.recipe.epochs:
+            self._train_mode(True)
+            epoch_began = saved = time.monotonic()
+            first = self.step
+            for inputs in self.source.train(self.epoch, self.step):
+                self._one_step(inputs)
+                self.step += 1
+                if self.step < self.steps and self._agreed(time.monotonic() - saved > save_seconds):
+                    self.seconds = time.monotonic() - began
+                    self._settle()
+                    save_run(self)
+                    saved = time.monotonic()
+            self._settle()
+            entry = self._entry(time.monotonic() - epoch_began, first)
+            self.history.append(entry)
+            self.epoch, self.step = self.epoch + 1, 0
+            self.sums.zero_()
+            self.seconds = time.monotonic() - began
+            self._save_epoch(entry)
+            if on_epoch is not None:
+                on_epoch(entry)
+            self.tell("epoch", entry)
+
+    def skipped(self) -> list[tuple[str, str]]:
+        """Return name and reason of every photo that could not be read."""
+        return [(self.photos.samples[i].name, self.bad[i]) for i in sorted(self.bad)]
+
+    def note_bad(self, index: int, message: str) -> None:
+        """Remember a photo that could not be read."""
+        if index not in self.bad:
+            self.bad[index] = message
+            self.tell("bad", {"name": self.photos.samples[index].name, "message": message})
+
+    def tell(self, kind: str, values: dict[str, Any]) -> None:
+        """Say what happened, in the first process."""
+        if self.on_event is not None:
+            self.on_event(kind, values)
+
+    def _one_step(self, inputs: list[Inputs]) -> None:
+        """Take one optimizer step on this process's part of a batch."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * self.recipe.rate(self.epoch + self.step / self.steps, self.epoch)
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        for number, part in enumerate(inputs or [None]):
+            last = number >= len(inputs) - 1
+            hold: AbstractContextManager[Any] = nullcontext() if last else self.accelerator.no_sync(self.net)
+            with hold:
+                if part is None:  # every process must take part, also with nothing of its own
+                    logits, _ = self.net(self._moved(self.source.nothing()))
+                    loss = sum(one.float().sum() for one in logits) * 0.0
+                else:
+                    losses, correct = self._losses(part)
+                    # Processes' gradients are averaged: over all of them this is the batch's mean.
+                    loss = losses.sum() * (self.world / part.total)
+                    sums += torch.stack(
+                        [losses.detach().double().sum(), correct.sum(), correct.new_ones(()) * len(losses)]
+                    )
+                self.accelerator.backward(loss)
+        if self.world > 1:
+            sums = self.accelerator.reduce(sums, "sum")  # type: ignore[assignment]
+        self._settle()
+        self.pending = (self.step, sums)
+        if self.device.type == "cpu":  # elsewhere one step later, so that nobody waits for the device
+            self._settle()
+        if self.recipe.clip_grad is not None:
+            self.accelerator.clip_grad_norm_(self.net.parameters(), self.recipe.clip_grad)
+        self.stepper.step()
+        self.stepper.zero_grad()
+
+    def _losses(self, part: Inputs) -> tuple[Tensor, Tensor]:
+        """Return (b,) losses, and (b,) 1 where the mean logits name the class, else 0."""
+        labels = part.labels.to(self.device)
+        logits, maps = self.net(self._moved(part.values))
+        losses = classification_loss(
+            logits, labels, loss_on=self.recipe.loss_on, label_smoothing=self.recipe.label_smoothing
+        )
+        if maps is not None:
+            losses = losses + self.recipe.spatial_weight * torch.stack([spatial_loss(one) for one in maps]).mean()
+        fused = torch.stack([one.detach().float() for one in logits]).mean(0)
+        return losses, (fused.argmax(-1) == labels).double()
+
+    def _moved(self, values: Any) -> Any:
+        if isinstance(values, Tensor):
+            return values.to(self.device)
+        return [one.to(self.device) for one in values]
+
+    def _settle(self) -> None:
+        """Add up the last step's sums; stop where its loss is not finite."""
+        if self.pending is None:
+            return
+        step, sums = self.pending
+        self.pending = None
+        values = sums.cpu()
+        if not bool(values.isfinite().all()):
+            order = Order(len(self.photos.train), self.seed).epoch(self.epoch).tolist()
+            batch = order[step * self.recipe.batch : (step + 1) * self.recipe.batch]
+            names = [self.photos.samples[self.photos.train[i]].name for i in batch]
+            listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            kept = f"{self.out / STATE} is from before" if (self.out / STATE).is_file() else "nothing was written yet"
+            raise TrainingError(
+                f"the loss is {float(values[0])} in epoch {self.epoch + 1}, batch {step + 1} of {self.steps} "
+                f"({listed}); {kept}. A lower lr, clip_grad, or precision 'no' may help"
+            )
+        self.sums += values
+        total, correct, count = self.sums.tolist()
+        if count:
+            about = {"epoch": self.epoch + 1, "epochs": self.recipe.epochs, "step": step + 1, "steps": self.steps}
+            self.tell("step", about | {"loss": total / count, "accuracy": correct / count})
+
+    def _entry(self, seconds: float, first: int) -> dict[str, Any]:
+        """Return what is kept of an epoch, which this call began at step ``first``."""
+        total, correct, count = self.sums.tolist()
+        self._some_photo(count)
+        val_loss, val_accuracy = self._validate()
+        seen = len(self.photos.train) - first * self.recipe.batch
+        return {
+            "epoch": self.epoch + 1,
+            "loss": total / count,
+            "accuracy": correct / count,
+            "val_loss": val_loss,
+            "val_accuracy": val_accuracy,
+            "rate": self.recipe.lr * self.recipe.rate(self.epoch + (self.steps - 1) / self.steps, self.epoch),
+            "seconds": seconds,
+            "photos_per_second": seen / max(seconds, 1e-9),
+        }
+
+    @torch.no_grad()
+    def _validate(self) -> tuple[float | None, float | None]:
+        """Return loss and accuracy on the photos held out, or None where there are none."""
+        self._train_mode(False)
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        for inputs in self.source.held():
+            for part in inputs:
+                losses, correct = self._losses(part)
+                sums += torch.stack([losses.double().sum(), correct.sum(), correct.new_ones(()) * len(losses)])
+        if self.world > 1:
+            sums = self.accelerator.reduce(sums, "sum")  # type: ignore[assignment]
+        total, correct, count = sums.tolist()
+        return (total / count, correct / count) if count else (None, None)
+
+    def _train_mode(self, on: bool) -> None:
+        self.net.train(on)
+        if self.recipe.freeze:
+            for transformer in self.model.transformers:
+                transformer.backbone.eval()  # type: ignore[union-attr, operator]
+
+    def _save_epoch(self, entry: dict[str, Any]) -> None:
+        """Write the epoch's model, the best one if it is that, and the state."""
+        score = entry["val_loss" if self.recipe.best == "loss" else "val_accuracy"]
+        held = None if self.best is None else self.best["score"]
+        better = held is None or score is None or (score < held if self.recipe.best == "loss" else score > held)
+        if better:
+            self.best = {"epoch": entry["epoch"], "score": score}
+        if self.accelerator.is_main_process:
+            if better:
+                save_model(self.model, self.out / BEST)
+            save_model(self.model, self.out / LAST)
+        # The state comes last: a run killed before it does this epoch again, and writes the same files.
+        save_run(self)
+
+    def _agreed(self, wish: bool) -> bool:
+        """Return the first process's wish, in all of them."""
+        if self.world == 1:
+            return wish
+        flag = torch.tensor([wish and self.rank == 0], dtype=torch.float32, device=self.device)
+        return bool(self.accelerator.reduce(flag, "sum").item())  # type: ignore[union-attr]
+
+    def _some_photo(self, count: float) -> None:
+        if not count:
+            first = next(iter(self.bad.values()), "")
+            raise TrainingError(f"none of the {len(self.photos.train)} photos can be read: {first}")

@@ -1,0 +1,141 @@
+"""What a run leaves in its folder, and how it is taken up again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+import molt
+from molt._files import whole_file
+from molt.methods.molt import MOLT
+from molt.training.checkpoints import TrainingError, load_optimizer, optimizer_tensors, read_state, write_state
+
+if TYPE_CHECKING:
+    from molt.training.run import Run
+
+STATE, BEST, LAST, RUN, FEATURES = "state.safetensors", "best.safetensors", "last.safetensors", "run.json", "features"
+
+
+def trained_tensors(model: MOLT) -> dict[str, Tensor]:
+    """Return what training changes, by name."""
+    return {name: value for name, value in model.named_parameters() if value.requires_grad}
+
+
+def save_model(model: MOLT, path: Path) -> None:
+    """Write a model; its backbones only where they are trained or could not be had again."""
+    random = any(info.source == "random" for info in model.weights)
+    model.save(path, backbones=random or any(".backbone." in name for name in trained_tensors(model)))
+
+
+def identity(run: Run) -> dict[str, Any]:
+    """Return what two runs must share for one to go on from the other's state."""
+    config = run.model.config
+    values = {
+        "recipe": run.recipe.to_json(),
+        "photos": run.photos.digest,
+        "seed": run.seed,
+        "features kept": run.kept,
+        "model": [config.name, config.backbone, config.sizes, config.head, config.pooling],
+    }
+    found: dict[str, Any] = json.loads(json.dumps(values))
+    return found
+
+
+def save_run(run: Run) -> None:
+    """Write the state and run.json, in the first process; all processes must call it."""
+    random = _random_states(run)
+    if not run.accelerator.is_main_process:
+        return
+    held, about = optimizer_tensors(run.optimizer)
+    tensors = {f"model.{name}": value for name, value in trained_tensors(run.model).items()} | held | random
+    scaler = getattr(run.accelerator, "scaler", None)
+    header = identity(run) | {
+        "epoch": run.epoch,
+        "step": run.step,
+        "sums": run.sums.tolist(),
+        "history": run.history,
+        "best": run.best,
+        "bad": {str(i): text for i, text in run.bad.items()},
+        "seconds": run.seconds,
+        "optimizer": about,
+        "scaler": scaler.state_dict() if scaler is not None else None,
+    }
+    write_state(run.out / STATE, tensors, header)
+    with whole_file(run.out / RUN) as part:
+        part.write_text(json.dumps(_summary(run), indent=1) + "\n", encoding="utf-8")
+
+
+def resume_run(run: Run) -> None:
+    """Put a run back where the state in its folder was written.
+
+    Raises:
+        TrainingError: a state of another run, or one that does not hold.
+    """
+    path = run.out / STATE
+    tensors, header = read_state(path)
+    for key, own in identity(run).items():
+        theirs = header.get(key)
+        if theirs != own:
+            if isinstance(own, dict) and isinstance(theirs, dict):
+                key, own = next((k, v) for k, v in own.items() if theirs.get(k) != v)  # noqa: PLW2901
+                theirs = theirs.get(key)
+            raise TrainingError(
+                f"{run.out} holds a run with other {key}: {theirs!r:.100}, now {own!r:.100}; take another folder"
+            )
+    with torch.no_grad():
+        for name, value in trained_tensors(run.model).items():
+            kept = tensors.get(f"model.{name}")
+            if kept is None or kept.shape != value.shape:
+                raise TrainingError(f"{path} lacks {name} or has it in another shape")
+            value.copy_(kept)
+    try:
+        load_optimizer(run.optimizer, tensors, header["optimizer"])
+        run.epoch, run.step, run.history, run.best = (header[key] for key in ("epoch", "step", "history", "best"))
+        run.sums, run.seconds = torch.tensor(header["sums"], dtype=torch.float64), header["seconds"]
+        run.bad |= {int(i): text for i, text in header["bad"].items()}
+        scaler = getattr(run.accelerator, "scaler", None)
+        if scaler is not None and header["scaler"]:
+            scaler.load_state_dict(header["scaler"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise TrainingError(f"{path} does not hold together: {error!r:.200}") from error
+    run.model.mark_trained(run.epoch + run.step > 0)
+    for i, put in enumerate((torch.set_rng_state, torch.cuda.set_rng_state)):
+        kept = tensors.get(f"random.{run.rank}.{i}")
+        if kept is not None and (i == 0 or run.device.type == "cuda"):
+            put(kept)
+
+
+def _random_states(run: Run) -> dict[str, Tensor]:
+    """Return the state of every process's random numbers, by name."""
+    own = [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if run.device.type == "cuda" else [])]
+    every = [own]
+    if run.world > 1:
+        from accelerate.utils import gather_object
+
+        every = gather_object([own])
+    return {f"random.{rank}.{i}": value for rank, states in enumerate(every) for i, value in enumerate(states)}
+
+
+def _summary(run: Run) -> dict[str, Any]:
+    return {
+        "molt": molt.__version__,
+        "torch": torch.__version__,
+        "recipe": run.recipe.to_json(),
+        "seed": run.seed,
+        "processes": run.world,
+        "device": run.device.type,
+        "classes": list(run.photos.classes),
+        "photos": {"train": len(run.photos.train), "held_out": len(run.photos.held)},
+        "weights": [info.to_json() for info in dict.fromkeys(run.model.weights)],
+        "trained_parameters": sum(value.numel() for value in trained_tensors(run.model).values()),
+        "best": run.best,
+        "best_rule": f"{run.recipe.best} on the photos held out" if run.photos.held else "the last epoch",
+        "seconds": run.seconds,
+        "feature_seconds": run.feature_seconds,
+        "skipped": run.skipped(),
+        "history": run.history,
+    }

@@ -1,0 +1,454 @@
+"""Training: what is learnt, resumed, shared between processes, refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import molt
+from molt.data import read_set
+from molt.training import RECIPES, Recipe, TrainingError, run, run_files, train
+from molt.training.checkpoints import read_state
+
+TINY = Recipe(
+    name="tiny",
+    model="molt_deit_tiny",
+    sizes=((32, 32), (48, 48)),
+    shared=True,
+    epochs=3,
+    batch=5,
+    lr=3e-3,
+    views=1,
+    augment="none",
+)
+COLOURS = {"blue": (20, 30, 220), "red": (220, 30, 20)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thirteen photos of two classes, told apart by their colour."""
+    root = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for number in range(13):
+        name = ("blue", "red")[number % 2]
+        pixels = rng.integers(90, 160, (40, 44, 3))
+        top, left = rng.integers(0, 16, 2)
+        pixels[top : top + 20, left : left + 20] = COLOURS[name]
+        (root / name).mkdir(exist_ok=True)
+        PIL.Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{number:02d}.png")
+    return root
+
+
+def go(folder: Path, out: Path, recipe: Recipe = TINY, **options: Any) -> Any:
+    options = {"pretrained": False, "val_share": 0.2, "device": "cpu"} | options
+    return train(read_set(folder), out, recipe=recipe, **options)
+
+
+def tensors(path: Path, part: str = "") -> dict[str, torch.Tensor]:
+    return {key: value for key, value in load_file(path).items() if part in key}
+
+
+def same(a: Path, b: Path) -> None:
+    """Both hold the same bits, and the same metadata."""
+    assert a.read_bytes() == b.read_bytes()
+
+
+def near(a: Path, b: Path, atol: float) -> None:
+    first, second = load_file(a), load_file(b)
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        assert torch.allclose(value, second[key], rtol=0, atol=atol), key
+
+
+def test_a_head_learns_and_its_file_is_a_localizer(folder: Path, tmp_path: Path) -> None:
+    seen: list[tuple[str, dict[str, Any]]] = []
+    found = go(
+        folder, tmp_path / "run", TINY.change(epochs=40), on_event=lambda kind, values: seen.append((kind, values))
+    )
+    first, last = found.history[0], found.history[-1]
+    assert last["loss"] < 0.5 * first["loss"] and last["accuracy"] == 1.0
+    assert len(found.history) == 40 and found.skipped == []
+    assert found.best_epoch == 1 + int(np.argmin([entry["val_loss"] for entry in found.history]))
+    model = molt.load_model(found.best)
+    assert model.trained and model.class_names == ("blue", "red")
+    assert (model.config.pooling, model.config.clip, model.config.shared) == ("attention", True, True)
+    result = molt.Localizer("molt_deit_tiny", checkpoint=found.last)(folder / "red" / "01.png")
+    assert result.names[0] == "red"
+    features = [values for kind, values in seen if kind == "features"]
+    assert features[0]["done"] == 0 and features[-1]["done"] == features[-1]["total"] == 13
+    steps = [values for kind, values in seen if kind == "step"]
+    assert len(steps) == 40 * 2 and steps[-1]["step"] == steps[-1]["steps"] == 2
+    about = json.loads((found.folder / run_files.RUN).read_text())
+    assert about["photos"] == {"train": 10, "held_out": 3} and about["best"]["epoch"] == found.best_epoch
+    assert about["trained_parameters"] == 2 * 192 * 9 + 2
+
+
+def test_kept_features_and_live_photos_teach_the_same(folder: Path, tmp_path: Path) -> None:
+    for pooling in ("attention", "mean"):
+        recipe = TINY.change(pooling=pooling, shared=False)
+        kept = go(folder, tmp_path / f"kept-{pooling}", recipe)
+        live = go(folder, tmp_path / f"live-{pooling}", recipe, cache=None)
+        near(kept.last, live.last, 1e-4)
+        assert kept.history[-1]["val_loss"] == pytest.approx(live.history[-1]["val_loss"], abs=1e-4)
+
+
+def test_frozen_backbones_stay_and_others_learn(folder: Path, tmp_path: Path) -> None:
+    frozen = go(folder, tmp_path / "frozen", TINY.change(epochs=1))
+    fine = go(folder, tmp_path / "fine", TINY.change(epochs=1, freeze=False, drop_path=0.5, augment="crop"))
+    start = go(folder, tmp_path / "start", TINY.change(epochs=1, lr=1e-12))
+    before, after, still = (tensors(one.last, ".backbone.") for one in (start, fine, frozen))
+    assert all(torch.equal(before[key], still[key]) for key in before)
+    assert all(not torch.equal(before[key], after[key]) for key in before if "qkv.weight" in key)
+
+
+def test_a_small_file_where_backbones_can_be_had_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = molt.create_model("molt_deit_tiny", 2, (32,), pretrained=False, class_names=["blue", "red"])
+    found = go(folder, tmp_path / "run", TINY.change(epochs=1), model=model)
+    assert tensors(found.last, ".backbone."), "random backbones are kept"
+    monkeypatch.setattr(model, "weights", (molt.structures.WeightsInfo("x", "package x", "no", True),))
+    found = go(folder, tmp_path / "again", TINY.change(epochs=1), model=model)
+    assert not tensors(found.last, ".backbone.") and tensors(found.last, "head")
+
+
+def test_views_of_flips_double_the_features(folder: Path, tmp_path: Path) -> None:
+    found = go(folder, tmp_path / "run", TINY.change(augment="flip", views=2), cache=tmp_path / "cache")
+    plain = go(folder, tmp_path / "plain", TINY.change(augment="flip", views=1), cache=tmp_path / "cache")
+    assert found.history[-1]["loss"] != plain.history[-1]["loss"]
+    seen: list[Any] = []
+    go(
+        folder,
+        tmp_path / "third",
+        TINY.change(augment="flip", views=2, epochs=1, pooling="mean"),
+        cache=tmp_path / "cache",
+        seed=7,
+        on_event=lambda kind, values: seen.append((kind, values)),
+    )
+    filled = [values["total"] for kind, values in seen if kind == "features"]
+    assert not filled or max(filled) <= 3, "all but photos that were held out before are there for any seed and pooling"
+
+
+def test_sums_over_small_passes_are_one_step(folder: Path, tmp_path: Path) -> None:
+    for freeze in (True, False):
+        recipe = TINY.change(freeze=freeze, epochs=1, lr=1e-3)
+        whole = go(folder, tmp_path / f"whole-{freeze}", recipe, cache=None)
+        parts = go(folder, tmp_path / f"parts-{freeze}", recipe, cache=None, micro=2)
+        near(whole.last, parts.last, 2e-5)
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing catches it."""
+
+
+FINE = TINY.change(
+    freeze=False, drop_path=0.3, augment="crop", sizes=((32, 32),), epochs=2, backbone_lr=1e-4, warmup=1.0
+)
+
+
+@pytest.mark.parametrize("recipe", [TINY, FINE], ids=["heads", "fine-tuning"])
+def test_a_run_stopped_anywhere_ends_with_the_same_bits(
+    folder: Path, tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = go(folder, tmp_path / "whole", recipe)
+    out = tmp_path / "stopped"
+    places = {"step": 3, "best": 1, "last": 2, "state": 4}
+
+    def stop_at(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any, **named: Any) -> Any:
+            target = name if name != "model" else Path(arguments[1]).stem
+            places[target] = places.get(target, 0) - 1
+            if places[target] == 0:
+                raise Killed
+            return original(*arguments, **named)
+
+        return wrapped
+
+    monkeypatch.setattr(run.Run, "_one_step", stop_at("step", run.Run._one_step))
+    monkeypatch.setattr(run, "save_model", stop_at("model", run.save_model))
+    monkeypatch.setattr(run_files, "write_state", stop_at("state", run_files.write_state))
+    stops = 0
+    for _ in range(10):
+        try:
+            found = go(folder, out, recipe, resume=True, save_minutes=0)
+            break
+        except Killed:
+            stops += 1
+    assert stops == 4
+    same(whole.last, found.last)
+    same(whole.best, found.best)
+    for entry, other in zip(whole.history, found.history, strict=True):
+        assert {k: v for k, v in entry.items() if "second" not in k} == {
+            k: v for k, v in other.items() if "second" not in k
+        }
+
+
+SCRIPT = """
+import os, signal, sys
+from pathlib import Path
+from molt.data import read_set
+from molt.training import Recipe, train
+import json
+recipe = Recipe.from_json(json.loads(sys.argv[1]))
+kill = int(sys.argv[4])
+count = 0
+def event(kind, values):
+    global count
+    count += kind == "step"
+    if count == kill:
+        os.kill(os.getpid(), signal.SIGKILL)
+train(read_set(sys.argv[2]), sys.argv[3], recipe=recipe, pretrained=False, val_share=0.2, device="cpu",
+      resume=True, save_minutes=0, on_event=event)
+"""
+
+
+def start(arguments: list[str], recipe: Recipe, folder: Path, out: Path, kill: int = 0) -> subprocess.CompletedProcess:
+    given = ["-c", SCRIPT] if not arguments else arguments
+    command = [sys.executable, *given, json.dumps(recipe.to_json()), str(folder), str(out), str(kill)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": os.getcwd()}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_a_killed_process_is_resumed_to_the_same_bits(folder: Path, tmp_path: Path) -> None:
+    first = start([], FINE, folder, tmp_path / "killed", kill=3)
+    assert first.returncode == -signal.SIGKILL, first.stderr
+    assert read_state(tmp_path / "killed" / run_files.STATE)[1]["step"] in (0, 1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the processes have
+    try:
+        whole = go(folder, tmp_path / "whole", FINE)
+        resumed = go(folder, tmp_path / "killed", FINE, resume=True)
+    finally:
+        torch.set_num_threads(threads)
+    same(whole.last, resumed.last)
+    same(whole.best, resumed.best)
+
+
+def test_two_processes_are_one(folder: Path, tmp_path: Path) -> None:
+    """Batches of 5 and a last one of 1, so that shares differ and one is empty."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    recipe = FINE.change(drop_path=0.0, batch=9, lr=1e-3, epochs=2, sizes=((32, 32), (48, 48)), clip_grad=1.0)
+    two = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29731", str(script)]
+    done = start(two, recipe, folder, tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    one = go(folder, tmp_path / "one", recipe)
+    assert json.loads((tmp_path / "two" / run_files.RUN).read_text())["processes"] == 2
+    near(one.last, tmp_path / "two" / run_files.LAST, 1e-5)
+    near(one.best, tmp_path / "two" / run_files.BEST, 1e-5)
+    moved = molt.create_model("molt_deit_tiny", 2, (32, 48), True, pretrained=False)
+    assert any(
+        (value - dict(moved.named_parameters())[key]).abs().max() > 1e-4
+        for key, value in load_file(one.last).items()
+        if "head" in key
+    )
+
+
+def test_precision_compile_and_tensorboard(folder: Path, tmp_path: Path) -> None:
+    plain = go(folder, tmp_path / "plain")
+    low = go(folder, tmp_path / "low", TINY.change(precision="bf16"))
+    assert low.history[-1]["loss"] == pytest.approx(plain.history[-1]["loss"], rel=0.05)
+    assert low.history[-1]["loss"] != plain.history[-1]["loss"]
+    compiled = go(folder, tmp_path / "compiled", compile=True, tensorboard=True)
+    near(plain.last, compiled.last, 1e-5)
+    assert len(list((tmp_path / "compiled" / "tensorboard").glob("events*"))) == 1
+
+
+def test_heads(folder: Path, tmp_path: Path) -> None:
+    token = go(folder, tmp_path / "token", TINY.change(head="class_token", epochs=30))
+    assert token.history[-1]["accuracy"] > 0.8
+    spatial = go(folder, tmp_path / "spatial", TINY.change(head="spatial", freeze=False, epochs=2, lr=1e-3))
+    state = load_file(spatial.last)
+    assert any("spatial_token" in key for key in state)
+    assert (folder / "x").exists() is False and not (spatial.folder / run_files.FEATURES).exists()
+
+
+def test_validation_photos_of_their_own(folder: Path, tmp_path: Path) -> None:
+    data = read_set(folder)
+    found = train(data, tmp_path / "run", recipe=TINY, val=data, pretrained=False, device="cpu")
+    about = json.loads((found.folder / run_files.RUN).read_text())
+    assert about["photos"] == {"train": 13, "held_out": 13}
+    none = train(data, tmp_path / "none", recipe=TINY, val_share=0, pretrained=False, device="cpu")
+    assert none.best_epoch == 3 and none.history[-1]["val_loss"] is None
+    same(none.best, none.last)
+
+
+@pytest.fixture
+def damaged(folder: Path, tmp_path: Path) -> Iterator[Path]:
+    copy = tmp_path / "damaged"
+    for path in folder.rglob("*.png"):
+        (copy / path.parent.name).mkdir(parents=True, exist_ok=True)
+        (copy / path.parent.name / path.name).write_bytes(path.read_bytes())
+    (copy / "red" / "03.png").write_bytes(b"no photo")
+    (copy / "blue" / "04.png").write_bytes((copy / "blue" / "04.png").read_bytes()[:200])
+    yield copy
+
+
+def test_photos_that_cannot_be_read_are_skipped_and_listed(damaged: Path, tmp_path: Path) -> None:
+    for cache in ("auto", None):
+        found = go(damaged, tmp_path / f"run-{cache}", cache=cache)
+        assert [name for name, _ in found.skipped] == ["blue/04.png", "red/03.png"]
+        assert "red/03.png" in found.skipped[1][1]
+        assert json.loads((found.folder / run_files.RUN).read_text())["skipped"][1][0] == "red/03.png"
+    for path in damaged.rglob("*.png"):
+        path.write_bytes(b"nothing")
+    for cache in ("auto", None):
+        with pytest.raises(TrainingError, match="none of the 10 photos can be read"):
+            go(damaged, tmp_path / f"none-{cache}", cache=cache)
+
+
+def test_a_loss_that_is_not_finite_stops_and_says_where(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = run.classification_loss, [0]
+
+    def losses(*arguments: Any, **named: Any) -> torch.Tensor:
+        calls[0] += torch.is_grad_enabled()
+        found = original(*arguments, **named)
+        return found * float("nan") if calls[0] == 4 else found
+
+    monkeypatch.setattr(run, "classification_loss", losses)
+    with pytest.raises(TrainingError, match=r"the loss is nan in epoch 2, batch 2 of 2 \(.*png") as caught:
+        go(folder, tmp_path / "run")
+    assert str(tmp_path / "run" / run_files.STATE) in str(caught.value)
+    state, header = read_state(tmp_path / "run" / run_files.STATE)
+    assert header["epoch"] == 1 and all(value.isfinite().all() for value in state.values() if value.is_floating_point())
+    monkeypatch.setattr(run, "classification_loss", original)
+    resumed, whole = go(folder, tmp_path / "run", resume=True), go(folder, tmp_path / "whole")
+    same(resumed.last, whole.last)
+
+
+def test_a_rate_that_explodes_is_told(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="epoch 1, batch 2"):
+        go(folder, tmp_path / "run", TINY.change(lr=1e38, schedule="constant"))
+    assert not (tmp_path / "run" / run_files.STATE).exists()
+
+
+def test_a_full_disk_leaves_the_old_files(folder: Path, tmp_path: Path) -> None:
+    found = go(folder, tmp_path / "run", TINY.change(epochs=1))
+    before = {path.name: path.read_bytes() for path in found.folder.iterdir() if path.is_file()}
+    header = read_state(found.folder / run_files.STATE)[1]
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limit[1]))
+    try:
+        with pytest.raises(OSError, match=r"safetensors"):
+            run_files.write_state(found.folder / run_files.STATE, {"x": torch.zeros(10_000)}, header)
+        with pytest.raises(OSError, match=r"safetensors"):
+            molt.load_model(found.last).save(found.last)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert {path.name: path.read_bytes() for path in found.folder.iterdir() if path.is_file()} == before
+
+
+def test_another_run_is_never_mixed_in(folder: Path, tmp_path: Path) -> None:
+    go(folder, tmp_path / "run", TINY.change(epochs=1))
+    with pytest.raises(TrainingError, match="holds a run: resume it"):
+        go(folder, tmp_path / "run", TINY.change(epochs=1))
+    for change, named in (({"lr": 1e-4}, "other lr: 0.003, now 0.0001"), ({"batch": 4}, "other batch")):
+        with pytest.raises(TrainingError, match=named):
+            go(folder, tmp_path / "run", TINY.change(epochs=1, **change), resume=True)
+    with pytest.raises(TrainingError, match="other seed"):
+        go(folder, tmp_path / "run", TINY.change(epochs=1), resume=True, seed=1)
+    state = tmp_path / "run" / run_files.STATE
+    state.write_bytes(state.read_bytes()[:-100])
+    with pytest.raises(TrainingError, match="no state of a training run"):
+        go(folder, tmp_path / "run", TINY.change(epochs=1), resume=True)
+    state.unlink()
+    with pytest.raises(TrainingError, match="its state is lost"):
+        go(folder, tmp_path / "run", TINY.change(epochs=1), resume=True)
+
+
+def other(**changes: Any) -> molt.MOLT:
+    return molt.create_model("molt_deit_tiny", pretrained=False, sizes=(32,), **changes)
+
+
+BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"recipe": "best"}, ValueError, "recipe must be one of default, fine-tune, ts-cam"),
+    ({"model": other(num_classes=3)}, ValueError, "model has 3 classes, the photos have 2"),
+    ({"model": other(num_classes=2, class_names=["blue", "green"])}, ValueError, "class 1 is 'green', .* 'red'"),
+    ({"val_share": 1.0}, ValueError, r"val_share must be in \[0, 1\)"),
+    ({"micro": 0}, ValueError, "micro must be at least 1"),
+    ({"workers": -1}, ValueError, "workers must be in 0"),
+    ({"device": "tpu"}, ValueError, "device must be"),
+    ({"seed": -1}, ValueError, "seed must be in 0"),
+]
+
+
+@pytest.mark.parametrize("case", range(len(BAD)))
+def test_bad_arguments_are_named(folder: Path, tmp_path: Path, case: int) -> None:
+    options, kind, text = BAD[case]
+    with pytest.raises(kind, match=text):
+        go(folder, tmp_path / "run", **({"recipe": TINY} | options))
+    assert not (tmp_path / "run").exists()
+
+
+def test_sets_that_cannot_be_learnt_are_told(folder: Path, tmp_path: Path) -> None:
+    def cut(name: str, keep: Callable[[Path], bool], more: str | None = None) -> Path:
+        for path in filter(keep, sorted(folder.rglob("*.png"))):
+            (tmp_path / name / path.parent.name).mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / path.parent.name / path.name).write_bytes(path.read_bytes())
+        if more:
+            (tmp_path / name / more).mkdir()
+        return tmp_path / name
+
+    with pytest.raises(ValueError, match="no photo of the class 'green'"):
+        go(cut("empty", lambda path: True, "green"), tmp_path / "run")
+    with pytest.raises(ValueError, match="one class 'red'"):
+        go(cut("alone", lambda path: path.parent.name == "red"), tmp_path / "run")
+    with pytest.raises(ValueError, match="one photo in all"):
+        go(cut("single", lambda path: path.name == "01.png", "blue"), tmp_path / "run")
+    three = read_set(cut("three", lambda path: True, "green"))
+    with pytest.raises(ValueError, match="must have the same classes, got green in one alone"):
+        train([read_set(folder), three], tmp_path / "run", recipe=TINY, pretrained=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_several_sets_are_joined(folder: Path, tmp_path: Path) -> None:
+    data = read_set(folder)
+    found = train([data, data], tmp_path / "run", recipe=TINY, val_share=0, pretrained=False, device="cpu")
+    assert json.loads((found.folder / run_files.RUN).read_text())["photos"]["train"] == 26
+
+
+def test_recipes_hold_and_are_plain_values() -> None:
+    for name, recipe in RECIPES.items():
+        assert recipe.name == name and Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
+    rates = [RECIPES["ts-cam"].rate(epoch, epoch) for epoch in range(61)]
+    assert rates[29] == 1 and rates[30] == pytest.approx(0.1) and rates[59] == pytest.approx(0.1)
+    assert rates[60] == pytest.approx(0.01)
+    rates = [RECIPES["ts-cam-ilsvrc"].rate(epoch, epoch) for epoch in range(21)]
+    assert np.allclose(
+        [rates[9], rates[10], rates[11], rates[12], rates[19], rates[20]], [1, 0.1, 0.1, 0.01, 0.01, 1e-3]
+    )
+    warm = Recipe(epochs=10, warmup=2.0, final_lr=0.1)
+    assert [warm.rate(p, int(p)) for p in (0, 1, 2, 6, 10)] == pytest.approx([0, 0.5, 1, 0.55, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"epochs": 0}, "epochs must be in 1"),
+        ({"lr": 0}, "lr must be finite and above 0"),
+        ({"drop_path": 2}, "drop_path must be in"),
+        ({"head": "mlp"}, "head must be one of"),
+        ({"warmup": 99.0}, "warmup must be at most epochs"),
+        ({"milestones": (0,)}, "milestones must be at least 1"),
+        ({"clip": 1}, "clip must be True or False"),
+        ({"speed": 1}, "a recipe has no speed"),
+    ],
+)
+def test_bad_recipes_are_told(change: dict[str, Any], text: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=text):
+        Recipe.from_json(Recipe().to_json() | change)
