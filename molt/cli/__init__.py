@@ -10,6 +10,7 @@ import typer
 
 from molt import __version__
 from molt.cli.benchmark import benchmark
+from molt.cli.convert import convert
 from molt.cli.data import data
 from molt.cli.demo import demo
 from molt.cli.evaluate import evaluate
@@ -37,6 +38,7 @@ app.command()(benchmark)
 app.command()(evaluate)
 app.command()(train)
 app.command("fit-clusters")(fit_clusters)
+app.command()(convert)
 app.add_typer(data)
 
 

@@ -1,16 +1,20 @@
 """Training a MOLT on image labels."""
 
-from molt.training.augment import Augmentation
+from molt.training.augment import AUGMENTATIONS, Augmentation
 from molt.training.checkpoints import TrainingError
+from molt.training.convert import Converted, convert_checkpoint
 from molt.training.loop import Trained, train
 from molt.training.recipe import RECIPES, Recipe, find_recipe
 
 __all__ = [
+    "AUGMENTATIONS",
     "RECIPES",
     "Augmentation",
+    "Converted",
     "Recipe",
     "Trained",
     "TrainingError",
+    "convert_checkpoint",
     "find_recipe",
     "train",
 ]
