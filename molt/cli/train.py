@@ -58,7 +58,9 @@ def train(
     best: Annotated[
         str | None, typer.Option(help="loss or accuracy on the photos held out picks the best epoch.")
     ] = None,
-    val: Annotated[Path | None, typer.Option(help="Photos for that, of DATA's kind; else a share of DATA.")] = None,
+    val: Annotated[
+        list[Path] | None, typer.Option(metavar="DATA", help="Photos for that, as DATA; else a share of DATA.")
+    ] = None,
     val_share: Annotated[float, typer.Option(help="That share, 0 to 1.")] = 0.1,
     kind: Annotated[str, typer.Option(help="Of DATA: auto, folder, wsol, voc, coco or yolo.")] = "auto",
     split: Annotated[str | None, typer.Option(help="Part of DATA: train...")] = None,
@@ -118,7 +120,7 @@ def train(
         }
         chosen = find_recipe(recipe).change(**{key: value for key, value in given.items() if value is not None})
         sets = [_read(path, kind, split, photos, classes) for path in data]
-        held = None if val is None else _read(val, kind, None, photos, classes)
+        held = [_read(path, kind, None, photos, classes) for path in val or ()]
         display = _Display(quiet=quiet or as_json)
         with display:
             found = run_training(
@@ -126,7 +128,7 @@ def train(
                 out,
                 recipe=chosen,
                 model=None if init is None else load_model(init, source=source),
-                val=held,
+                val=held or None,
                 val_share=val_share,
                 cache=None if no_cache else "auto" if cache is None else cache,
                 micro=micro,

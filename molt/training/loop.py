@@ -54,7 +54,7 @@ def train(
     *,
     recipe: Recipe | str = "default",
     model: MOLT | None = None,
-    val: LocalizationSet | None = None,
+    val: LocalizationSet | Sequence[LocalizationSet] | None = None,
     val_share: float = 0.1,
     cache: str | Path | None = "auto",
     micro: int | None = None,
@@ -80,7 +80,7 @@ def train(
         recipe: how the network is built and trained, by name or as a :class:`Recipe`.
         model: a MOLT to go on with in place of a new one; the recipe's model, sizes, shared, head, pooling and clip are
             then not used.
-        val: photos that pick the best epoch, by their labels.
+        val: photos that pick the best epoch, by their labels; one set or several.
         val_share: in [0, 1): share of ``data`` held out for that where there is no ``val``.
         cache: folder of features where backbones are frozen; ``"auto"`` is ``out/features``; None computes them anew in
             each epoch, with new augmentations.

@@ -42,20 +42,22 @@ class LabelledPhotos:
 
 
 def gather_photos(
-    data: LocalizationSet | Sequence[LocalizationSet], val: LocalizationSet | None, val_share: float, seed: int
+    data: LocalizationSet | Sequence[LocalizationSet],
+    val: LocalizationSet | Sequence[LocalizationSet] | None,
+    val_share: float,
+    seed: int,
 ) -> LabelledPhotos:
     """Join sets of the same classes and hold photos out of them, or take those of ``val``; boxes are not looked at.
 
     Raises:
         TypeError, ValueError: no sets, sets of other classes, labels without a class, or too few photos to learn from.
     """
-    sets = [data] if isinstance(data, LocalizationSet) else list(data)
-    if not sets or not all(isinstance(one, LocalizationSet) for one in sets):
-        raise TypeError(f"data must be one or more LocalizationSets (molt.data.read_set), got {data!r:.80}")
+    sets = _sets("data", data)
+    held_sets = [] if val is None else _sets("val", val)
     if check_number("val_share", val_share) >= 1:
         raise ValueError(f"val_share must be in [0, 1), got {val_share}")
     classes = sets[0].classes
-    for one in [*sets[1:], *([val] if val is not None else [])]:
+    for one in [*sets[1:], *held_sets]:
         if one.classes != classes:
             odd = sorted(set(one.classes) ^ set(classes))
             differ = f"{', '.join(odd[:5])}{', ...' if len(odd) > 5 else ''} in one alone" if odd else "another order"
@@ -67,15 +69,23 @@ def gather_photos(
             [sample.label for sample in samples], val_share, seed, photos=[str(sample.path) for sample in samples]
         )
     else:
-        train, held = list(range(len(samples))), list(range(len(samples), len(samples) + len(val.samples)))
-        samples += val.samples
-        wrong = [sample.name for sample in val.samples if not 0 <= sample.label < len(classes)]
+        others = [sample for one in held_sets for sample in one.samples]
+        train, held = list(range(len(samples))), list(range(len(samples), len(samples) + len(others)))
+        samples += others
+        wrong = [sample.name for sample in others if not 0 <= sample.label < len(classes)]
         if wrong:
             raise ValueError(f"val: {len(wrong)} photos have a label of no class, such as {wrong[0]}")
     text = json.dumps([[(s.name, s.label) for s in samples], list(train), list(held), list(classes)])
     return LabelledPhotos(
         tuple(samples), tuple(train), tuple(held), tuple(classes), hashlib.sha256(text.encode()).hexdigest()[:16]
     )
+
+
+def _sets(name: str, given: Any) -> list[LocalizationSet]:
+    sets = [given] if isinstance(given, LocalizationSet) else list(given) if isinstance(given, list | tuple) else []
+    if not sets or not all(isinstance(one, LocalizationSet) for one in sets):
+        raise TypeError(f"{name} must be one or more LocalizationSets (molt.data.read_set), got {given!r:.80}")
+    return sets
 
 
 def build_model(recipe: Recipe, classes: Sequence[str], seed: int, source: str, pretrained: bool) -> MOLT:
