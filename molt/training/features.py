@@ -120,12 +120,12 @@ class FeatureStore:
                         cache.mark_bad(row, str(error))
             if read:
                 x = self.model.normalize(torch.stack(pixels).to(device))
-                with torch.autocast(device.type, types.get(self.precision), enabled=self.precision in types):
-                    for scale, shown in enumerate(self.model.pyramid(x)):
-                        if absent := set(self.caches[scale].missing(read)):
-                            picked = [i for i, row in enumerate(read) if row in absent]
+                for scale, shown in enumerate(self.model.pyramid(x)):
+                    if absent := set(self.caches[scale].missing(read)):
+                        picked = [i for i, row in enumerate(read) if row in absent]
+                        with torch.autocast(device.type, types.get(self.precision), enabled=self.precision in types):
                             seen = self.model.transformer(scale).backbone.see(shown[picked])
-                            self.caches[scale].write([read[i] for i in picked], _pooled(seen))
+                        self.caches[scale].write([read[i] for i in picked], _pooled(seen))
             if step is not None:
                 step(min(start + batch, len(rows)))
 
