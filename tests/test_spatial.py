@@ -298,7 +298,7 @@ def test_compiles_without_a_break() -> None:
 
     def run(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         (seen,) = made.see(x)
-        return made(x), made.cams([seen], torch.tensor([[1], [2]]))[0], seen.masks
+        return seen.logits, made.cams([seen], torch.tensor([[1], [2]]))[0], seen.masks
 
     with torch.no_grad():
         for compiled, plain in zip(torch.compile(run, fullgraph=True, backend="eager")(x), run(x), strict=True):
@@ -353,9 +353,7 @@ def test_saved_without_backbones(tmp_path: Path) -> None:
     path = tmp_path / "heads"
     made.save(path, backbones=False)
     state = load_file(path)
-    assert set(state) == {
-        f"transformers.{i}.{k}" for i in (0, 1) for k in ("head.weight", "head.bias", "spatial_token")
-    }
+    assert set(state) == {f"transformers.0.{k}" for k in ("head.weight", "head.bias", "spatial_token")}
     again, x = molt.load_model(path, source="package"), photos()
     assert torch.equal(again(x), made(x)) and torch.equal(again.localize(x, [-1]), made.localize(x, [-1]))
     assert not any(p.requires_grad for t in again.transformers for p in t.backbone.parameters())

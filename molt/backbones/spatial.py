@@ -137,8 +137,6 @@ def _attend(
     dropout = module.attn_drop.p if module.training else 0.0
     mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=module.scale)
     mixed = module.norm(mixed.transpose(1, 2).reshape(batch, count, -1))
-    if getattr(module, "gate", None) is not None:
-        mixed = mixed * module.gate(x).sigmoid()
     row = keys = None
     if attention:
         row = _scores(query[:, :, :1], key, module.scale).softmax(-1)[..., at + 1 :]

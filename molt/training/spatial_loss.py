@@ -14,7 +14,7 @@ NEIGHBOUR = 0.0513
 
 
 def spatial_loss(maps: Tensor, *, area: float = AREA, area_weight: float = 1.0, decision_weight: float = 1.0) -> Tensor:
-    """Return the weighted sum of :func:`area_loss` and :func:`decision_loss`, a scalar (SAT, ICCV 2023, section 3.3).
+    """Return the weighted sum of :func:`area_loss` and :func:`decision_loss`, a scalar (SAT, ICCV 2023).
 
     To be added to the cross-entropy of the logits that came with the maps::
 
