@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import re
@@ -159,6 +160,7 @@ def convert_checkpoint(
     if isinstance(class_names, str):
         raise TypeError(f"class_names must be a sequence of names, got {class_names!r}")
     names = None if class_names is None else tuple(class_names)
+    seed = check_int("seed", seed, 0, LARGEST_SEED)
     file = read_tensors(path)
     state, left_out = _timm_names(file.tensors, path)
     outline = _outline(state, path)
@@ -167,21 +169,7 @@ def convert_checkpoint(
         left_out += [f"{key} {_shape(state.pop(key))}" for key in HEAD if key in state]
     kind = _head(state, outline.width, path)
     trained, head = kind is not None, kind or "patches"
-    if trained:
-        count = len(state["head.weight"])
-        for argument, given in (("num_classes", num_classes), ("class_names", names and len(names))):
-            if given is not None and given != count:
-                raise ValueError(
-                    f"{argument} says {given}, the head in {path} has {count} classes; new_head (--new-head) leaves it "
-                    "out for a new one, to be trained"
-                )
-    elif num_classes is None and names is None:
-        why = "is left out" if new_head else "is none"
-        raise ValueError(
-            f"num_classes or class_names is needed, as the head in {path} {why}: a new one has how many classes?"
-        )
-    else:
-        count = len(names or ()) if num_classes is None else num_classes
+    count = _count(len(state["head.weight"]) if trained else None, num_classes, names, new_head, path)
     scales: Sequence[Size] = (outline.side,) if sizes is None else sizes
     options: dict[str, Any] = {
         "num_classes": count,
@@ -193,13 +181,13 @@ def convert_checkpoint(
         "class_names": names,
     }
     with torch.device("meta"):
-        shell = create_model(name, **options)
-    _check_fit(shell, state, trained, network, path)
-    with torch.random.fork_rng(devices=()):
-        torch.default_generator.manual_seed(check_int("seed", seed, 0, LARGEST_SEED))
         built = create_model(name, **options)
+    _check_fit(built, state, trained, network, path)
     dtype = functools.reduce(torch.promote_types, {value.dtype for value in state.values()})
-    built.to(dtype).load_state_dict({_here(key): value.detach() for key, value in state.items()}, strict=trained)
+    tensors = {_here(key): value.detach().to(dtype, copy=True).contiguous() for key, value in state.items()}
+    if not trained:
+        tensors |= _random_head(built, seed, dtype)
+    built.load_state_dict(tensors, assign=True)
     built.mark_trained(trained)
     classifies = head == "class_token" and count == len(imagenet_names())
     own = classifies and network in KNOWN and network.startswith("deit_") and network.endswith(MASK_FREE)
@@ -316,6 +304,31 @@ def _head(state: Mapping[str, Tensor], width: int, path: Path) -> str | None:
         f"checkpoint {path} has head.weight {_shape(weight)}, expected TS-CAM's (C, {width}, 3, 3) or a linear "
         f"(C, {width})"
     )
+
+
+def _count(found: int | None, num_classes: int | None, names: Sequence[str] | None, new_head: bool, path: Path) -> int:
+    """Return the number of classes; ``found`` is that of the head in the file, or None."""
+    if found is not None:
+        for argument, given in (("num_classes", num_classes), ("class_names", None if names is None else len(names))):
+            if given is not None and given != found:
+                raise ValueError(
+                    f"{argument} says {given}, the head in {path} has {found} classes; new_head (--new-head) leaves it "
+                    "out for a new one, to be trained"
+                )
+        return found
+    if num_classes is None and names is None:
+        why = f"the head in {path} is left out" if new_head else f"{path} holds no head"
+        raise ValueError(f"num_classes or class_names is needed, as {why}: how many classes has the new one?")
+    return len(names or ()) if num_classes is None else num_classes
+
+
+def _random_head(model: MOLT, seed: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the tensors of a new head; the process's random numbers stay as they were."""
+    head = copy.deepcopy(model.transformer(0).head).to_empty(device="cpu")
+    with torch.random.fork_rng(devices=()):
+        torch.default_generator.manual_seed(seed)
+        head.reset_parameters()
+    return {_here(f"head.{key}"): value.to(dtype) for key, value in head.state_dict().items()}
 
 
 def _check_fit(shell: MOLT, state: Mapping[str, Tensor], trained: bool, network: str, path: Path) -> None:

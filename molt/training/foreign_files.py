@@ -52,7 +52,8 @@ class _Ignored:
         pass
 
 
-# The pickle gets our class under these names: nothing of argparse or NumPy is called.
+# A pickle gets our class under these names: nothing of argparse or NumPy is called. The list is torch's, of the whole
+# process: a torch.load in another thread at that moment would get it too.
 STAND_INS: Any = [
     (_Ignored, name)
     for name in (
