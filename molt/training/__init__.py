@@ -3,6 +3,7 @@
 from molt.training.augment import AUGMENTATIONS, Augmentation
 from molt.training.checkpoints import TrainingError
 from molt.training.convert import Converted, convert_checkpoint
+from molt.training.foreign_files import CheckpointError
 from molt.training.loop import Trained, train
 from molt.training.recipe import RECIPES, Recipe, find_recipe
 
@@ -10,6 +11,7 @@ __all__ = [
     "AUGMENTATIONS",
     "RECIPES",
     "Augmentation",
+    "CheckpointError",
     "Converted",
     "Recipe",
     "Trained",
