@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import molt
-from molt.benchmark import method_costs, method_rows, method_table
+from molt.benchmark import method_costs, method_rows, method_table, timing
 from molt.benchmark.method_rows import Entry, Networks, Pick, Plan, at_scales
 from molt.benchmark.method_table import Work, run_all
 from molt.benchmark.registry import NotRun
@@ -39,6 +39,12 @@ COLUMNS = {"name", "does", "not_run", "failed", "same_as", "photos", "seeds", "s
 COLUMNS |= {"thresholds", "accuracy", "accuracy_note", "problems", "parameters", "trained_parameters", "gmacs", "ms"}
 COLUMNS |= {"p20_ms", "p80_ms", "box_ms", "box_p20_ms", "box_p80_ms", "weights_mib", "extra_mib", "peak_mib"}
 COLUMNS |= {"weights", "saw_masks", "method"}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Collecting garbage before each measurement takes most of the time of tables this small."""
+    monkeypatch.setattr(timing, "release", lambda device: None)
 
 
 def make_set(folder: Path, number: int = 6) -> LocalizationSet:
@@ -113,7 +119,7 @@ def finish(work: Work) -> dict[str, Any]:
     """Run to the end, writing every report, as the command does."""
     found: dict[str, Any] = {}
     for found in run_all(work):
-        work.out.mkdir(exist_ok=True)
+        work.out.mkdir(parents=True, exist_ok=True)
         work.path.write_text(json.dumps(found), "utf-8")
     return found
 

@@ -97,7 +97,7 @@ class Networks:
         self.files = dict(files or {})
         if unknown := set(self.files) - set(CHECKPOINTS):
             raise ValueError(f"files must be of {', '.join(CHECKPOINTS)}, got {', '.join(sorted(unknown))}")
-        self._models: dict[str, MOLT] = {}
+        self._models: dict[str, MOLT | Exception] = {}
 
     @functools.cached_property
     def cnn(self) -> CNNBackbone:
@@ -117,14 +117,23 @@ class Networks:
             FileNotFoundError, ValueError: see :func:`molt.load_model`.
         """
         if option not in self._models:
-            path = self.files.get(option)
-            if path is None:
-                raise NotRun(f"needs a trained model: --{option} FILE")
-            model = load_model(path, source=self.source)
-            if not model.trained:
-                raise NotRun(f"--{option} {path.name}: its head was never trained")
-            self._models[option] = model.eval().to(self.device)
-        return self._models[option]
+            try:
+                self._models[option] = self._load(option)
+            except (NotRun, OSError, ValueError) as error:
+                self._models[option] = error
+        found = self._models[option]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def _load(self, option: str) -> MOLT:
+        path = self.files.get(option)
+        if path is None:
+            raise NotRun(f"needs a trained model: --{option} FILE")
+        model = load_model(path, source=self.source)
+        if not model.trained:
+            raise NotRun(f"--{option} {path.name}: its head was never trained")
+        return model.eval().to(self.device)
 
     def file(self, option: str) -> dict[str, Any]:
         """Return name and digest of a checkpoint."""

@@ -87,7 +87,7 @@ def run_all(work: Work, begin: Callable[[str], None] = lambda text: None) -> Ite
     """
     if work.gt_map not in GT_MAPS:
         raise ValueError(f"gt_map must be one of {', '.join(GT_MAPS)}, got {work.gt_map!r}")
-    start = time.perf_counter()
+    start, head = time.perf_counter(), _head(work)
     rows: dict[str, dict[str, Any]] = {}
     entries: dict[str, Entry] = {}
     groups: dict[str, Groups | None] = {}
@@ -113,7 +113,7 @@ def run_all(work: Work, begin: Callable[[str], None] = lambda text: None) -> Ite
             if row["same_as"] is not None:
                 row |= {k: v for k, v in rows[row["same_as"]].items() if k not in ("name", "does", "same_as")}
         taken = round(time.perf_counter() - start, 1)
-        return _head(work) | {"seconds_total": taken, "rows": list(rows.values())}
+        return head | {"seconds_total": taken, "rows": list(rows.values())}
 
     earlier = _earlier(work, report())
     if not _take_costs(rows, earlier, report()):
