@@ -63,7 +63,7 @@ def _convolution_backward(
     gradient: Sequence[int], images: Sequence[int], weight: Sequence[int], *rest: Any, **_: Any
 ) -> int:
     """Return the FLOPs of a convolution's gradients: as many as forward for the input's, and for the weight's."""
-    *_, mask = rest
+    mask = rest[-1]
     transposed = rest[4]
     places = math.prod((images if transposed else gradient)[2:])
     return (int(mask[0]) + int(mask[1])) * 2 * images[0] * places * math.prod(weight)

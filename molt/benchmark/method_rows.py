@@ -296,7 +296,9 @@ def _explained(networks: Networks, name: Literal["GradCAM", "LayerCAM"]) -> Entr
             wanted = _wanted(logits, pick)[:, 0].tolist()
         maps = explain(input_tensor=normalize(images.clone(), model), targets=[target(index) for index in wanted])
         model.zero_grad(set_to_none=True)
-        gc.collect()  # the package's hooks leave each batch's graph in a cycle
+        # The package's hooks leave each batch's graph in a cycle, and few objects make a collection late. Only young
+        # ones are looked at, as all would take longer than the method.
+        gc.collect(1)
         return torch.from_numpy(maps)[:, None], logits
 
     return replace(_of_cnn(cnn, see, (cnn,)), said={"package": "grad-cam"})
