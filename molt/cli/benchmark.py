@@ -1,4 +1,4 @@
-"""`molt benchmark`: operators against their peers, checked first; and the whole pipeline."""
+"""`molt benchmark`: operators against their peers, checked first; the whole pipeline; and methods side by side."""
 
 from __future__ import annotations
 
@@ -40,14 +40,20 @@ def benchmark(
         bool, typer.Option("--end-to-end", help="From photos to boxes, beside the networks' bare forward passes.")
     ] = False,
     photos: Annotated[
-        Path | None, typer.Option("--photos", help="Of --end-to-end: folder of photos, with boxes.csv for true boxes.")
+        Path | None,
+        typer.Option(
+            "--photos",
+            help="Of --end-to-end: folder of photos, with boxes.csv for true boxes. Of --methods: as in molt evaluate.",
+        ),
     ] = None,
     batch: Annotated[
-        str | None, typer.Option("--batch", metavar="1,8", help="Of --end-to-end: photos at once.")
+        str | None,
+        typer.Option("--batch", metavar="1,8", help="Of --end-to-end: photos at once. Of --methods: one number."),
     ] = None,
     size: Annotated[str | None, typer.Option("--size", metavar="224,448", help="Of --end-to-end: side, px.")] = None,
     method: Annotated[
-        str | None, typer.Option("--method", metavar="A,B", help="Of --end-to-end: seeded, weak, molt_...")
+        str | None,
+        typer.Option("--method", metavar="A,B", help="Of --end-to-end: seeded, weak, molt_... Of --methods: rows."),
     ] = None,
     clusterer: Annotated[
         str | None, typer.Option("--clusterer", metavar="A,B", help="Of --end-to-end: none, token_kmeans, slic...")
@@ -55,8 +61,49 @@ def benchmark(
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="Of --end-to-end: float32, or autocast to bfloat16 or float16.")
     ] = None,
+    methods: Annotated[
+        Path | None,
+        typer.Option("--methods", metavar="DATA", help="Cost and reach of every method on a localization set."),
+    ] = None,
+    kind: Annotated[
+        str, typer.Option("--kind", help="Of --methods: layout, auto, folder, wsol, voc, coco or yolo.")
+    ] = "auto",
+    split: Annotated[str | None, typer.Option("--split", help="Of --methods: split of the set.")] = None,
+    classes: Annotated[
+        Path | None, typer.Option("--classes", metavar="FILE", help="Of --methods: class names, one a line.")
+    ] = None,
+    class_map: Annotated[
+        Path | None, typer.Option("--class-map", metavar="CSV", help="Of --methods: as in molt evaluate.")
+    ] = None,
+    gt_map: Annotated[
+        str, typer.Option("--gt-map", help="Of --methods: whose map is scored: label, top1 or agnostic.")
+    ] = "label",
+    checkpoint: Annotated[
+        Path | None, typer.Option("--checkpoint", metavar="FILE", help="Of --methods: the trained MOLT.")
+    ] = None,
+    checkpoint_class_token: Annotated[
+        Path | None,
+        typer.Option("--checkpoint-class-token", metavar="FILE", help="Of --methods: one with a class token head."),
+    ] = None,
+    checkpoint_spatial: Annotated[
+        Path | None,
+        typer.Option("--checkpoint-spatial", metavar="FILE", help="Of --methods: one with a spatial token."),
+    ] = None,
+    source: Annotated[
+        str, typer.Option("--source", help="Of --methods: where weights come from: auto, package or hub.")
+    ] = "auto",
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="N", help="Of --methods: only N photos, drawn by --seed.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of --methods: of --limit and of the intervals.")] = 0,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Of --methods: throw away what an earlier run left in --out.")
+    ] = False,
 ) -> None:
     """Time operators against plain PyTorch, torch.compile, other packages and a bare copy; or the whole pipeline.
+
+    Or, with --methods DATA, what every method costs and reaches on the same photos, in one table; the report is then
+    DIR/methods.json of --out DIR, and a run that was killed goes on with the same command.
 
     Every operator's result is compared with the truth first; what does not match is not timed, and the exit code is
     then 1.
@@ -65,13 +112,51 @@ def benchmark(
     from rich.console import Console
 
     from molt.benchmark import OPERATIONS, device_name, failed, report, run_all
-    from molt.cli import end_to_end
+    from molt.cli import end_to_end, method_table
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device not in ("cpu", "cuda"):
         raise typer.BadParameter(f"--device {device}: expected cpu or cuda")
     if minutes is not None and not minutes > 0:
         raise typer.BadParameter(f"--minutes {minutes:g}: expected a number above 0")
+    of_methods: dict[str, Any] = {
+        "kind": kind,
+        "split": split,
+        "classes": classes,
+        "class_map": class_map,
+        "gt_map": gt_map,
+        "checkpoint": checkpoint,
+        "checkpoint_class_token": checkpoint_class_token,
+        "checkpoint_spatial": checkpoint_spatial,
+        "source": source,
+        "limit": limit,
+        "seed": seed,
+        "restart": restart,
+    }
+    if methods is not None:
+        others: dict[str, Any] = {
+            "OPERATION": operations,
+            "--end-to-end": whole,
+            "--quick": quick,
+            "--minutes": minutes,
+        }
+        others |= {"--providers": providers, "--size": size, "--clusterer": clusterer, "--dtype": dtype}
+        for name, value in others.items():
+            if value:
+                raise typer.BadParameter(f"{name}: does not go with --methods")
+        method_table.run(
+            method_table.Choice(methods, method, photos=photos, batch=batch, **of_methods),
+            device,
+            out,
+            as_json=as_json,
+            show_list=show_list,
+            write=_write,
+            dumps=dumps,
+        )
+        return
+    for name, value in of_methods.items():
+        if value != getattr(method_table.Choice, name):
+            raise typer.BadParameter(f"--{name.replace('_', '-')}: goes with --methods only")
     if whole:
         if operations:
             raise typer.BadParameter(f"--end-to-end: measures no operator, got {', '.join(operations)}")
@@ -87,7 +172,14 @@ def benchmark(
             dumps=dumps,
         )
         return
-    ours = {"photos": photos, "batch": batch, "size": size, "method": method, "clusterer": clusterer, "dtype": dtype}
+    ours: dict[str, Any] = {
+        "photos": photos,
+        "batch": batch,
+        "size": size,
+        "method": method,
+        "clusterer": clusterer,
+        "dtype": dtype,
+    }
     for name, value in ours.items():
         if value is not None:
             raise typer.BadParameter(f"--{name}: goes with --end-to-end only")
