@@ -23,10 +23,10 @@ _HOMES = {
     "refine": "molt._refine",
     "show_config": "molt._backend",
 }
-_ROOMS = ("backbones", "clustering", "data", "evaluation", "methods", "ops")
+_ROOMS = ("backbones", "clustering", "data", "evaluation", "methods", "ops", "training")
 
 if TYPE_CHECKING:
-    from molt import backbones, clustering, data, evaluation, methods, ops
+    from molt import backbones, clustering, data, evaluation, methods, ops, training
     from molt._auto_alpha import auto_alpha
     from molt._backend import backend, config, show_config
     from molt._refine import refine
@@ -55,6 +55,7 @@ __all__ = [
     "ops",
     "refine",
     "show_config",
+    "training",
 ]
 
 

@@ -453,7 +453,7 @@ def test_the_output_is_whole_and_nothing_is_replaced_unasked(
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("molt.methods.molt.save_file", full)
+        patch.setattr("safetensors.torch.save_file", full)
         with pytest.raises(OSError, match="disk full"):
             convert_checkpoint(source, tmp_path / "out", force=True)
     assert (tmp_path / "out").read_text() == "mine" and len(list(tmp_path.iterdir())) == 2

@@ -164,7 +164,7 @@ def test_a_failed_save_leaves_the_old_file(saved: Path, monkeypatch: pytest.Monk
     def full(*_: object, **__: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("molt.methods.molt.save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(OSError, match="disk full"):
         small_file_model().save(saved)
     assert saved.read_bytes() == before and len(list(saved.parent.iterdir())) == 1

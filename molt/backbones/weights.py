@@ -22,10 +22,10 @@ import torch
 from huggingface_hub import constants as hub_constants
 from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from molt._files import whole_file
+from molt._files import save_tensors
 from molt.structures import SawMasks, WeightsInfo
 
 logger = logging.getLogger("molt")
@@ -194,8 +194,7 @@ def _package_state(name: str, model: nn.Module, found: tuple[Package, Path, str]
     if not _fits(state, model):
         raise RuntimeError(f"{package.name} {version} does not hold the weights molt knows for {name}: {path}")
     try:
-        with whole_file(cached) as part:
-            save_file(state, part)
+        save_tensors(cached, state)
     except OSError as error:
         logger.warning("converted weights were not cached (%s); set MOLT_CACHE to a folder that can be written", error)
     return state

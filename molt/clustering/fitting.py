@@ -13,12 +13,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from molt import ops
 from molt._arguments import LARGEST_SEED, check_device, check_int
-from molt._files import whole_file
+from molt._files import save_tensors
 from molt.clustering._cache_files import is_map_name
 from molt.clustering._labels import shrink
 from molt.clustering._network import LEARNING_RATE, MOMENTUM, respond_shared
@@ -143,8 +142,7 @@ def save_network(path: str | Path, state: Sequence[Tensor], working_size: int | 
     """Write a network's state as safetensors, atomically; OSError where that cannot be done."""
     header = {"format": FORMAT, "working_size": working_size}
     tensors = {f"{i:03d}": value.contiguous() for i, value in enumerate(state)}
-    with whole_file(Path(path).expanduser()) as part:
-        save_file(tensors, part, metadata={"molt_clusters": json.dumps(header)})
+    save_tensors(Path(path).expanduser(), tensors, {"molt_clusters": json.dumps(header)})
 
 
 def load_network(path: str | Path) -> Network:

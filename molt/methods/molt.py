@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from molt import ops
-from molt._files import whole_file
+from molt._files import save_tensors
 from molt.backbones import ViTBackbone
 from molt.backbones.preprocess import check_images, mean_and_std, normalize, resize
 from molt.classes import OBJECT, find_class, imagenet_names
@@ -230,8 +229,7 @@ class MOLT(nn.Module):
             "digests": [backbone_digest(transformer) for transformer in self._all()],
             "config": asdict(self.config),
         }
-        with whole_file(Path(path).expanduser()) as part:
-            save_file(state, part, metadata={"molt": json.dumps(header)})
+        save_tensors(Path(path).expanduser(), state, {"molt": json.dumps(header)})
 
     def transformer(self, scale: int) -> ObjectLocalizationTransformer:
         """Return the transformer of a scale, by its place in ``config.sizes``."""

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from molt._files import whole_file
+from molt._files import save_tensors
 
 FORMAT = 1
 MOST_BYTES = 2**36
@@ -30,16 +29,7 @@ def write_state(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, 
     """
     held = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     about = {"format": FORMAT, **header}
-    save_whole(path, held, {"molt_training": json.dumps(about)})
-
-
-def save_whole(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file whole or not at all; OSError where that cannot be done, as of a full disk."""
-    with whole_file(path) as part:
-        try:
-            save_file(tensors, part, metadata=metadata)
-        except SafetensorError as error:
-            raise OSError(f"{path} cannot be written: {error}") from error
+    save_tensors(path, held, {"molt_training": json.dumps(about)})
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
