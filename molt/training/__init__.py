@@ -1,0 +1,1 @@
+"""Training a MOLT on image labels."""
