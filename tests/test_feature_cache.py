@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import pickle
@@ -29,6 +30,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 ROWS, MANY = 12, 80
 FORMS = {"tokens": ((3, 5), torch.bfloat16), "logits": ((7,), torch.float32), "label": ((), torch.int64)}
 IDENTITY = {"network": "a", "digest": "0123", "sizes": [224, 336], "photos": [["1.jpg", 5, 17], ["2.jpg", None, None]]}
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed process loses nothing that the system holds; waiting for the disk has a test of its own."""
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+    monkeypatch.setattr(os, "fdatasync", lambda file: None)
 
 
 def opened(folder: Path, *, identity: Any = None, forms: Any = None, rows: int = ROWS) -> FeatureCache:
@@ -155,6 +163,29 @@ def test_bad_photos_are_remembered(tmp_path: Path) -> None:
         assert again.missing([3]) == [3]
 
 
+def test_data_are_on_disk_before_their_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[tuple[str, str]] = []
+
+    def spy(what: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def spied(file: int, *rest: Any) -> Any:
+            done.append((what, Path(f"/proc/self/fd/{file}").readlink().name))
+            return call(file, *rest)
+
+        return spied
+
+    with opened(tmp_path) as cache:
+        monkeypatch.setattr(files, "write_at", spy("write", files.write_at))
+        monkeypatch.setattr(os, "write", spy("write", os.write))
+        monkeypatch.setattr(os, "fdatasync", spy("flush", lambda file: None))
+        cache.write([3], values([3]))
+        arrays = ["label.npy", "logits.npy", "tokens.npy"]
+        mark = [("write", "marks.bin"), ("flush", "marks.bin")]
+        assert done == [*(("write", name) for name in arrays), *(("flush", name) for name in arrays), *mark]
+        done.clear()
+        cache.mark_bad(4, "why")
+        assert done == [("write", "bad.jsonl"), ("flush", "bad.jsonl"), *mark]
+
+
 def die_at(call: int) -> Callable[..., Any]:
     """Wrap what writes so that its ``call``-th call writes half and kills the process."""
     calls = 0
@@ -224,6 +255,7 @@ def test_killed_while_the_files_are_made(tmp_path: Path) -> None:
     for call in range(1, 8):
         ended = status(in_child(partial(work, call)))
         assert ended == (-signal.SIGKILL if call < 7 else 0), "three arrays, marks, messages, and what they are"
+        assert (len(list((tmp_path / str(call)).glob("*/cache.json"))) == 1) == (call == 7), "the last of them"
         with opened(tmp_path / str(call)) as cache:
             assert cache.missing() == list(range(ROWS))
             fill(cache, [1, 2])
@@ -260,6 +292,16 @@ def test_processes_fill_at_once(tmp_path: Path) -> None:
     with opened(tmp_path, rows=MANY) as cache:
         assert cache.missing() == [] and same(cache.read(range(MANY)), values(list(range(MANY))))
         assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 1
+
+
+def test_one_process_makes_the_files_at_a_time(tmp_path: Path) -> None:
+    with (tmp_path / ".lock").open("ab") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        child = in_child(lambda: (os.close(held.fileno()), opened(tmp_path)))
+        time.sleep(0.3)
+        assert os.waitpid(child, os.WNOHANG) == (0, 0) and [path.name for path in tmp_path.iterdir()] == [".lock"]
+    assert status(child) == 0
+    assert len(list(tmp_path.glob("*/cache.json"))) == 1
 
 
 def test_one_process_sees_what_another_writes(tmp_path: Path) -> None:
