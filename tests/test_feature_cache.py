@@ -552,6 +552,7 @@ def test_no_rows(tmp_path: Path) -> None:
         ({"forms": {"../x": ((1,), torch.float32)}}, ValueError, "names of letters, digits, - and _, got '../x'"),
         ({"forms": {"x": ((0,), torch.float32)}}, ValueError, r"arrays['x'] must have sides of at least 1, got (0,)"),
         ({"forms": {"x": ((1,), np.float32)}}, TypeError, "arrays['x'] must have a torch.dtype"),
+        ({"forms": {"x": ((1.5,), torch.float32)}}, TypeError, "arrays['x'] must be (shape, dtype), got ((1.5,)"),
         ({"forms": {"x": 3}}, TypeError, "arrays['x'] must be (shape, dtype), got 3"),
         ({"forms": {"x": ((1,), torch.float8_e4m3fn)}}, TypeError, "must have a dtype that NumPy knows, or bfloat16"),
     ],
