@@ -7,6 +7,7 @@ import fcntl
 import io
 import itertools
 import json
+import operator
 import os
 import re
 import shutil
@@ -55,7 +56,7 @@ def check_form(name: Any, form: Any) -> tuple[tuple[int, ...], torch.dtype]:
         raise ValueError(f"arrays must have names of letters, digits, - and _, got {name!r}")
     try:
         sides, dtype = form
-        shape = tuple(int(side) for side in sides)
+        shape = tuple(operator.index(side) for side in sides)
     except (TypeError, ValueError) as error:
         raise TypeError(f"arrays[{name!r}] must be (shape, dtype), got {form!r}") from error
     if not isinstance(dtype, torch.dtype):

@@ -13,6 +13,7 @@ import numpy as np
 import PIL.Image
 import torch
 from torch import Tensor
+from torchvision.transforms.v2 import functional as ops  # type: ignore[import-untyped]
 
 from molt._arguments import LARGEST_SEED, check_int, check_number
 from molt.data.images import _from_file, load_photo, read_photo
@@ -129,8 +130,6 @@ def view(source: Any, size: Sequence[int], augmentation: Augmentation, *, seed: 
         PhotoError: the photo cannot be read.
         TypeError, ValueError: an argument of another type or out of range.
     """
-    from torchvision.transforms.v2 import functional as ops  # type: ignore[import-untyped]
-
     height, width = check_size(size)
     if not isinstance(augmentation, Augmentation):
         raise TypeError(f"augmentation must be an Augmentation, got {type(augmentation).__name__}")
@@ -153,7 +152,7 @@ def view(source: Any, size: Sequence[int], augmentation: Augmentation, *, seed: 
     if flipped:
         pixels = ops.horizontal_flip(pixels)
     if augmentation.jitter > 0:
-        pixels = _change_colours(generator, pixels, augmentation.jitter, ops)
+        pixels = _change_colours(generator, pixels, augmentation.jitter)
     return pixels.contiguous()
 
 
@@ -186,7 +185,7 @@ def _crop(generator: torch.Generator, size: tuple[int, int], augmentation: Augme
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def _change_colours(generator: torch.Generator, pixels: Tensor, strength: float, ops: Any) -> Tensor:
+def _change_colours(generator: torch.Generator, pixels: Tensor, strength: float) -> Tensor:
     low, high = 1 - strength, 1 + strength
     changes = [
         (ops.adjust_brightness, _uniform(generator, low, high)),

@@ -178,7 +178,11 @@ class BatchLoader:
 
     def close(self) -> None:
         """End the workers; another epoch starts new ones."""
-        self._loader = None
+        loader, self._loader = self._loader, None
+        # Left to the garbage collector, workers that met an error are waited for in vain, 5 s each.
+        end = getattr(getattr(loader, "_iterator", None), "_shutdown_workers", None)
+        if end is not None:
+            end()
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[list[Batch]]:
         """Yield the micro-batches of this process, a list for each global batch from number ``start`` on.
@@ -211,25 +215,26 @@ class BatchLoader:
     def _read(self, works: list[Work]) -> Iterator[Batch]:
         self._turn += 1
         turn = self._turn
-        if not works:
-            return
-        try:
-            if self._loader is None:
-                self._loader = self._start()
-            self._plan.works = works
-            found = iter(self._loader)
-            for _ in works:
-                if turn != self._turn:
-                    raise RuntimeError("another epoch of this loader was begun, which ended this one")
-                yield next(found)
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker"):
-                raise
-            self.close()
-            raise RuntimeError(
-                f"a process that reads photos died, for want of memory or because it was killed: fewer workers than "
-                f"{self.workers} need less memory, and 0 reads the photos in this process ({error})"
-            ) from error
+        found: Iterator[Batch] | None = None
+        for _ in works:
+            if turn != self._turn:
+                raise RuntimeError("another epoch of this loader was begun, which ended this one")
+            try:
+                if found is None:
+                    if self._loader is None:
+                        self._loader = self._start()
+                    self._plan.works = works
+                    found = iter(self._loader)
+                batch = next(found)
+            except Exception as error:
+                self.close()
+                if not isinstance(error, RuntimeError) or not str(error).startswith("DataLoader worker"):
+                    raise
+                raise RuntimeError(
+                    f"a process that reads photos died, for want of memory or because it was killed: fewer workers "
+                    f"than {self.workers} need less memory, and 0 reads the photos in this process ({error})"
+                ) from error
+            yield batch
 
     def _start(self) -> DataLoader:
         return DataLoader(
