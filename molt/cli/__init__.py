@@ -9,6 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from molt import __version__
+from molt.cli.ablate import ablate
 from molt.cli.benchmark import benchmark
 from molt.cli.data import data
 from molt.cli.demo import demo
@@ -34,6 +35,7 @@ app.command()(demo)
 app.command()(info)
 app.command()(benchmark)
 app.command()(evaluate)
+app.command()(ablate)
 app.command("fit-clusters")(fit_clusters)
 app.add_typer(data)
 
