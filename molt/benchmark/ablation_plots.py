@@ -16,6 +16,7 @@ from molt.benchmark.ablation_scales import HEADS, SCALES
 
 COLOURS = ("#d1495b", "#30638e", "#e6a23c", "#5b8c5a", "#8d6a9f", "#6b7a86", "#2b2b2b")
 MARKS = ("o", "s", "D", "^", "v", "P", "X")
+TICKS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 SCORE = "MaxBoxAccV2, %"
 Report = Mapping[str, Any]
 Rows = Sequence[Mapping[str, Any]]
@@ -100,7 +101,8 @@ def _bars(path: Path, rows: Rows) -> None:
         ax.plot(row["interval"], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
         ax.plot(row["score"], place, "o", color=colour, markersize=6)
     ax.set_yticks(places, [row["name"] for row in rows], fontsize=8)
-    ax.set_xlabel(f"{SCORE} (bars: 95 % interval; red: what others are compared with)")
+    ax.set_xlabel(SCORE)
+    figure.suptitle("bars: 95 % interval; red: what others are compared with", fontsize=8)
     _save(figure, path)
 
 
@@ -111,7 +113,7 @@ def _sizes(path: Path, sizes: Rows, rows: Rows) -> None:
         for row in rows
         if row["refined"] or (row["map"] == PRODUCT and (len(row["scales"]) == 1 or row["baseline"] is None))
     ]
-    figure, (ax,) = _figure(7, 4.5)
+    figure, (ax,) = _figure(9, 4.5)
     for i, name in enumerate(shown):
         found = [next(row for row in part["rows"] if row["name"] == name) for part in sizes]
         scores = np.array([row["score"] for row in found])
@@ -125,7 +127,7 @@ def _sizes(path: Path, sizes: Rows, rows: Rows) -> None:
     ]
     ax.set_xticks(range(len(sizes)), titles)
     ax.set_ylabel(SCORE)
-    ax.legend(fontsize=8, frameon=False)
+    _legend(figure, ax)
     _save(figure, path)
 
 
@@ -134,7 +136,7 @@ def _clusters(path: Path, points: Rows, rows: Rows) -> None:
     alphas = list(dict.fromkeys(str(point["alpha"]) for point in points))
     families = list(dict.fromkeys(str(point["family"]) for point in points))
     plain = next((row for row in rows if row["group"] == CLUSTERS and row["name"] == NONE), None)
-    figure, axes = _figure(5 * len(alphas), 4.5, len(alphas))
+    figure, axes = _figure(2.5 + 4.5 * len(alphas), 4.5, len(alphas))
     for ax, alpha in zip(axes, alphas, strict=True):
         for i, family in enumerate(families):
             own = [point for point in points if point["family"] == family and str(point["alpha"]) == alpha]
@@ -154,10 +156,14 @@ def _clusters(path: Path, points: Rows, rows: Rows) -> None:
         if plain is not None:
             ax.axhline(plain["score"], color="#2b2b2b", linestyle=":", label=NONE)
         ax.set_xscale("log")
+        most = max(point["clusters"] for point in points)
+        ax.set_xticks([tick for tick in TICKS if tick <= 1.3 * most], minor=False)
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_formatter("")
         ax.set_xlabel("clusters a photo, measured (mean)")
         ax.set_title(f"alpha {alpha}", fontsize=10)
     axes[0].set_ylabel(f"{SCORE} (bars: worst to best seed)")
-    axes[-1].legend(fontsize=8, frameon=False)
+    _legend(figure, axes[0])
     _save(figure, path)
 
 
@@ -165,7 +171,7 @@ def _alphas(path: Path, curves: Rows) -> None:
     """One panel a kind of map, one line a clusterer; the star is alpha auto at its mean weight."""
     maps = list(dict.fromkeys(str(curve["map"]) for curve in curves))
     ways = list(dict.fromkeys(str(curve["clusterer"]) for curve in curves))
-    figure, axes = _figure(4.2 * len(maps), 4.2, len(maps))
+    figure, axes = _figure(2 + 3.8 * len(maps), 4.2, len(maps))
     for ax, name in zip(axes, maps, strict=True):
         for curve in (curve for curve in curves if curve["map"] == name):
             i = ways.index(curve["clusterer"])
@@ -175,8 +181,14 @@ def _alphas(path: Path, curves: Rows) -> None:
         ax.set_title(name, fontsize=10)
         ax.set_xlabel("alpha (star: auto, at its mean)")
     axes[0].set_ylabel(SCORE)
-    axes[-1].legend(fontsize=8, frameon=False)
+    _legend(figure, axes[0])
     _save(figure, path)
+
+
+def _legend(figure: Any, ax: Any) -> None:
+    """Name the lines of a panel, which all panels share, beside the plot."""
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
 
 
 def _colour(place: int) -> str:

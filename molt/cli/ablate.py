@@ -224,11 +224,12 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
 
 
 def _range(bounds: Any, sign: str = "") -> str:
-    return f"{bounds[0]:{sign}.1f} to {bounds[1]:{sign}.1f}"
+    low, high = (round(bound, 1) + 0.0 for bound in bounds)  # no -0.0
+    return f"{low:{sign}.1f} to {high:{sign}.1f}"
 
 
 def _number(value: float | None, form: str) -> str:
-    return "" if value is None else f"{value:{form}}"
+    return "" if value is None else f"{round(value, 2) + 0.0:{form}}"
 
 
 def _names(option: str, text: str) -> tuple[str, ...]:
