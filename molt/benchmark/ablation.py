@@ -189,7 +189,7 @@ def run(
     if not samples:
         raise ValueError(f"data: none of the {len(data)} photos of {data.name!r} has a box to score against")
     wanted = Wanted(plan.gt_map, find)
-    trained = _checkpoints(plan, wanted)
+    trained, model = _checkpoints(plan, wanted)
     truth = [_truth(sample) for sample in samples]
     about_data = {"name": data.name, "photos": len(samples), "digest": _digest(samples, data.classes, find)}
     identity = {
@@ -202,7 +202,7 @@ def run(
     }
     begin(out, identity, restart=restart)
     grid = _Grid(plan, out, samples, truth, start, step)
-    sheets, lost = _measured(grid, wanted, trained)
+    sheets, lost = _measured(grid, wanted, trained, model)
 
     rows: list[dict[str, Any]] = []
     findings: dict[str, Any] = {}
@@ -238,13 +238,12 @@ def run(
 
 
 def _measured(
-    grid: _Grid, wanted: Wanted, trained: Sequence[Mapping[str, Any]]
+    grid: _Grid, wanted: Wanted, trained: Sequence[Mapping[str, Any]], model: TrainedMolt | None
 ) -> tuple[dict[str, list[Sheet]], list[dict[str, Any]]]:
     """Measure what is missing; return the sheets by group, and rows of what could not be run."""
     plan = grid.plan
     sheets: dict[str, list[Sheet]] = {group: [] for group in plan.groups}
     lost: list[dict[str, Any]] = []
-    model = TrainedMolt(plan.checkpoints[0], wanted, grid.device, plan.source) if plan.checkpoints else None
     jobs: list[_Job] = []
     for group in plan.groups:
         if model is None and group not in (clusters.CLUSTERERS, backbones.BACKBONES):
@@ -262,12 +261,10 @@ def _measured(
         sheets[job.sheet.name.split(":")[0]].append(job.sheet)
     if jobs:
         grid.work(", ".join(dict.fromkeys(job.sheet.name for job in jobs)), jobs)
-    del jobs
     if scales.HEADS in plan.groups and model is not None:
         sheets[scales.HEADS] = _heads(grid, wanted, trained, model)
         if not plan.class_token:
             lost.append(not_run(scales.HEADS, scales.head_row("class_token"), NO_TOKEN, {"head": "class_token"}))
-    del model
     if backbones.BACKBONES in plan.groups:
         for name in dict.fromkeys(backbones.full_name(name) for name in plan.backbones):
             try:
@@ -354,8 +351,8 @@ def _backbone(grid: _Grid, name: str, network: SeededMaps) -> Sheet:
     return sheet
 
 
-def _checkpoints(plan: Plan, wanted: Wanted) -> list[dict[str, Any]]:
-    """Return what is to be said of each checkpoint; what cannot work is told before the first photo.
+def _checkpoints(plan: Plan, wanted: Wanted) -> tuple[list[dict[str, Any]], TrainedMolt | None]:
+    """Return what is to be said of each checkpoint, and the first; what cannot work is told before the first photo.
 
     Raises:
         FileNotFoundError, ValueError: one that cannot be used.
@@ -363,19 +360,21 @@ def _checkpoints(plan: Plan, wanted: Wanted) -> list[dict[str, Any]]:
     if plan.class_token and not plan.checkpoints:
         raise ValueError("--checkpoint-class-token: is compared with --checkpoint, which is missing")
     found: list[dict[str, Any]] = []
+    first: TrainedMolt | None = None
     for path in (*plan.checkpoints, *plan.class_token):
         key = file_digest(path)
         if any(key == one["digest"] for one in found):
             raise ValueError(f"checkpoint {path}: was given twice, expected each once")
-        model = TrainedMolt(path, wanted, torch.device("cpu"), plan.source).model
-        token = model.config.head == "class_token"
+        network = TrainedMolt(path, wanted, torch.device(plan.device), plan.source)
+        first = first or network
+        config = network.model.config
+        token = config.head == "class_token"
         if token != (path in plan.class_token):
             option = "--checkpoint-class-token" if token else "--checkpoint"
-            raise ValueError(f"checkpoint {path}: has the head {model.config.head!r}, which goes with {option}")
-        config = model.config
+            raise ValueError(f"checkpoint {path}: has the head {config.head!r}, which goes with {option}")
         said = {"file": path.name, "digest": key, "head": config.head, "backbone": config.backbone}
         found.append(said | {"sizes": [list(size) for size in config.sizes], "shared": config.shared})
-    return found
+    return found, first
 
 
 def _truth(sample: Sample) -> dict[str, Any]:

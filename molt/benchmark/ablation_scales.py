@@ -52,7 +52,7 @@ def measure_scales(view: View, model: TrainedMolt, clusters: Clusters) -> Iterat
     for kind in (PRODUCT, CLASS):
         for some in subsets(len(model.scales)):
             yield Measured(array2(model.fused(maps, some, kind)), None, float(maps["ms"][list(some)].sum()))
-    labels, fused = clusters.labels(view), model.fused(maps)
+    labels, fused = clusters.labels(view, model), model.fused(maps)
     for seed in range(len(clusters.instances)):
         yield refined(fused, labels, seed, "auto")
 
