@@ -89,7 +89,8 @@ def rows_of(group: str, found: Mapping[str, Found], settings: Settings) -> list[
 
     ``score`` is MaxBoxAccV2, ``max_box_acc`` V1, ``mean_iou`` at V1's best threshold; each with its interval.
     ``difference`` and ``mean_iou_difference`` are to the row ``baseline``, paired: the same draws of photos on both
-    sides. ``clusters`` and ``ms`` are means a photo.
+    sides. ``clusters`` and ``ms`` are means a photo; ``ms`` is the networks' forward passes where scales or heads are
+    compared, with clusters where these are refined, else clusters and blending alone.
 
     Args:
         group: their name.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -54,7 +55,8 @@ def measure_scales(view: View, model: TrainedMolt, clusters: Clusters) -> Iterat
             yield Measured(array2(model.fused(maps, some, kind)), None, float(maps["ms"][list(some)].sum()))
     labels, fused = clusters.labels(view, model), model.fused(maps)
     for seed in range(len(clusters.instances)):
-        yield refined(fused, labels, seed, "auto")
+        one = refined(fused, labels, seed, "auto")
+        yield replace(one, ms=(one.ms or 0.0) + float(maps["ms"].sum()))
 
 
 def scale_facts(view: View, model: TrainedMolt) -> dict[str, Any]:
