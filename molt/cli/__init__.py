@@ -9,6 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from molt import __version__
+from molt.cli.ablate import ablate
 from molt.cli.benchmark import benchmark
 from molt.cli.convert import convert
 from molt.cli.data import data
@@ -37,6 +38,7 @@ app.command()(info)
 app.command()(benchmark)
 app.command()(evaluate)
 app.command()(train)
+app.command()(ablate)
 app.command("fit-clusters")(fit_clusters)
 app.command()(convert)
 app.add_typer(data)

@@ -89,7 +89,7 @@ class ObjectLocalizationTransformer(nn.Module):
         return replace(features, logits=self.classify(self.pool(features)))
 
     def pool(self, features: Features) -> Tensor:
-        """Return (B, F) all that the logits depend on, see :meth:`classify`; with a frozen backbone it never changes."""
+        """Return (B, F), all that the logits depend on, for :meth:`classify`: fixed where the backbone is frozen."""
         if isinstance(self.head, nn.Linear):
             assert features.class_token is not None
             return features.class_token
