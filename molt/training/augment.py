@@ -13,7 +13,7 @@ import numpy as np
 import PIL.Image
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as ops  # type: ignore[import-untyped]
+from torchvision.transforms.v2 import functional as ops
 
 from molt._arguments import LARGEST_SEED, check_int, check_number
 from molt.data.images import _from_file, load_photo, read_photo

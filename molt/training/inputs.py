@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,7 +18,7 @@ from molt.training.augment import find_augmentation, stable_generator
 from molt.training.batches import BatchLoader, Order, Photos, share_of
 from molt.training.features import FeatureStore
 from molt.training.recipe import Recipe
-from molt.training.setup import LabelledPhotos
+from molt.training.setup import LabelledPhotos, networks
 
 Outputs = tuple[list[Tensor], list[Tensor] | None]
 
@@ -32,27 +32,12 @@ class Inputs:
     total: int
 
 
-class Source(Protocol):
-    """Gives this process's part of every batch, and the network that takes it.
+class LivePhotos:
+    """Photos, read and augmented anew in every epoch: this process's part of each batch.
 
     Attributes:
         net: from ``Inputs.values`` to logits (b, num_classes) a scale, and maps of spatial tokens or None.
     """
-
-    net: nn.Module
-
-    def train(self, epoch: int, start: int) -> Iterator[list[Inputs]]:
-        """Yield the batches of an epoch from ``start`` on, each in forward passes, perhaps none."""
-
-    def held(self) -> Iterator[list[Inputs]]:
-        """Yield the photos held out."""
-
-    def nothing(self) -> Any:
-        """Return values of one photo that counts for nothing, on the CPU."""
-
-
-class LivePhotos:
-    """Photos, read and augmented anew in every epoch."""
 
     def __init__(
         self,
@@ -84,7 +69,7 @@ class LivePhotos:
         self.finest = model.finest
 
     def train(self, epoch: int, start: int) -> Iterator[list[Inputs]]:
-        """Yield batches, see :class:`Source`."""
+        """Yield the batches of an epoch from ``start`` on, each in forward passes, perhaps none."""
         return self._batches(self.loaders[0], self.photos.train, epoch, start)
 
     def held(self) -> Iterator[list[Inputs]]:
@@ -92,7 +77,7 @@ class LivePhotos:
         return self._batches(self.loaders[1], self.photos.held, 0, 0)
 
     def nothing(self) -> Tensor:
-        """Return one black photo."""
+        """Return one black photo, which is to count for nothing."""
         return torch.zeros(1, 3, *self.finest)
 
     def _batches(self, loader: BatchLoader, places: Sequence[int], epoch: int, start: int) -> Iterator[list[Inputs]]:
@@ -105,7 +90,7 @@ class LivePhotos:
 
 
 class KeptFeatures:
-    """Features of frozen backbones, computed once a photo and view."""
+    """Features of frozen backbones, computed once a photo and view; otherwise as :class:`LivePhotos`."""
 
     def __init__(
         self,
@@ -143,7 +128,7 @@ class KeptFeatures:
         return time.monotonic() - began
 
     def train(self, epoch: int, start: int) -> Iterator[list[Inputs]]:
-        """Yield batches, see :class:`Source`; each photo in one of its views."""
+        """Yield the batches of an epoch from ``start`` on; each photo in one of its views."""
         train, size = self.photos.train, self.recipe.batch
         order = Order(len(train), self.seed).epoch(epoch)
         views = torch.randint(self.recipe.views, (len(train),), generator=stable_generator("views", self.seed, epoch))
@@ -159,7 +144,7 @@ class KeptFeatures:
             yield self._passes([(i, 0) for i in self._share(batch).tolist()], len(batch))
 
     def nothing(self) -> list[Tensor]:
-        """Return zeros."""
+        """Return zeros, which are to count for nothing."""
         return [torch.zeros(1, self.model.transformer(i).head.weight[0].numel()) for i in range(len(self.store.caches))]
 
     def _passes(self, chosen: Sequence[tuple[int, int]], total: int) -> list[Inputs]:
@@ -199,7 +184,7 @@ class _Heads(nn.Module):
     def __init__(self, model: MOLT) -> None:
         super().__init__()
         self.per_scale = [model.transformer(scale) for scale in range(len(model.config.sizes))]
-        self.heads = nn.ModuleList(transformer.head for transformer in model.transformers)
+        self.heads = nn.ModuleList(transformer.head for transformer in networks(model))
 
     def forward(self, pooled: list[Tensor]) -> Outputs:
         return [t.classify(p) for t, p in zip(self.per_scale, pooled, strict=True)], None

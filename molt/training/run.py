@@ -16,11 +16,11 @@ from torch import Tensor
 from molt.methods.molt import MOLT
 from molt.training.batches import Order
 from molt.training.checkpoints import TrainingError
-from molt.training.inputs import Inputs, KeptFeatures, LivePhotos, Source
+from molt.training.inputs import Inputs, KeptFeatures, LivePhotos
 from molt.training.objectives import classification_loss
 from molt.training.recipe import Recipe
 from molt.training.run_files import BEST, LAST, STATE, resume_run, save_model, save_run
-from molt.training.setup import LabelledPhotos, build_optimizer, set_drop_path
+from molt.training.setup import LabelledPhotos, build_optimizer, networks, set_drop_path
 from molt.training.spatial_loss import spatial_loss
 
 Event = Callable[[str, dict[str, Any]], None]
@@ -71,7 +71,7 @@ class Run:
             set_drop_path(model, recipe.drop_path)
         model.to(self.device)
         self.kept = cache is not None
-        self.source: Source
+        self.source: KeptFeatures | LivePhotos
         if cache is not None:
             self.source = KeptFeatures(model, photos, recipe, accelerator, seed, micro, cache)
         else:
@@ -153,7 +153,7 @@ class Run:
                     )
                 self.accelerator.backward(loss)
         if self.world > 1:
-            sums = self.accelerator.reduce(sums, "sum")  # type: ignore[assignment]
+            sums = self.accelerator.reduce(sums, "sum")
         self._settle()
         self.pending = (self.step, sums)
         if self.device.type == "cpu":  # elsewhere one step later, so that nobody waits for the device
@@ -230,15 +230,15 @@ class Run:
                 losses, correct = self._losses(part)
                 sums += torch.stack([losses.double().sum(), correct.sum(), correct.new_ones(()) * len(losses)])
         if self.world > 1:
-            sums = self.accelerator.reduce(sums, "sum")  # type: ignore[assignment]
+            sums = self.accelerator.reduce(sums, "sum")
         total, correct, count = sums.tolist()
         return (total / count, correct / count) if count else (None, None)
 
     def _train_mode(self, on: bool) -> None:
         self.net.train(on)
         if self.recipe.freeze:
-            for transformer in self.model.transformers:
-                transformer.backbone.eval()  # type: ignore[union-attr, operator]
+            for transformer in networks(self.model):
+                transformer.backbone.eval()
 
     def _save_epoch(self, entry: dict[str, Any]) -> None:
         """Write the epoch's model, the best one if it is that, and the state."""
@@ -259,7 +259,7 @@ class Run:
         if self.world == 1:
             return wish
         flag = torch.tensor([wish and self.rank == 0], dtype=torch.float32, device=self.device)
-        return bool(self.accelerator.reduce(flag, "sum").item())  # type: ignore[union-attr]
+        return bool(self.accelerator.reduce(flag, "sum").item())
 
     def _some_photo(self, count: float) -> None:
         if not count:

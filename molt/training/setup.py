@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.layers import DropPath
+from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from molt._arguments import check_number
 from molt.data.annotations import LocalizationSet, Sample
 from molt.methods.molt import MOLT
 from molt.methods.registry import create_model
+from molt.methods.transformer import ObjectLocalizationTransformer
 from molt.training.holdout import check_classes, hold_out
 from molt.training.recipe import Recipe
 
@@ -120,10 +121,15 @@ def check_model(model: MOLT, classes: Sequence[str]) -> None:
         raise ValueError(f"model's class {first} is {own[first]!r}, that of the photos {classes[first]!r}")
 
 
+def networks(model: MOLT) -> list[ObjectLocalizationTransformer]:
+    """Return a model's transformers, a shared one once."""
+    return list(dict.fromkeys(model.transformer(scale) for scale in range(len(model.config.sizes))))
+
+
 def set_drop_path(model: MOLT, rate: float) -> None:
     """Give every backbone stochastic depth that rises linearly to ``rate`` at its last block."""
-    for transformer in model.transformers:
-        blocks = list(transformer.backbone.model.blocks)  # type: ignore[union-attr, arg-type]
+    for transformer in networks(model):
+        blocks = list(transformer.backbone.model.blocks)
         for place, block in enumerate(blocks):
             own = rate * place / max(1, len(blocks) - 1)
             for name in ("drop_path1", "drop_path2"):
