@@ -321,8 +321,9 @@ def _bases_of(bases: Any, ways: Any, alphas: Any) -> Callable[[View], Iterator[M
 
 
 def _heads(grid: _Grid, wanted: Wanted, trained: Sequence[Mapping[str, Any]], first: TrainedMolt) -> list[Sheet]:
-    """Measure each checkpoint by itself, so that one is in memory at a time."""
+    """Measure all checkpoints; those on the same backbones share their forward passes."""
     plan, found = grid.plan, []
+    jobs: list[_Job] = []
     often: dict[str, int] = {}
     baseline = scales.head_row(str(trained[0]["head"]))
     for path, said in zip((*plan.checkpoints, *plan.class_token), trained, strict=True):
@@ -334,7 +335,9 @@ def _heads(grid: _Grid, wanted: Wanted, trained: Sequence[Mapping[str, Any]], fi
         found.append(sheet)
         if len(sheet.done) < len(grid.samples):
             model = first if path == plan.checkpoints[0] else TrainedMolt(path, wanted, grid.device, plan.source)
-            grid.work(sheet.name, [_head_job(sheet, model)])
+            jobs.append(_head_job(sheet, model))
+    if jobs:
+        grid.work(scales.HEADS, jobs)
     return found
 
 

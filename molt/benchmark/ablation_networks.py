@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from molt.data.annotations import Sample
 from molt.data.images import read_photo
 from molt.evaluation.maps import MapError
 from molt.methods import MOLT, load_model
-from molt.methods.molt import fused_logits
+from molt.methods.molt import backbone_digest, fused_logits
 from molt.methods.seeded import Seeded
 from molt.methods.transformer import class_attention
 from molt.structures import Features
@@ -46,6 +46,7 @@ class View:
         kept: where what is made of it stays.
         device: where networks look at it.
         seen: Features by network, for as long as the photo is worked on.
+        forward_ms: what making them took, by network.
     """
 
     photo: int
@@ -53,6 +54,7 @@ class View:
     kept: Kept
     device: torch.device
     seen: dict[str, Features] = field(default_factory=dict)
+    forward_ms: dict[str, float] = field(default_factory=dict)
     _pixels: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def pixels(self, size: tuple[int, int] = (SIDE, SIDE)) -> Tensor:
@@ -129,8 +131,11 @@ class TrainedMolt:
         self._groups = wanted.groups(self.model.class_names)
         config = self.model.config
         self.scales = [f"{h}" if h == w else f"{h}x{w}" for h, w in config.sizes]
-        self.size = max(config.sizes, key=lambda size: size[0] * size[1])
+        self.size = self.model.finest
         self.finest = config.sizes.index(self.size)
+        self._backbones = [
+            f"{config.backbone}-{backbone_digest(self.model.transformer(i))}" for i in range(len(config.sizes))
+        ]
 
     def maps(self, view: View) -> Arrays:
         """Return ``product``, ``class`` and ``attention`` of each scale, (h, w) float32 under ``NAME_SCALE``; ``ms``.
@@ -164,9 +169,9 @@ class TrainedMolt:
         pyramid = model.pyramid(model.normalize(view.pixels(self.size).to(weight.dtype)))
         seen, ms = [], []
         for i, pixels in enumerate(pyramid):
-            start = time.perf_counter()
-            seen.append(model.transformer(i).see(pixels))
-            ms.append(since(start, view.device))
+            features, taken = self._look(view, i, pixels)
+            seen.append(features)
+            ms.append(taken)
         logits = fused_logits(seen).float()[0]
         chosen = self._wanted.choose(self._groups, view.sample.label, logits)
         classes = torch.tensor([[chosen]], device=view.device)
@@ -183,6 +188,22 @@ class TrainedMolt:
                 found[f"{KINDS[name]}_{i}"] = array(values)
         view.seen[self.key] = seen[self.finest]
         return found
+
+
+    def _look(self, view: View, scale: int, pixels: Tensor) -> tuple[Features, float]:
+        """Return what a scale's transformer sees and the milliseconds; heads of equal backbones share a pass."""
+        transformer = self.model.transformer(scale)
+        start = time.perf_counter()
+        if self.model.config.head == "spatial":
+            return transformer.see(pixels), since(start, view.device)
+        key = f"backbone-{self._backbones[scale]}-{self.scales[scale]}"
+        if key not in view.seen:
+            view.seen[key] = transformer.backbone.see(pixels)
+            view.forward_ms[key] = since(start, view.device)
+        features = view.seen[key]
+        start = time.perf_counter()
+        logits = transformer.classify(transformer.pool(features))
+        return replace(features, logits=logits), view.forward_ms[key] + since(start, view.device)
 
 
 class SeededMaps:
