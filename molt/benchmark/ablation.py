@@ -27,6 +27,7 @@ from molt.evaluation.box_curves import box_curves, to_levels
 from molt.evaluation.maps import MapError, prepare
 from molt.evaluation.runs import Settings
 from molt.evaluation.summary import scaled
+from molt.methods.config import MOLTConfig
 
 SCHEMA = 1
 GROUPS = (scales.SCALES, scales.HEADS, clusters.CLUSTERS, clusters.CLUSTERERS, backbones.BACKBONES)
@@ -330,7 +331,9 @@ def _heads(grid: _Grid, wanted: Wanted, trained: Sequence[Mapping[str, Any]], fi
         head = str(said["head"])
         seed = often[head] = often.get(head, -1) + 1
         sheet = grid.sheet(
-            f"{scales.HEADS}: {head} {seed}", scales.head_entries(head, seed, baseline), model=said["digest"]
+            f"{scales.HEADS}: {head} {seed}",
+            scales.head_entries(head, said["scales"], seed, baseline),
+            model=said["digest"],
         )
         found.append(sheet)
         if len(sheet.done) < len(grid.samples):
@@ -375,9 +378,21 @@ def _checkpoints(plan: Plan, wanted: Wanted) -> tuple[list[dict[str, Any]], Trai
         if token != (path in plan.class_token):
             option = "--checkpoint-class-token" if token else "--checkpoint"
             raise ValueError(f"checkpoint {path}: has the head {config.head!r}, which goes with {option}")
-        said = {"file": path.name, "digest": key, "head": config.head, "backbone": config.backbone}
-        found.append(said | {"sizes": [list(size) for size in config.sizes], "shared": config.shared})
+        said: dict[str, Any] = {
+            "file": path.name,
+            "digest": key,
+            "head": _head_name(config),
+            "backbone": config.backbone,
+        }
+        said |= {"sizes": [list(size) for size in config.sizes], "scales": network.scales, "shared": config.shared}
+        found.append(said)
     return found, first
+
+
+def _head_name(config: MOLTConfig) -> str:
+    """Return what tells a kind of head from others."""
+    weighted = config.head == "patches" and config.pooling == "attention"
+    return f"{config.head}, attention pooling" if weighted else config.head
 
 
 def _truth(sample: Sample) -> dict[str, Any]:

@@ -189,7 +189,6 @@ class TrainedMolt:
         view.seen[self.key] = seen[self.finest]
         return found
 
-
     def _look(self, view: View, scale: int, pixels: Tensor) -> tuple[Features, float]:
         """Return what a scale's transformer sees and the milliseconds; heads of equal backbones share a pass."""
         transformer = self.model.transformer(scale)

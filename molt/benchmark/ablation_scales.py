@@ -84,23 +84,27 @@ def default_clusters(seeds: int) -> Clusters:
     return Clusters("deep clustering", tuple(DeepClustering(seed=seed) for seed in range(seeds)))
 
 
-def head_entries(head: str, seed: int, baseline: str | None) -> list[Entry]:
-    """Return the columns of one checkpoint in the group ``heads``.
+def head_entries(head: str, scales: Sequence[str], seed: int, baseline: str | None) -> list[Entry]:
+    """Return the columns of one checkpoint in the group ``heads``: all scales, and the first one's plain class map.
 
     Args:
         head: name of the head.
+        scales: names of the scales.
         seed: which of the checkpoints with this head.
         baseline: row that all are compared with.
     """
-    names = [(kind, head_row(head, kind)) for kind in (PRODUCT, CLASS, ATTENTION)]
-    return [
-        Entry(name, seed, None if name == baseline else baseline, {"head": head, "map": kind}) for kind, name in names
-    ]
+    found: list[Entry] = []
+    for kind, some in ((PRODUCT, scales), (CLASS, scales), (ATTENTION, scales), (CLASS, scales[:1])):
+        name = head_row(head, kind, some if len(some) < len(scales) else ())
+        settings = {"head": head, "map": kind, "scales": list(some)}
+        if name not in [entry.row for entry in found]:
+            found.append(Entry(name, seed, None if name == baseline else baseline, settings))
+    return found
 
 
-def head_row(head: str, kind: str = PRODUCT) -> str:
-    """Return the name of a row of the group ``heads``."""
-    return f"{head}: {kind}"
+def head_row(head: str, kind: str = PRODUCT, some: Sequence[str] = ()) -> str:
+    """Return the name of a row of the group ``heads``, of some scales or of all."""
+    return f"{head}: {kind}" + "".join(f", {scale} px alone" for scale in some)
 
 
 def measure_heads(view: View, model: TrainedMolt) -> Iterator[Measured]:
@@ -108,6 +112,8 @@ def measure_heads(view: View, model: TrainedMolt) -> Iterator[Measured]:
     maps = model.maps(view)
     for kind in (PRODUCT, CLASS, ATTENTION):
         yield Measured(array2(model.fused(maps, None, kind)), None, float(maps["ms"].sum()))
+    if len(model.scales) > 1:
+        yield Measured(array2(model.fused(maps, [0], CLASS)), None, float(maps["ms"][0]))
 
 
 def head_facts(view: View, model: TrainedMolt) -> dict[str, Any]:

@@ -30,6 +30,18 @@ def ablate(
         list[Path] | None,
         typer.Option(metavar="FILE", help="The same with a head on the class token, for heads; repeatable."),
     ] = None,
+    train: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="DATA",
+            help="Photos with labels, of DATA's kind or class folders: heads of both kinds are trained on them first.",
+        ),
+    ] = None,
+    val: Annotated[
+        list[Path] | None, typer.Option(metavar="DATA", help="Photos that pick their best epochs, by labels.")
+    ] = None,
+    train_seeds: Annotated[int, typer.Option(min=1, help="Heads of each kind to train.")] = 3,
+    precision: Annotated[str, typer.Option(help="Of that training: no, bf16 or fp16.")] = "no",
     groups: Annotated[
         str | None, typer.Option(metavar="A,B", help="scales, heads, clusters, clusterers, backbones; all by default.")
     ] = None,
@@ -68,6 +80,9 @@ def ablate(
     Writes ablation.json and plots to --out. A run that was killed goes on with the same command, and groups or
     backbones may be added later. What cannot be run is listed with the reason. Exit code 0; 1 if a photo could not be
     used (its maps count as zeros); 2 for a wrong option.
+
+    With --train one command does all: heads on the patch sequence and on the class token are trained, their features
+    kept in OUT-heads, and take the place of --checkpoint and --checkpoint-class-token.
     """
     import torch
 
@@ -77,6 +92,7 @@ def ablate(
     from molt.data.annotations import DataError
     from molt.data.images import PhotoError
     from molt.evaluation.runs import Settings
+    from molt.training import TrainingError
 
     try:
         if plots:
@@ -91,9 +107,14 @@ def ablate(
             options["backbones"] = _names("--backbones", backbones)
         if class_map is not None and gt_map != "label":
             raise ValueError(f"--class-map: goes with --gt-map label only, got {gt_map}")
+        if train and (checkpoint or checkpoint_class_token):
+            raise ValueError("--train: takes the place of --checkpoint and --checkpoint-class-token")
+        heads: dict[str, list[Path]] = {"patches": [], "class_token": []}
+        if train:
+            heads = _train_heads(train, val or [], Path(f"{out}-heads"), train_seeds, precision, source, device)
         plan = ablation.Plan(
-            checkpoints=tuple(checkpoint or ()),
-            class_token=tuple(checkpoint_class_token or ()),
+            checkpoints=tuple(checkpoint or heads["patches"]),
+            class_token=tuple(checkpoint_class_token or heads["class_token"]),
             gt_map=gt_map,
             seeds=seeds,
             device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
@@ -109,7 +130,7 @@ def ablate(
         for problem in error.problems[:SHOWN]:
             _say(str(problem))
         _stop(f"{len(error.problems)} problems with {path}")
-    except (ValueError, FileNotFoundError, ImportError, PhotoError) as error:
+    except (ValueError, FileNotFoundError, ImportError, PhotoError, TrainingError) as error:
         _stop(str(error))
     if as_json:
         print(json.dumps(report))
@@ -142,6 +163,36 @@ class _Classes:
         from molt.cli._map_providers import network_classes
 
         return network_classes(self.data, known, None if self.names <= set(known) else self.class_map)[0]
+
+
+def _train_heads(
+    data: list[Path], val: list[Path], out: Path, seeds: int, precision: str, source: str, device: str | None
+) -> dict[str, list[Path]]:
+    """Train heads of both kinds on kept features, those that an earlier call finished as they are."""
+    from molt.cli.train import Display
+    from molt.data.reading import read_set
+    from molt.training import find_recipe
+    from molt.training import train as run_training
+
+    sets, held = [read_set(path) for path in data], [read_set(path) for path in val]
+    found: dict[str, list[Path]] = {"patches": [], "class_token": []}
+    for head, files in found.items():
+        for seed in range(seeds):
+            with Display(quiet=False) as display:
+                run = run_training(
+                    sets,
+                    out / f"{head}-{seed}",
+                    recipe=find_recipe("default").change(head=head, precision=precision),
+                    val=held or None,
+                    cache=out / "features",
+                    seed=seed,
+                    resume=True,
+                    source=source,
+                    device=None if device is None else device.split(":")[0],
+                    on_event=display,
+                )
+            files.append(run.best)
+    return found
 
 
 def _run(data: LocalizationSet, plan: Any, find: _Classes, out: Path, *, restart: bool) -> dict[str, Any]:

@@ -121,7 +121,7 @@ def train(
         chosen = find_recipe(recipe).change(**{key: value for key, value in given.items() if value is not None})
         sets = [_read(path, kind, split, photos, classes) for path in data]
         held = [_read(path, kind, None, photos, classes) for path in val or ()]
-        display = _Display(quiet=quiet or as_json)
+        display = Display(quiet=quiet or as_json)
         with display:
             found = run_training(
                 sets,
@@ -165,7 +165,7 @@ def train(
         _show(found, chosen.best)
 
 
-class _Display:
+class Display:
     """Progress of a run: a bar where there is a terminal, else a line an epoch."""
 
     def __init__(self, *, quiet: bool) -> None:
@@ -185,8 +185,9 @@ class _Display:
         self.tasks: dict[str, Any] = {}
         self.told = 0.0
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Display:
         self.progress.start()
+        return self
 
     def __exit__(self, *_: object) -> None:
         self.progress.stop()

@@ -61,7 +61,7 @@ class Recipe:
     pooling: str = "attention"
     clip: bool = True
     freeze: bool = True
-    epochs: int = 60
+    epochs: int = 10
     batch: int = 64
     lr: float = 1e-3
     backbone_lr: float | None = None
@@ -75,7 +75,7 @@ class Recipe:
     loss_on: str = "scales"
     spatial_weight: float = 1.0
     augment: str = "flip"
-    views: int = 2
+    views: int = 1
     clip_grad: float | None = None
     precision: str = "no"
     best: str = "loss"
