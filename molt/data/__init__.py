@@ -6,7 +6,7 @@ from molt.data.coco import read_coco
 from molt.data.folder import read_image_folder
 from molt.data.images import Photo, PhotoError, find_photos, load_photo, photo_suffixes, read_photo
 from molt.data.reading import read_set
-from molt.data.samples import SamplePhoto, sample_photos
+from molt.data.samples import SamplePhoto, sample_checkpoint, sample_photos
 from molt.data.sizes import photo_size
 from molt.data.voc import read_voc
 from molt.data.writers import Annotation, Written, join_samples
@@ -42,6 +42,7 @@ __all__ = [
     "read_voc",
     "read_wsol",
     "read_yolo",
+    "sample_checkpoint",
     "sample_photos",
     "write_coco",
     "write_voc",
