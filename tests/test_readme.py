@@ -8,7 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import PIL.Image
 import pytest
+
+from molt.data import sample_photos
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -18,7 +21,8 @@ RESULTS = ROOT / "benchmarks" / "results" / "cpu-2-cores"
 def test_python_examples_run_as_printed(tmp_path: Path) -> None:
     first, second, third, metrics, fourth = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     second += "\nassert refined.shape == (300, 451), refined.shape\n"
-    third += "\nassert maps.shape == (2, 2, 448, 448) and model.trained and loc.alpha == 'auto'\n"
+    third += "\nassert loc.method.model.trained and set(result.names) <= {'cat', 'cup'} and loc.alpha == 'auto'\n"
+    _class_folders(tmp_path / "my_classes")
     fourth += "\nassert refined.shape == fused.shape and means.shape == (8, 1, 50) and len(found.boxes)\n"
     for script in (first, second, third, metrics, fourth):
         result = subprocess.run(
@@ -30,6 +34,15 @@ def test_python_examples_run_as_printed(tmp_path: Path) -> None:
         if script == metrics:
             assert "MaxBoxAccV2: thresholds=arange(0, 1, 1/1000)" in result.stdout
     assert (tmp_path / "cat-boxes.jpg").is_file()
+
+
+def _class_folders(root: Path) -> None:
+    """Crops of the sample photos: what a user's class folders are."""
+    for name, sample in zip(("cat", "cup"), sample_photos(), strict=True):
+        (root / name).mkdir(parents=True)
+        with PIL.Image.open(sample.path) as photo:
+            for number in range(3):
+                photo.convert("RGB").crop((10 * number, 0, 300, 290)).save(root / name / f"{number}.jpg")
 
 
 def test_table_is_that_of_the_committed_run() -> None:
