@@ -1,0 +1,208 @@
+"""Write the tables of training, of the ablation and of methods into README.md and docs/training.md.
+
+    python benchmarks/training_tables.py [--results benchmarks/results/cpu-2-cores] [--check]
+
+From training.json (`benchmarks/training.py`), ablation.json (`molt ablate`) and methods.json (`molt benchmark --methods`).
+--check changes nothing and fails where a text is not that of the committed results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "cpu-2-cores"
+Row = Mapping[str, Any]
+
+
+def score(row: Row, key: str = "score", interval: str = "interval") -> str:
+    """Return a figure with its interval."""
+    low, high = row[interval]
+    return f"{row[key]:.1f} ({low:.1f} to {high:.1f})"
+
+
+def change(row: Row) -> str:
+    """Return the difference to the baseline with its interval."""
+    if row.get("difference") is None:
+        return ""
+    low, high = row["difference_interval"]
+    return f"{row['difference']:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def find(rows: Sequence[Row], **wanted: Any) -> list[Row]:
+    """Return the rows with these values."""
+    return [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
+
+
+def of_both(report: Row, heads: str, names: Mapping[str, str], group: str) -> str:
+    """Return a table of some rows of training.json on both test splits."""
+    lines = []
+    for name, shown in names.items():
+        two, one = (find(report["rows"], set=test, group=group, name=name)[0] for test in ("two", "one"))
+        lines.append([shown, score(two), change(two), score(one), change(one)])
+    return table([heads, "two objects", "against the first", "one object", "against the first"], lines)
+
+
+HEADS = {
+    "patches, attention pooling: attention x class map": "MOLT: three scales, attention times class map",
+    "patches, attention pooling: class map, 224 px alone": "plain CAM of the same head, 224 px",
+    "patches, attention pooling: class map": "plain CAM, three scales",
+    "patches, attention pooling: attention": "attention alone, three scales: class-agnostic",
+    "patches: attention x class map": "MOLT, head trained with mean pooling (TS-CAM's)",
+    "class_token: attention x class map": "MOLT, head on the class token",
+}
+
+
+def readme(report: Row) -> str:
+    """Return what README says of training."""
+    trained = find(report["trained"], kind="default")
+    seconds = max(run["seconds"] for run in trained)
+    shown = {name: HEADS[name] for name in list(HEADS)[:4]}
+    return (
+        "On composites (cut-outs pasted on photos), three-scale `molt_dinov2_small`, 93 thousand trained parameters, "
+        f"{trained[0]['photos']['train']} photos, at most {seconds:.0f} s of training on kept features; MaxBoxAccV2 of "
+        "the labelled object, mean of three seeds, %; the ViT has probably seen masks:\n\n"
+        + of_both(report, "map", shown, "heads")
+    )
+
+
+def heads(report: Row) -> str:
+    """Return what docs/training.md says of the training itself."""
+    lines = []
+    for kind in dict.fromkeys(run["kind"] for run in report["trained"]):
+        runs = find(report["trained"], kind=kind)
+        loss, right = (", ".join(f"{run['best'][key]:.3f}" for run in runs) for key in ("val_loss", "val_accuracy"))
+        lines.append([kind, loss, right, f"{max(run['seconds'] for run in runs):.1f} s"])
+    first = report["trained"][0]
+    return (
+        f"On 2 CPU cores, {first['photos']['train']} photos to learn from and {first['photos']['held_out']} held out, "
+        f"three seeds; precision of the features: {report['precision']}.\n\n"
+        + table(["head", "held-out loss", "held-out accuracy", "training, at most"], lines)
+        + "\n\nMaxBoxAccV2 of the labelled object, %, mean of three seeds (`benchmarks/training.py`):\n\n"
+        + of_both(report, "map", HEADS, "heads")
+    )
+
+
+def scales(report: Row) -> str:
+    """Return the tables of scales, of training.json's first head."""
+    found = [row for row in find(report["rows"], group="scales", set="two") if row["map"] == "attention x class map"]
+    text = of_both(report, "scales", {row["name"]: row["name"].split(",")[0] for row in found}, "scales")
+    facts = {test: report["findings"][test]["scales"]["attention x class map"] for test in ("two", "one")}
+    lines = []
+    for pair in facts["two"]["correlation"]:
+        values = [facts[test]["correlation"][pair] for test in ("two", "one")]
+        lines.append([pair.replace(", ", " and "), *(f"{v['mean']:.2f}" for v in values)])
+    text += "\n\n" + table(["correlation of the maps of", "two objects", "one object"], lines)
+    lines = [
+        [
+            f"oracle, {title} objects",
+            f"{o['score']:.1f}",
+            f"{o['score_best_single']:.1f}",
+            f"{o['score_gain']:+.1f} ({o['score_gain_interval'][0]:+.1f} to {o['score_gain_interval'][1]:+.1f})",
+        ]
+        for title, o in (("two", facts["two"]["oracle"]), ("one", facts["one"]["oracle"]))
+    ]
+    text += "\n\n" + table(["", "best scale of each photo", "best single scale", "gain"], lines)
+    parts = report["findings"]["one"]["scales"]["sizes"]
+    names = [row["name"] for row in parts[0]["rows"] if row["name"].endswith("attention x class map")]
+    lines = [
+        [name.split(",")[0], *(f"{find(part['rows'], name=name)[0]['score']:.1f}" for part in parts)] for name in names
+    ]
+    heads_of = [
+        f"{part['name']}: {100 * part['least']:.0f} to {100 * part['most']:.0f} % of the photo" for part in parts
+    ]
+    return text + "\n\nOne object, by terciles of the true box's size:\n\n" + table(["scales", *heads_of], lines)
+
+
+def group(report: Row, name: str, more: Mapping[str, str]) -> str:
+    """Return the table of one group of ablation.json, and what was not run."""
+    ran = find(report["rows"], group=name, status="ran")
+    lines = [
+        [row["name"], *(f"{row[key]:.3g}" if row.get(key) is not None else "" for key in more), score(row), change(row)]
+        for row in ran
+    ]
+    text = table([name, *more.values(), "MaxBoxAccV2, %", "against its baseline"], lines)
+    lost = [f"{row['name']} ({row['reason']})" for row in find(report["rows"], group=name, status="not_run")]
+    return text + ("\n\nNot run: " + "; ".join(lost) + "." if lost else "")
+
+
+def ablation(report: Row) -> str:
+    """Return the tables of the groups that training.json has not."""
+    data = report["data"]
+    parts = [f"{data['photos']} photos of {data['name']}; {report['seeds']} seeds of each clusterer."]
+    parts += [group(report, "clusters", {"clusters": "clusters a photo"})]
+    parts += [group(report, "clusterers", {"mean_alpha": "mean alpha"})]
+    parts += [group(report, "backbones", {"mean_alpha": "mean alpha"})]
+    return "\n\n".join(parts)
+
+
+def methods(report: Row) -> str:
+    """Return the table of methods.json."""
+    lines, lost = [], []
+    for row in report["rows"]:
+        if row.get("status", "ran") == "not_run" or row.get("score") is None:
+            lost.append(f"{row['name']} ({row.get('reason')})")
+            continue
+        costs = [row.get(key) for key in ("parameters", "gmacs", "ms", "peak_mib")]
+        lines.append(
+            [
+                row["name"],
+                *("" if value is None else f"{value:.3g}" for value in costs),
+                score(row),
+                str(row["saw_masks"]),
+            ]
+        )
+    text = table(["method", "parameters, M", "GMACs", "ms a photo", "peak, MiB", "MaxBoxAccV2, %", "saw masks?"], lines)
+    return text + ("\n\nNot run: " + "; ".join(lost) + "." if lost else "")
+
+
+def fill(text: str, marker: str, body: str) -> str:
+    """Return a text with what is between its markers replaced."""
+    pattern = re.compile(rf"(<!-- {marker}:begin -->\n).*?(<!-- {marker}:end -->)", re.DOTALL)
+    if len(pattern.findall(text)) != 1:
+        raise SystemExit(f"expected the markers of {marker} once")
+    return pattern.sub(lambda found: f"{found[1]}{body}\n{found[2]}", text)
+
+
+def main() -> None:
+    """Fill, or check."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--check", action="store_true", help="change nothing; fail where a text is another")
+    chosen = parser.parse_args()
+
+    def read(name: str) -> Any:
+        return json.loads((chosen.results / name).read_text(encoding="utf-8"))
+
+    trained, ablated, table_of = read("training.json"), read("ablation.json"), read("methods.json")
+    wanted = {
+        "README.md": {"training": readme(trained)},
+        "docs/training.md": {
+            "training": heads(trained),
+            "scales": scales(trained),
+            "ablation": ablation(ablated),
+            "methods": methods(table_of),
+        },
+    }
+    for name, parts in wanted.items():
+        before = text = (ROOT / name).read_text(encoding="utf-8")
+        for marker, body in parts.items():
+            text = fill(text, marker, body)
+        if chosen.check and text != before:
+            raise SystemExit(f"{name} is not that of the committed results: run benchmarks/training_tables.py")
+        (ROOT / name).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
