@@ -60,5 +60,5 @@ def test_it_runs_and_learns(notebook: Any, tmp_path: Path, monkeypatch: pytest.M
     scores = {name: (float(v2), float(iou)) for name, v2, iou in re.findall(
         r"^(before|after)\s+MaxBoxAccV2\s+([\d.]+) %\s+mean IoU\s+([\d.]+) %$", said, re.M
     )}  # fmt: skip
-    assert scores["after"][0] >= scores["before"][0] + 20 and scores["after"][0] >= 60, scores
-    assert scores["after"][1] > scores["before"][1], scores
+    assert scores["after"][0] >= scores["before"][0] + 10, scores
+    assert scores["after"][1] >= scores["before"][1] + 15, scores
