@@ -23,7 +23,7 @@ help:
 	@echo "make wheel         a wheel for this Python in dist/, repaired by auditwheel (docs/wheels.md)"
 	@echo "make test-install  isolated build, oldest and newest torch: before a release (tens of GB, minutes);"
 	@echo "                   WHEEL=dist/FILE.whl tries that file instead of building one"
-	@echo "make gpu           build in place, GPU tests and benchmarks, 9 minutes; 8 files go to OUT=$(OUT);"
+	@echo "make gpu           build in place, GPU tests and benchmarks, 12 minutes; 8 files go to OUT=$(OUT);"
 	@echo "                   PYTHON=.venv/bin/python names a Python with torch, timm, pytest and pytest-benchmark"
 	@echo "make clean         remove what was built"
 
@@ -101,18 +101,21 @@ gpu:
 	MOLT_REQUIRE_EXT=1 $(PYTHON) setup.py build_ext --inplace > $(OUT)/build.log 2>&1 || { tail -n 30 $(OUT)/build.log; exit 1; }
 	$(PYTHON) -c 'import json, molt; print(json.dumps(molt.config(), indent=1, default=str))' > $(OUT)/config.json
 	set -o pipefail; failed=; \
-	echo "1 of 5: tests"; \
+	echo "1 of 6: tests"; \
 	$(PYTHON) -m pytest -m gpu tests --junitxml=$(OUT)/tests.xml 2>&1 | tee $(OUT)/tests.log || failed="$$failed tests"; \
-	echo "2 of 5: operators, $(GPU_MINUTES) minutes at most"; \
+	echo "2 of 6: operators, $(GPU_MINUTES) minutes at most"; \
 	$(PYTHON) -m molt.cli benchmark --device cuda --minutes $(GPU_MINUTES) --out $(OUT) 2>&1 \
 		| tee $(OUT)/benchmarks.log || failed="$$failed operators"; \
-	echo "3 of 5: photos to boxes, $(GPU_END_TO_END_MINUTES) minute and the row then begun"; \
+	echo "3 of 6: photos to boxes, $(GPU_END_TO_END_MINUTES) minute and the row then begun"; \
 	$(PYTHON) -m molt.cli benchmark --end-to-end --device cuda --minutes $(GPU_END_TO_END_MINUTES) --out $(OUT) \
 		$(addprefix --photos ,$(PHOTOS)) 2>&1 | tee -a $(OUT)/benchmarks.log || failed="$$failed end-to-end"; \
-	echo "4 of 5: deep clustering, its forms"; \
+	echo "4 of 6: deep clustering, its forms"; \
 	$(PYTHON) benchmarks/deep_speed.py --device cuda --steps 8 --rounds 2 --json - 2>&1 \
 		| tee -a $(OUT)/benchmarks.log || failed="$$failed deep"; \
-	echo "5 of 5: pytest-benchmark"; \
+	echo "5 of 6: training, beside plain loops; two minutes"; \
+	$(PYTHON) benchmarks/training_speed.py --device cuda --rounds 2 --epochs 20 --json - 2>&1 \
+		| tee -a $(OUT)/benchmarks.log || failed="$$failed training"; \
+	echo "6 of 6: pytest-benchmark"; \
 	$(PYTHON) -m pytest benchmarks --benchmark-only --benchmark-json=$(OUT)/benchmarks.json 2>&1 \
 		| tee -a $(OUT)/benchmarks.log || failed="$$failed benchmarks"; \
 	if [ -n "$$failed" ]; then echo "make gpu: failed:$$failed; see the logs in $(OUT)"; exit 1; fi

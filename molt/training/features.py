@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +22,11 @@ from molt.training.feature_cache import FeatureCache, photo_identity
 
 SEED = 0  # of views: runs of any seed share them
 PLAIN = find_augmentation("none")
+TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+MOST_READERS = 8
+AHEAD = 2  # batches that are read ahead
+
+Found = tuple[int, list[int], dict[str, Tensor]]  # a scale, rows, and the values of each array
 
 
 class FeatureStore:
@@ -87,47 +95,89 @@ class FeatureStore:
 
     @torch.inference_mode()
     def fill(
-        self, rows: Sequence[int], *, batch: int, device: torch.device, step: Callable[[int], None] | None = None
+        self,
+        rows: Sequence[int],
+        *,
+        batch: int,
+        device: torch.device,
+        step: Callable[[int], None] | None = None,
+        readers: int | None = None,
     ) -> None:
         """Compute rows; those of photos that cannot be read are marked bad, and never tried again.
+
+        While the network looks at a batch, threads read the next ones and write those before.
 
         Args:
             rows: of :meth:`missing`.
             batch: photos a forward pass.
             device: where the model is.
             step: called with the number of rows done.
+            readers: threads that read photos; None takes one on the CPU, whose cores the network needs, else up to 8.
         """
-        types = {"bf16": torch.bfloat16, "fp16": torch.float16}
-        for start in range(0, len(rows), batch):
-            read: list[int] = []
-            pixels: list[Tensor] = []
-            for row in rows[start : start + batch]:
-                index, number = divmod(row, self.views)
-                try:
-                    pixels.append(
-                        view(
-                            self.samples[index].path,
-                            self.size,
-                            PLAIN if number == 0 else self._augmentation(number),
-                            seed=SEED,
-                            epoch=number,
-                            index=index,
-                        )
-                    )
-                    read.append(row)
-                except (PhotoError, OSError) as error:
-                    for cache in self.caches:
-                        cache.mark_bad(row, str(error))
-            if read:
-                x = self.model.normalize(torch.stack(pixels).to(device))
-                for scale, shown in enumerate(self.model.pyramid(x)):
-                    if absent := set(self.caches[scale].missing(read)):
-                        picked = [i for i, row in enumerate(read) if row in absent]
-                        with torch.autocast(device.type, types.get(self.precision), enabled=self.precision in types):
-                            seen = self.model.transformer(scale).backbone.see(shown[picked])
-                        self.caches[scale].write([read[i] for i in picked], _pooled(seen))
-            if step is not None:
-                step(min(start + batch, len(rows)))
+        if readers is None:
+            readers = min(MOST_READERS, os.cpu_count() or 1) if device.type == "cuda" else 1
+        cuts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
+        reading, writing = ThreadPoolExecutor(readers, "molt-read"), ThreadPoolExecutor(1, "molt-write")
+        ahead: deque[list[Future[Tensor | str]]] = deque()
+        behind: deque[tuple[int, Future[None]]] = deque()
+
+        def settle(most: int) -> None:
+            while len(behind) > most:
+                done, write = behind.popleft()
+                write.result()
+                if step is not None:
+                    step(done)
+
+        try:
+            for number, cut in enumerate(cuts):
+                while len(ahead) <= AHEAD and number + len(ahead) < len(cuts):
+                    ahead.append([reading.submit(self._view, row) for row in cuts[number + len(ahead)]])
+                found = [(row, seen.result()) for row, seen in zip(cut, ahead.popleft(), strict=True)]
+                values = self._see([(row, one) for row, one in found if isinstance(one, Tensor)], device)
+                bad = [(row, message) for row, message in found if isinstance(message, str)]
+                # Two at most: on a GPU the first waits for what the network has been given since.
+                settle(1)
+                behind.append((min((number + 1) * batch, len(rows)), writing.submit(self._write, values, bad)))
+            settle(0)
+        finally:
+            reading.shutdown(cancel_futures=True)
+            writing.shutdown()
+
+    def _view(self, row: int) -> Tensor | str:
+        """Return a row's pixels, or why its photo cannot be read."""
+        index, number = divmod(row, self.views)
+        augmentation = PLAIN if number == 0 else self._augmentation(number)
+        try:
+            return view(self.samples[index].path, self.size, augmentation, seed=SEED, epoch=number, index=index)
+        except (PhotoError, OSError) as error:
+            return str(error)
+
+    def _see(self, found: Sequence[tuple[int, Tensor]], device: torch.device) -> list[Found]:
+        """Return rows and features of each scale that lacks them."""
+        if not found:
+            return []
+        rows = [row for row, _ in found]
+        # Page-locked, so that the copy to a GPU does not keep the network waiting.
+        pixels = torch.empty(len(rows), 3, *self.size, pin_memory=device.type == "cuda")
+        torch.stack([one for _, one in found], out=pixels)
+        x = self.model.normalize(pixels.to(device, non_blocking=True))
+        seen = []
+        for scale, shown in enumerate(self.model.pyramid(x)):
+            if absent := set(self.caches[scale].missing(rows)):
+                picked = [i for i, row in enumerate(rows) if row in absent]
+                part = shown if len(picked) == len(rows) else shown[picked]
+                with torch.autocast(device.type, TYPES.get(self.precision), enabled=self.precision in TYPES):
+                    features = self.model.transformer(scale).backbone.see(part)
+                seen.append((scale, [rows[i] for i in picked], _pooled(features)))
+        return seen
+
+    def _write(self, found: Sequence[Found], bad: Sequence[tuple[int, str]]) -> None:
+        for row, message in bad:
+            for cache in self.caches:
+                if cache.missing([row]):
+                    cache.mark_bad(row, message)
+        for scale, rows, values in found:
+            self.caches[scale].write(rows, values)
 
     def _augmentation(self, number: int) -> Augmentation:
         """Return what view ``number`` is made by; where there are flips, views are flipped in turns."""

@@ -1,0 +1,175 @@
+"""Time training: computing features, heads on kept features, and fine-tuning beside loops that one would write.
+
+    python benchmarks/training_speed.py [--device cuda] [--photos 1024] [--rounds 3] [--data FOLDER] [--json FILE]
+
+Everything is warmed up once and then run in turns; medians of wall time until the device is done. Weights are random,
+photos made up unless --data names class folders; of these the first --photos are taken, spread evenly.
+
+features  seconds a photo from files to features on disk, over those of the bare forward passes of the same backbones on
+          decoded pixels on the device: no hooks, no classifier. Stages are timed one after the other; in the pass
+          itself reading and writing run beside the network, in threads.
+heads     the default recipe on features that are there, against a loop over tensors in memory; with and without files.
+loop      fine-tuning from photos, the second epoch of each run, without validation and what is saved after it; against
+          the same network and optimizer in a plain loop, and the timm network with its own classifier in the same loop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from molt._files import whole_file
+from molt.benchmark.run import about
+from molt.data import read_set
+from molt.data.annotations import LocalizationSet
+
+sys.path.insert(0, str(Path(__file__).parent))
+from training_speed_loops import time_loop
+from training_speed_parts import Setting, make_photos, time_features, time_heads
+
+PARTS = ("features", "heads", "loop")
+FEATURE_MODEL, FEATURE_SIZES = "molt_dinov2_small", (224, 336, 448)
+LOOPS = {
+    "cpu": [("molt_deit_tiny", (224,), "no", 8)],
+    "cuda": [("molt_deit_small", (224,), "bf16", 64), ("molt_deit_small", (224, 336, 448), "bf16", 64)],
+}
+PHOTOS = {"cpu": 16, "cuda": 1024}
+MOST_FEATURES = 384  # photos: enough for a median, and waiting at every stage costs time
+TARGETS = {"features": 1.1, "loop": 0.9}
+MOST_WORKERS = 8
+AHEAD = 3  # batches a worker that lie in shared memory at once, and one to spare
+
+
+def find_workers(given: int | None, device: str, batch: int, side: int) -> int:
+    """Return how many processes read: those asked for, else as many as cores and shared memory allow on a GPU."""
+    if given is not None:
+        return given
+    if device == "cpu":
+        return 0
+    free = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0
+    return int(min(MOST_WORKERS, os.cpu_count() or 1, free // (AHEAD * batch * 3 * side * side * 4)))
+
+
+def spread(data: LocalizationSet, count: int) -> LocalizationSet:
+    """Return at most ``count`` of the photos, evenly spread over the set."""
+    step = max(1.0, len(data.samples) / count)
+    places = dict.fromkeys(int(i * step) for i in range(min(count, len(data.samples))))
+    return replace(data, samples=tuple(data.samples[i] for i in places))
+
+
+def measure(given: argparse.Namespace, console: Console) -> dict[str, list[dict[str, Any]]]:
+    """Return the rows of each part."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    device = torch.device(given.device)
+    with tempfile.TemporaryDirectory() as folder:
+        setting = Setting(device, Path(folder), given.rounds)
+        source = given.data or make_photos(Path(folder, "photos"), given.photos)
+        data = spread(read_set(source), given.photos)
+        model, sizes = given.model or FEATURE_MODEL, given.size or FEATURE_SIZES
+        if "features" in given.parts:
+            found["features"] = []
+            for precision in ("no", "bf16"):
+                console.print(f"features, precision {precision}")
+                batch = given.batch or (64 if given.device == "cuda" else 8)
+                how = {"name": model, "sizes": sizes, "precision": precision, "batch": batch}
+                found["features"].append(time_features(setting, spread(data, MOST_FEATURES).samples, **how))
+        if "heads" in given.parts:
+            console.print("heads")
+            how = {"name": model, "sizes": sizes, "epochs": given.epochs, "photos": given.kept}
+            found["heads"] = time_heads(setting, **how)
+        if "loop" in given.parts:
+            found["loop"] = []
+            for name, usual_sizes, precision, usual_batch in LOOPS[given.device]:
+                how = {
+                    "name": given.model or name,
+                    "sizes": given.size or usual_sizes,
+                    "precision": precision,
+                    "batch": given.batch or usual_batch,
+                }
+                console.print(f"loop, {how['name']}, {how['sizes']} px, precision {precision}")
+                workers = find_workers(given.workers, given.device, how["batch"], max(how["sizes"]))
+                found["loop"] += time_loop(replace(setting, workers=workers), data, **how)
+    return found
+
+
+def tables(found: dict[str, list[dict[str, Any]]]) -> list[Table]:
+    """Return a table a part."""
+    made = []
+    if rows := found.get("features"):
+        names = list(rows[0]["stages_s"])
+        table = Table(
+            "precision", "molt, ms", "bare, ms", "ratio", *names, title="features, a photo; target 1.1 at most"
+        )
+        for row in rows:
+            stages = (f"{1000 * row['stages_s'][name]:.2f}" for name in names)
+            times = (f"{1000 * row[key]:.2f}" for key in ("molt_s", "bare_s"))
+            table.add_row(row["precision"], *times, f"{row['ratio']:.3f}", *stages)
+        made.append(table)
+    if rows := found.get("heads"):
+        title = f"heads, {rows[0]['photos']} photos, {rows[0]['epochs']} epochs"
+        table = Table("provider", "loop, s", "whole call, s", "photos/s", "x bare loop", title=title)
+        for row in rows:
+            speed, ratio = f"{row['photos_per_s']:.0f}", f"{row['ratio']:.2f}"
+            table.add_row(row["provider"], f"{row['loop_s']:.2f}", f"{row['call_s']:.2f}", speed, ratio)
+        made.append(table)
+    if rows := found.get("loop"):
+        names = ("network", "provider", "photos/s", "x bare loop", "x timm", "saving an epoch, s")
+        table = Table(*names, title="fine-tuning; target 0.9 of the bare loop at least")
+        for row in rows:
+            network = f"{row['model']}, {'/'.join(map(str, row['sizes']))}, {row['precision']}"
+            ratios = (f"{row[key]:.2f}" for key in ("ratio", "ratio_timm"))
+            saving = "" if row["save_s"] is None else f"{row['save_s']:.2f}"
+            table.add_row(network, row["provider"], f"{row['photos_per_s']:.1f}", *ratios, saving)
+        made.append(table)
+    return made
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print tables, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--photos", type=int, help="of features and loop (default: 16, on a GPU 1024, of which features take 384)"
+    )
+    parser.add_argument("--kept", type=int, default=1000, help="photos whose features heads are trained on")
+    parser.add_argument("--epochs", type=int, help="of heads (default: the recipe's)")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int, help="processes that read in the loop (default: 0, on a GPU up to 8)")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="class folders of photos, instead of made ones")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--model", help="for all parts, in place of their own")
+    parser.add_argument("--size", type=int, nargs="+", help="sides of the scales for all parts, in place of their own")
+    parser.add_argument("--batch", type=int, help="of features and loop, in place of their own")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here, too; - prints them")
+    given = parser.parse_args(arguments)
+    given.photos = PHOTOS[given.device] if given.photos is None else given.photos
+    for name in ("photos", "kept", "rounds"):
+        if getattr(given, name) < 1:
+            parser.error(f"--{name} must be at least 1")
+    # With --json - what is printed is JSON alone.
+    console = Console(stderr=given.json == Path("-"))
+    found = measure(given, console)
+    for table in tables(found):
+        console.print(table)
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(given).items()}
+    report = about(given.device, 1) | {"settings": settings, "targets": TARGETS, **found}
+    if given.json == Path("-"):
+        print(json.dumps(report))
+    elif given.json is not None:
+        with whole_file(given.json) as part:
+            part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
