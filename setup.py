@@ -192,7 +192,7 @@ def pure(reason: str) -> type[build_py]:
 def main() -> None:
     """Run setuptools."""
     os.chdir(ROOT)
-    packages = find_packages(include=["molt", "molt.*"])
+    packages = [*find_packages(include=["molt", "molt.*"]), "molt.data.heads"]  # the last holds data alone
     package_dir = {}
     if not (ROOT / "molt" / "kernels").is_dir():
         packages.append("molt.kernels")
