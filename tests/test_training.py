@@ -125,6 +125,14 @@ def test_a_small_file_where_backbones_can_be_had_again(
     assert not tensors(found.last, ".backbone.") and tensors(found.last, "head")
 
 
+def test_frozen_backbones_of_a_file_stay_in_the_file(folder: Path, tmp_path: Path) -> None:
+    first = go(folder, tmp_path / "first", TINY.change(epochs=1, freeze=False))
+    found = go(folder, tmp_path / "run", TINY.change(epochs=2), model=molt.load_model(first.best))
+    before, after = tensors(first.best, ".backbone."), tensors(found.best, ".backbone.")
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    assert molt.load_model(found.last).trained
+
+
 def test_views_of_flips_double_the_features(folder: Path, tmp_path: Path) -> None:
     found = go(folder, tmp_path / "run", TINY.change(augment="flip", views=2), cache=tmp_path / "cache")
     plain = go(folder, tmp_path / "plain", TINY.change(augment="flip", views=1), cache=tmp_path / "cache")

@@ -260,12 +260,13 @@ def _measured(
             jobs, lost = jobs + own, lost + missing
     for job in jobs:
         sheets[job.sheet.name.split(":")[0]].append(job.sheet)
-    if jobs:
-        grid.work(", ".join(dict.fromkeys(job.sheet.name for job in jobs)), jobs)
     if scales.HEADS in plan.groups and model is not None:
-        sheets[scales.HEADS] = _heads(grid, wanted, trained, model)
+        sheets[scales.HEADS], own = _heads(grid, wanted, trained, model)
+        jobs = jobs + own
         if not plan.class_token:
             lost.append(not_run(scales.HEADS, scales.head_row("class_token"), NO_TOKEN, {"head": "class_token"}))
+    if jobs:
+        grid.work(", ".join(dict.fromkeys(job.sheet.name.split(":")[0] for job in jobs)), jobs)
     if backbones.BACKBONES in plan.groups:
         for name in dict.fromkeys(backbones.full_name(name) for name in plan.backbones):
             try:
@@ -321,9 +322,12 @@ def _bases_of(bases: Any, ways: Any, alphas: Any) -> Callable[[View], Iterator[M
     return lambda view: clusters.measure_bases(view, bases, ways, alphas)
 
 
-def _heads(grid: _Grid, wanted: Wanted, trained: Sequence[Mapping[str, Any]], first: TrainedMolt) -> list[Sheet]:
-    """Measure all checkpoints; those on the same backbones share their forward passes."""
-    plan, found = grid.plan, []
+def _heads(
+    grid: _Grid, wanted: Wanted, trained: Sequence[Mapping[str, Any]], first: TrainedMolt
+) -> tuple[list[Sheet], list[_Job]]:
+    """Return a sheet for each checkpoint, and jobs for those to fill; equal backbones share their forward passes."""
+    plan = grid.plan
+    found: list[Sheet] = []
     jobs: list[_Job] = []
     often: dict[str, int] = {}
     baseline = scales.head_row(str(trained[0]["head"]))
@@ -337,11 +341,12 @@ def _heads(grid: _Grid, wanted: Wanted, trained: Sequence[Mapping[str, Any]], fi
         )
         found.append(sheet)
         if len(sheet.done) < len(grid.samples):
-            model = first if path == plan.checkpoints[0] else TrainedMolt(path, wanted, grid.device, plan.source)
+            model = first
+            if path != plan.checkpoints[0]:
+                model = TrainedMolt(path, wanted, grid.device, plan.source)
+                model.share_backbones(first)
             jobs.append(_head_job(sheet, model))
-    if jobs:
-        grid.work(scales.HEADS, jobs)
-    return found
+    return found, jobs
 
 
 def _head_job(sheet: Sheet, model: TrainedMolt) -> _Job:

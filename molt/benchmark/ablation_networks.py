@@ -137,6 +137,13 @@ class TrainedMolt:
             f"{config.backbone}-{backbone_digest(self.model.transformer(i))}" for i in range(len(config.sizes))
         ]
 
+    def share_backbones(self, other: TrainedMolt) -> None:
+        """Hold the backbones that are another's as its own, so that memory holds them once."""
+        theirs = dict(zip(other._backbones, range(len(other._backbones)), strict=True))
+        for scale, name in enumerate(self._backbones):
+            if name in theirs:
+                self.model.transformer(scale).backbone = other.model.transformer(theirs[name]).backbone
+
     def maps(self, view: View) -> Arrays:
         """Return ``product``, ``class`` and ``attention`` of each scale, (h, w) float32 under ``NAME_SCALE``; ``ms``.
 

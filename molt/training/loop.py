@@ -122,7 +122,8 @@ def train(
     if resume and not (out / STATE).is_file() and (out / RUN).exists():
         raise TrainingError(f"{out} has no {STATE}: its state is lost, take another folder")
     writer = _tensorboard(out) if tensorboard else None
-    AcceleratorState._reset_state()  # another run of this process may have had another precision
+    # Another run of this process may have had another precision or device.
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision=recipe.precision)
     if device == "cuda" and accelerator.device.type != "cuda":
         raise ValueError("device 'cuda' cannot be used here")

@@ -176,9 +176,11 @@ class Run:
         return losses, (fused.argmax(-1) == labels).double()
 
     def _moved(self, values: Any) -> Any:
-        if isinstance(values, Tensor):
-            return values.to(self.device)
-        return [one.to(self.device) for one in values]
+        if not isinstance(values, Tensor):
+            return [self._moved(one) for one in values]
+        if self.device.type == "cuda":  # page-locked, so that nobody waits for the copy
+            return values.pin_memory().to(self.device, non_blocking=True)
+        return values.to(self.device)
 
     def _settle(self) -> None:
         """Add up the last step's sums; stop where its loss is not finite."""

@@ -27,8 +27,9 @@ def trained_tensors(model: MOLT) -> dict[str, Tensor]:
 
 def save_model(model: MOLT, path: Path) -> None:
     """Write a model; its backbones only where they are trained or could not be had again."""
-    random = any(info.source == "random" for info in model.weights)
-    model.save(path, backbones=random or any(".backbone." in name for name in trained_tensors(model)))
+    sources = [info.source for info in model.weights[: len(model.transformers)]]
+    elsewhere = all(source.startswith(("package ", "hub ")) for source in sources)
+    model.save(path, backbones=not elsewhere or any(".backbone." in name for name in trained_tensors(model)))
 
 
 def identity(run: Run) -> dict[str, Any]:
