@@ -158,7 +158,7 @@ def main(arguments: list[str] | None = None) -> None:
         if getattr(given, name) < 1:
             parser.error(f"--{name} must be at least 1")
     # With --json - what is printed is JSON alone.
-    console = Console(stderr=given.json == Path("-"))
+    console = Console(stderr=given.json == Path("-"), width=None if sys.stdout.isatty() else 120)
     found = measure(given, console)
     for table in tables(found):
         console.print(table)

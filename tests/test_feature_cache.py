@@ -10,6 +10,7 @@ import pickle
 import resource
 import shutil
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -18,13 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from torch import Tensor
 
+import molt
 from molt.data import Sample
 from molt.training import _feature_files as files
+from molt.training import features
+from molt.training.augment import AUGMENTATIONS
 from molt.training.feature_cache import CacheError, FeatureCache, photo_identity
+from molt.training.features import FeatureStore
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROWS, MANY = 12, 80
@@ -439,6 +445,23 @@ def test_damaged_files_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         assert again.missing() == list(range(ROWS))
 
 
+def test_some_arrays_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first time all are read, as a checksum is of all; then those asked for."""
+    with opened(tmp_path) as cache:
+        fill(cache, list(range(ROWS)))
+    with opened(tmp_path) as again:
+        read: list[int] = []
+        original = files.read_at
+        monkeypatch.setattr(files, "read_at", lambda file, *rest: read.append(file) or original(file, *rest))
+        wanted = {"logits": values([3, 1])["logits"]}
+        assert same(again.read([3, 1], ["logits"]), wanted) and len(set(read)) == 4
+        read.clear()
+        assert same(again.read([3, 1], ["logits"]), wanted) and len(set(read)) == 2, "the marks and the array"
+        assert again.read([3], []) == {} and again.width("tokens") == 15 and again.width("label") == 1
+        with pytest.raises(ValueError, match="names must be of label, logits, tokens, got masks"):
+            again.read([3], ["masks"])
+
+
 def test_a_changed_byte_is_told_when_its_row_is_read(tmp_path: Path) -> None:
     with opened(tmp_path) as cache:
         fill(cache, list(range(ROWS)))
@@ -589,3 +612,55 @@ def test_wrong_rows_and_values(tmp_path: Path) -> None:
         assert cache.missing() == list(range(ROWS)) and (cache.folder / "bad.jsonl").stat().st_size == 0
         with pytest.raises(TypeError, match="open it there"):
             pickle.dumps(cache)
+
+
+def test_a_pass_in_threads_and_reading_from_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit what one thread computes and what lies on disk, whatever the number of readers."""
+    samples = []
+    for number in range(7):
+        path = tmp_path / f"{number}.png"
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 48, 3), dtype=np.uint8)
+        PIL.Image.fromarray(pixels).save(path)
+        samples.append(Sample(path.name, path, 0, np.zeros((0, 4))))
+    samples[4].path.write_bytes(b"no photo")
+    torch.manual_seed(0)
+    model = molt.create_model("molt_deit_tiny", 2, (32, 48), pretrained=False).eval().freeze_backbones()
+    kept = []
+    for readers in (1, 5):
+        store = FeatureStore(model, tmp_path / str(readers), samples, 2, AUGMENTATIONS["crop"], "no")
+        done: list[int] = []
+        store.fill(range(14), batch=3, device=torch.device("cpu"), step=done.append, readers=readers)
+        assert done == [3, 6, 9, 12, 14] and store.missing(range(7)) == []
+        store.look(range(7))
+        assert list(store.bad) == [4] and "4.png" in store.bad[4]
+        good = [13, 0, 1, 6, 2]
+        kept.append(store.read(good))
+        assert [len(value) for value in store.read([])] == [0, 0]
+        kept.append(store.read(good))
+        with monkeypatch.context() as patch:
+            patch.setattr(features, "MOST_HELD", 0)
+            kept.append(store.read(good))
+        with pytest.raises(ValueError, match="rows must be filled, got row 8"):
+            store.read([0, 8])
+    for other in kept[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(kept[0], other, strict=True))
+
+
+def test_a_pass_ends_with_the_error_of_a_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was written before counts, and no thread is left."""
+    path = tmp_path / "0.png"
+    PIL.Image.new("RGB", (40, 40)).save(path)
+    samples = [Sample(f"{i}.png", path, 0, np.zeros((0, 4))) for i in range(6)]
+    model = molt.create_model("molt_deit_tiny", 2, (32,), pretrained=False).eval().freeze_backbones()
+    store = FeatureStore(model, tmp_path / "cache", samples, 1, AUGMENTATIONS["none"], "no")
+    original = FeatureCache.write
+
+    def full(cache: FeatureCache, rows: Any, found: Any) -> None:
+        if 2 in rows:
+            raise OSError(errno.ENOSPC, "full")
+        original(cache, rows, found)
+
+    monkeypatch.setattr(FeatureCache, "write", full)
+    with pytest.raises(OSError, match="full"):
+        store.fill(range(6), batch=2, device=torch.device("cpu"))
+    assert store.missing(range(6)) == [2, 3] and not [t for t in threading.enumerate() if "molt-" in t.name]

@@ -12,10 +12,11 @@ import errno
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -115,6 +116,10 @@ class FeatureCache:
         """Bytes of disk space that the files take."""
         return sum(path.stat().st_size for path in self.folder.iterdir())
 
+    def width(self, name: str) -> int:
+        """Return how many numbers a row of an array has."""
+        return math.prod(self._arrays[name][0])
+
     def missing(self, rows: Any = None) -> list[int]:
         """Return those of the rows, by default of all, that are neither there nor marked bad, in the order given."""
         asked = self._rows(rows)
@@ -189,16 +194,23 @@ class FeatureCache:
             raise damaged(self.folder, f"{BAD} has no message for row {lost[0]}")
         return dict(sorted(found.items()))
 
-    def read(self, rows: Any) -> dict[str, Tensor]:
+    def read(self, rows: Any, names: Collection[str] | None = None) -> dict[str, Tensor]:
         """Return rows (n, *shape) of each array, in the order given, bit for bit as they were written, on the CPU.
 
-        Each row's checksum is looked at when this process first reads it.
+        Each row's checksum, which is of all arrays, is looked at when this process first reads it.
+
+        Args:
+            rows: (n,) integers.
+            names: of the arrays to return; None returns all.
 
         Raises:
-            TypeError, ValueError: rows of another type, out of range, missing or bad.
+            TypeError, ValueError: rows of another type, out of range, missing or bad, or a name of no array.
             CacheError: a row is not what was written.
         """
         asked = self._rows(rows)
+        wanted = set(self._arrays if names is None else names)
+        if unknown := sorted(map(str, wanted - set(self._arrays))):
+            raise ValueError(f"names must be of {', '.join(self._arrays)}, got {', '.join(unknown)}")
         state, sums = self._state(asked)
         if (state != 1).any():
             place = int((state != 1).argmax())
@@ -208,6 +220,8 @@ class FeatureCache:
         check = np.zeros(len(asked), np.uint32)
         unsound = np.flatnonzero(~self._sound[asked]).tolist()
         for name, (shape, dtype) in self._arrays.items():
+            if not unsound and name not in wanted:
+                continue
             found[name] = torch.empty(len(asked), *shape, dtype=dtype)
             block = files.as_bytes(found[name])
             for first, last in files.runs(asked):
@@ -220,7 +234,7 @@ class FeatureCache:
             if check[place] != sums[place]:
                 raise damaged(self.folder, f"row {asked[place]} is not what was written")
         self._sound[asked] = True
-        return found
+        return {name: values for name, values in found.items() if name in wanted}
 
     def close(self) -> None:
         """Close the files."""

@@ -25,6 +25,7 @@ PLAIN = find_augmentation("none")
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 MOST_READERS = 8
 AHEAD = 2  # batches that are read ahead
+MOST_HELD = 2**30  # bytes of features in memory
 
 Found = tuple[int, list[int], dict[str, Tensor]]  # a scale, rows, and the values of each array
 
@@ -62,6 +63,8 @@ class FeatureStore:
         self.augmentation, self.precision = augmentation, precision
         self.size = model.finest
         self.bad: dict[int, str] = {}
+        self._held: list[Tensor] | None = None
+        self._here = torch.zeros(0, dtype=torch.bool)  # rows that are held
         photos = photo_identity(samples)
         self.caches = []
         for scale, size in enumerate(model.config.sizes):
@@ -184,8 +187,20 @@ class FeatureStore:
         return replace(self.augmentation, flip=float(number % 2)) if self.augmentation.flip else self.augmentation
 
     def read(self, rows: Sequence[int]) -> list[Tensor]:
-        """Return what each scale's head depends on, (rows, F) each."""
-        return [cache.read(rows)[self.kind] for cache in self.caches]
+        """Return what each scale's head depends on, (rows, F) each; from memory where all of it fits in 1 GiB."""
+        count, widths = len(self.samples) * self.views, [cache.width(self.kind) for cache in self.caches]
+        if 4 * count * sum(widths) > MOST_HELD:
+            return [cache.read(rows, [self.kind])[self.kind] for cache in self.caches]
+        if self._held is None:
+            self._held = [torch.empty(count, width) for width in widths]
+            self._here = torch.zeros(count, dtype=torch.bool)
+        places = torch.as_tensor(rows, dtype=torch.int64)
+        lacking = places[~self._here[places]]
+        if len(lacking) > 0:
+            for held, cache in zip(self._held, self.caches, strict=True):
+                held[lacking] = cache.read(lacking, [self.kind])[self.kind]
+            self._here[lacking] = True
+        return [held[places] for held in self._held]
 
     def look(self, photos: Sequence[int]) -> None:
         """Note the photos that were marked bad in :attr:`bad`."""
