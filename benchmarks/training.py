@@ -1,11 +1,14 @@
 """Train MOLT's heads on the composites and score them on the photos with one and with two objects.
 
     python benchmarks/composites.py composites-data --fetch --train 800,400 --val 100 --test 250
-    python benchmarks/training.py composites-data [--runs DIR] [--out benchmarks/results/DEVICE] [--precision bf16]
+    python benchmarks/photos/fetch.py photos-data
+    python benchmarks/training.py composites-data --photos photos-data [--runs DIR] [--out benchmarks/results/DEVICE]
 
 Trains, with seeds 0, 1 and 2, the default recipe, the same with mean pooling (TS-CAM's) and the same with a head on the
-class token; features are computed once for all. Then runs `molt ablate --groups scales,heads` on both test splits. What
-is in --runs already goes on from there. Writes training.json: what was trained, how long it took, and those rows.
+class token; features are computed once for all. Then runs `molt ablate --groups scales,heads` on both test splits and,
+with the class that each head holds likeliest, on the photos of animals. What is in --runs already goes on from there.
+Writes training.json: what was trained, how long it took, and those rows; and to --runs/photos-overlays a page of the
+photos with the first head's single scales, fused and refined maps and boxes (photos are not ours to publish).
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ KINDS: dict[str, list[str]] = {
     "mean pooling": ["--pooling", "mean"],
     "class token": ["--head", "class_token"],
 }
-TESTS = {"two": "composites, two objects", "one": "composites, one object"}
+TESTS = {"two": "composites, two objects", "one": "composites, one object", "photos": "22 photos of animals"}
 
 
 def train(data: Path, runs: Path, precision: str) -> list[dict[str, Any]]:
@@ -53,11 +56,16 @@ def folder(runs: Path, kind: str, seed: int) -> Path:
     return runs / f"{kind.replace(' ', '-')}-{seed}"
 
 
-def score(data: Path, runs: Path, test: str) -> dict[str, Any]:
-    """Return the report of `molt ablate` on a test split, of all heads that were trained."""
+def score(data: Path, photos: Path, runs: Path, test: str) -> dict[str, Any]:
+    """Return the report of `molt ablate` on a test split or the photos, of all heads that were trained."""
     out = runs / f"ablation-{test}"
-    command = [sys.executable, "-m", "molt.cli", "ablate", str(data / "metadata" / "boxes" / f"test-{test}")]
-    command += ["--photos", str(data / "photos"), "--classes", str(data / "classes.txt"), "--out", str(out)]
+    command = [sys.executable, "-m", "molt.cli", "ablate", "--out", str(out)]
+    if test == "photos":
+        names = photos / "metadata" / "classes.txt"
+        command += [str(photos / "metadata"), "--photos", str(photos), "--classes", str(names), "--gt-map", "top1"]
+    else:
+        command += [str(data / "metadata" / "boxes" / f"test-{test}"), "--photos", str(data / "photos")]
+        command += ["--classes", str(data / "classes.txt")]
     command += ["--seeds", "1", "--groups", "scales,heads", "--no-plots"]
     for kind in KINDS:
         option = "--checkpoint-class-token" if kind == "class token" else "--checkpoint"
@@ -72,12 +80,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Train, score, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("composites", type=Path)
+    parser.add_argument("--photos", type=Path, default=Path("photos-data"), help="of benchmarks/photos/fetch.py")
     parser.add_argument("--runs", type=Path, default=Path("molt-training"), help="folder of runs and features")
     parser.add_argument("--out", type=Path, help="folder of training.json; --runs if not given")
     parser.add_argument("--precision", default="bf16", help="of the backbone's pass over the photos: no, bf16 or fp16")
     chosen = parser.parse_args(arguments)
     trained = train(chosen.composites, chosen.runs, chosen.precision)
-    reports = {test: score(chosen.composites, chosen.runs, test) for test in TESTS}
+    reports = {test: score(chosen.composites, chosen.photos, chosen.runs, test) for test in TESTS}
+    overlays = [sys.executable, "-m", "molt.cli", "localize", str(chosen.photos), "--method", "molt_dinov2_small"]
+    overlays += ["--checkpoint", str(folder(chosen.runs, "default", 0) / "best.safetensors")]
+    subprocess.run([*overlays, "--out", str(chosen.runs / "photos-overlays")], check=True, stdout=subprocess.DEVNULL)
     rows = [{"set": test, "title": TESTS[test]} | row for test, one in reports.items() for row in one["rows"]]
     findings = {test: one["findings"] for test, one in reports.items()}
     report = about("cpu", 1) | {"precision": chosen.precision, "trained": trained, "findings": findings, "rows": rows}

@@ -2,7 +2,7 @@
 
     python benchmarks/training_tables.py [--results benchmarks/results/cpu-2-cores] [--check]
 
-From training.json (`benchmarks/training.py`), ablation.json (`molt ablate`) and methods.json (`molt benchmark --methods`).
+From training.json (`benchmarks/training.py`), ablation.json (`molt ablate`), methods.json (`molt benchmark --methods`).
 --check changes nothing and fails where a text is not that of the committed results.
 """
 
@@ -49,9 +49,9 @@ def of_both(report: Row, heads: str, names: Mapping[str, str], group: str) -> st
     """Return a table of some rows of training.json on both test splits."""
     lines = []
     for name, shown in names.items():
-        two, one = (find(report["rows"], set=test, group=group, name=name)[0] for test in ("two", "one"))
-        lines.append([shown, score(two), change(two), score(one), change(one)])
-    return table([heads, "two objects", "against the first", "one object", "against the first"], lines)
+        own = [find(report["rows"], set=test, group=group, name=name)[0] for test in ("two", "one", "photos")]
+        lines.append([shown, *(cell for row in own[:2] for cell in (score(row), change(row))), score(own[2])])
+    return table([heads, "two objects", "against the first", "one object", "against the first", "22 photos"], lines)
 
 
 HEADS = {
