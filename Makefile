@@ -12,7 +12,7 @@ BIN = $(VENV)/bin
 BUILD = MOLT_REQUIRE_EXT=1 PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --no-build-isolation
 SOURCES = setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*)
 
-.PHONY: help demo test lint bench photos evaluation wheel test-install gpu clean
+.PHONY: help demo test lint bench photos evaluation training wheel test-install gpu clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -20,6 +20,7 @@ help:
 	@echo "make bench         on this machine's CPU: operators against their peers, photos to boxes, pytest-benchmark"
 	@echo "make photos        fetch the benchmark photos and print the table of boxes (Debian or Ubuntu)"
 	@echo "make evaluation    MaxBoxAcc, MaxBoxAccV2 on these photos and on composites (Debian or Ubuntu; half an hour)"
+	@echo "make training      heads trained on the composites, what each part is worth, methods and their cost (Debian; 2 hours)"
 	@echo "make wheel         a wheel for this Python in dist/, repaired by auditwheel (docs/wheels.md)"
 	@echo "make test-install  isolated build, oldest and newest torch: before a release (tens of GB, minutes);"
 	@echo "                   WHEEL=dist/FILE.whl tries that file instead of building one"
@@ -74,6 +75,21 @@ evaluation: $(VENV)/.bench
 	test -e composites-data/composites.json || $(BIN)/python benchmarks/composites.py composites-data --fetch --train 800,400 --val 100 --test 250
 	$(BIN)/python benchmarks/evaluation.py photos-data composites-data --runs molt-evaluation
 	$(BIN)/python benchmarks/evaluation_speed.py
+
+TWO = composites-data/metadata/boxes/test-two --photos composites-data/photos --classes composites-data/classes.txt \
+	--class-map benchmarks/composites_classes.csv --checkpoint molt-training/default-0/best.safetensors
+OTHERS = $(foreach n,1 2,--checkpoint molt-training/default-$(n)/best.safetensors) \
+	$(foreach n,0 1 2,--checkpoint-class-token molt-training/class-token-$(n)/best.safetensors)
+
+training: $(VENV)/.bench
+	$(BIN)/python benchmarks/photos/fetch.py photos-data
+	test -e composites-data/composites.json || $(BIN)/python benchmarks/composites.py composites-data --fetch --train 800,400 --val 100 --test 250
+	$(BIN)/python benchmarks/training.py composites-data --photos photos-data --runs molt-training
+	$(BIN)/molt train composites-data/photos/train/one --recipe sat --model molt_dinov2_small --sizes 224 --batch 16 --lr 1e-3 \
+		--backbone-lr 2e-5 --precision bf16 --val-share 0.05 --out molt-training/spatial --resume
+	$(BIN)/molt ablate $(TWO) $(OTHERS) --limit 30 --out molt-ablation
+	$(BIN)/molt benchmark --methods $(TWO) --checkpoint-spatial molt-training/spatial/best.safetensors --limit 40 --out molt-methods
+	$(BIN)/python benchmarks/training_speed.py
 
 # What an earlier build left in build/lib would go into the wheel.
 wheel: $(VENV)/.torch

@@ -116,10 +116,10 @@ def test_python_examples_run_as_printed_and_in_order(place: Path, capsys: pytest
 def test_other_commands_have_right_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     others = [command for command in commands()[7:] if " convert " not in command]
-    assert len(others) == 5 and sum("torchrun" in o or "accelerate launch" in o for o in others) == 2
+    assert len(others) == 7 and sum("torchrun" in o or "accelerate launch" in o for o in others) == 2
     for command in others:
         code, said = go(command)
-        assert code == 2 and "no such file or folder" in said, (command, said)
+        assert code == 2 and "no such file" in said.lower(), (command, said)
     converts = [command for command in commands() if command.startswith("molt convert ")]
     assert len(converts) == 3
     for name in {molt_arguments(command)[1] for command in converts}:
