@@ -35,7 +35,20 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ("left", "right")
 SIDE = 32
 FAST = Settings(size=32, thresholds=20, draws=20)
-COLUMNS = {"name", "does", "not_run", "failed", "same_as", "photos", "seeds", "score", "interval", "scores", "runs"}
+COLUMNS = {
+    "name",
+    "does",
+    "status",
+    "reason",
+    "failed",
+    "same_as",
+    "photos",
+    "seeds",
+    "score",
+    "interval",
+    "scores",
+    "runs",
+}
 COLUMNS |= {"thresholds", "accuracy", "accuracy_note", "problems", "parameters", "trained_parameters", "gmacs", "ms"}
 COLUMNS |= {"p20_ms", "p80_ms", "box_ms", "box_p20_ms", "box_p80_ms", "weights_mib", "extra_mib", "peak_mib"}
 COLUMNS |= {"weights", "saw_masks", "method"}
@@ -144,10 +157,10 @@ def test_every_row_has_all_columns_and_says_why_it_did_not_run(tmp_path: Path) -
     assert json.loads(json.dumps(report, allow_nan=False)) == json.loads(work.path.read_text())
     rows = named(report)
     assert list(rows) == [plan.name for plan in some]
-    assert all(set(row) == COLUMNS and row["photos"] == 6 and row["seeds"] == [0] for row in rows.values())
-    assert rows["missing"]["not_run"] == "needs the package nowhere" and not rows["missing"]["failed"]
-    assert rows["no weights"]["not_run"] == "weights are nowhere" and not rows["no weights"]["failed"]
-    assert rows["broken"]["not_run"] == "raises RuntimeError: out of luck" and rows["broken"]["failed"]
+    assert all(set(row) == COLUMNS and row["photos"] == 6 and row["seeds"] == 1 for row in rows.values())
+    assert rows["missing"]["reason"] == "needs the package nowhere" and not rows["missing"]["failed"]
+    assert rows["no weights"]["reason"] == "weights are nowhere" and not rows["no weights"]["failed"]
+    assert rows["broken"]["reason"] == "raises RuntimeError: out of luck" and rows["broken"]["failed"]
     assert rows["again"]["same_as"] == "halves" and rows["again"]["does"] == "the same"
     same = set(COLUMNS) - {"name", "does", "same_as"}
     assert {key: rows["again"][key] for key in same} == {key: rows["halves"][key] for key in same}
@@ -197,7 +210,7 @@ def test_what_a_row_cannot_say_is_noted(tmp_path: Path) -> None:
     entry = Halves().entry()
     needy = Entry(entry.see, entry.size, class_names=NAMES, needs_class=True)
     rows = named(finish(table(tmp_path, Plan("needy", "n", lambda: needy), gt_map="agnostic")))
-    assert "there is none of 'object'" in rows["needy"]["not_run"]
+    assert "there is none of 'object'" in rows["needy"]["reason"]
 
     def unknown(known: tuple[str, ...]) -> Any:
         raise ValueError("2 of the set's 2 classes are not among the network's")
@@ -205,7 +218,7 @@ def test_what_a_row_cannot_say_is_noted(tmp_path: Path) -> None:
     for gt_map, note in (("label", None), ("top1", "its classes are not the set's")):
         work = table(tmp_path / gt_map, Plan("halves", "h", Halves().entry), gt_map=gt_map)
         row = named(finish(Work(**(vars(work) | {"groups": unknown}))))["halves"]
-        assert row["accuracy_note"] == note and (row["not_run"] is None) == (note is not None)
+        assert row["accuracy_note"] == note and (row["reason"] is None) == (note is not None)
     work = table(tmp_path / "object", Plan("halves", "h", Halves().entry), groups={0: (-1,), 1: (1,)})
     row = named(finish(work))["halves"]
     assert row["accuracy"] is None and "'object'" in row["accuracy_note"] and row["score"] is not None
@@ -423,12 +436,14 @@ def test_untrained_and_wrong_checkpoints_do_not_run(tmp_path: Path) -> None:
     ]  # fmt: skip
     with pytest.raises(NotRun, match="its head is 'patches', expected 'class_token'"):
         rows["class-token"].build()
-    entry = rows["spatial"].build()
+    with pytest.raises(NotRun, match="its head is 'patches', expected 'spatial'"):
+        rows["spatial"].build()
+    entry = rows["molt-1"].build()
     assert str(tmp_path) not in json.dumps([info.to_json() for info in entry.weights])
     path.write_bytes(b"no file of weights")
     work = table(tmp_path, *method_rows.plans(Networks("cpu", files={"checkpoint": path}))[4:8])
     rows_found = finish(work)["rows"]
-    assert all("is not a safetensors file" in row["not_run"] for row in rows_found)
+    assert all("is not a safetensors file" in row["reason"] for row in rows_found)
 
 
 def test_a_missing_package_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:

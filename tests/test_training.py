@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -135,7 +136,7 @@ def test_frozen_backbones_of_a_file_stay_in_the_file(folder: Path, tmp_path: Pat
 
 def test_views_of_flips_double_the_features(folder: Path, tmp_path: Path) -> None:
     found = go(folder, tmp_path / "run", TINY.change(augment="flip", views=2), cache=tmp_path / "cache")
-    plain = go(folder, tmp_path / "plain", TINY.change(augment="flip", views=1), cache=tmp_path / "cache")
+    plain = go(folder, tmp_path / "plain", TINY, cache=tmp_path / "cache")
     assert found.history[-1]["loss"] != plain.history[-1]["loss"]
     seen: list[Any] = []
     go(
@@ -298,17 +299,27 @@ def test_precision_compile_and_tensorboard(folder: Path, tmp_path: Path) -> None
 def test_heads(folder: Path, tmp_path: Path) -> None:
     token = go(folder, tmp_path / "token", TINY.change(head="class_token", epochs=30))
     assert token.history[-1]["accuracy"] > 0.8
-    spatial = go(folder, tmp_path / "spatial", TINY.change(head="spatial", freeze=False, epochs=2, lr=1e-3))
-    state = load_file(spatial.last)
-    assert any("spatial_token" in key for key in state)
-    assert (folder / "x").exists() is False and not (spatial.folder / run_files.FEATURES).exists()
+    recipe = TINY.change(head="spatial", epochs=2, lr=1e-2)
+    spatial, without = (
+        go(folder, tmp_path / f"spatial-{weight}", recipe.change(spatial_weight=weight)) for weight in (1.0, 0.0)
+    )
+    start = go(folder, tmp_path / "start", recipe.change(lr=1e-12))
+    token = "transformers.0.spatial_token"
+    trained, plain, fresh = (load_file(one.last)[token] for one in (spatial, without, start))
+    assert (trained - fresh).abs().max() > 1e-3 and (trained - plain).abs().max() > 1e-4
+    assert spatial.history[0]["loss"] > without.history[0]["loss"], "the terms on its masks add to the loss"
+    assert not (spatial.folder / run_files.FEATURES).exists()
 
 
 def test_validation_photos_of_their_own(folder: Path, tmp_path: Path) -> None:
     data = read_set(folder)
-    found = train(data, tmp_path / "run", recipe=TINY, val=data, pretrained=False, device="cpu")
+    with pytest.raises(ValueError, match="val: 13 photos are in data too"):
+        train(data, tmp_path / "run", recipe=TINY, val=data, pretrained=False, device="cpu")
+    shutil.copytree(folder, tmp_path / "others")
+    others = read_set(tmp_path / "others")
+    found = train(data, tmp_path / "run", recipe=TINY, val=[others, others], pretrained=False, device="cpu")
     about = json.loads((found.folder / run_files.RUN).read_text())
-    assert about["photos"] == {"train": 13, "held_out": 13}
+    assert about["photos"] == {"train": 13, "held_out": 26}
     none = train(data, tmp_path / "none", recipe=TINY, val_share=0, pretrained=False, device="cpu")
     assert none.best_epoch == 3 and none.history[-1]["val_loss"] is None
     same(none.best, none.last)
@@ -365,6 +376,42 @@ def test_a_rate_that_explodes_is_told(folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run" / run_files.STATE).exists()
 
 
+@pytest.mark.parametrize("steps", [{"epochs": 1}, {"batch": 50}])
+def test_weights_that_are_not_finite_are_never_kept(folder: Path, tmp_path: Path, steps: dict[str, Any]) -> None:
+    """The loss of a step that goes wrong is still finite: its weights are looked at."""
+    recipe = TINY.change(lr=1e37, schedule="constant", **({"batch": 50} | steps))
+    with pytest.raises(TrainingError, match="not finite after epoch 1, batch 1 of 1"):
+        go(folder, tmp_path / "run", recipe)
+    assert not [path for path in (tmp_path / "run").glob("*") if path.is_file()]
+
+
+def test_the_last_good_state_outlives_weights_that_are_not_finite(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = run.Run._one_step
+
+    def step(self: run.Run, inputs: Any) -> None:
+        original(self, inputs)
+        if (self.epoch, self.step) == (1, 1):
+            next(self.source.net.parameters()).data.fill_(float("nan"))
+
+    monkeypatch.setattr(run.Run, "_one_step", step)
+    with pytest.raises(TrainingError, match="weight is not finite after epoch 2"):
+        go(folder, tmp_path / "run")
+    monkeypatch.setattr(run.Run, "_one_step", original)
+    resumed, whole = go(folder, tmp_path / "run", resume=True), go(folder, tmp_path / "whole")
+    same(resumed.last, whole.last)
+    same(resumed.best, whole.best)
+
+
+def test_what_is_not_heeded_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="augment 'crop' does nothing to kept features of one view"):
+        go(folder, tmp_path / "run", TINY.change(augment="crop"))
+    with pytest.raises(ValueError, match="views apply to kept features alone"):
+        go(folder, tmp_path / "run", TINY.change(views=2), cache=None)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_full_disk_leaves_the_old_files(folder: Path, tmp_path: Path) -> None:
     found = go(folder, tmp_path / "run", TINY.change(epochs=1))
     before = {path.name: path.read_bytes() for path in found.folder.iterdir() if path.is_file()}
@@ -390,6 +437,10 @@ def test_another_run_is_never_mixed_in(folder: Path, tmp_path: Path) -> None:
             go(folder, tmp_path / "run", TINY.change(epochs=1, **change), resume=True)
     with pytest.raises(TrainingError, match="other photos"):  # others are held out
         go(folder, tmp_path / "run", TINY.change(epochs=1), resume=True, seed=1)
+    with pytest.raises(TrainingError, match="other backbones"):
+        names = {"class_names": ["blue", "red"], "pooling": "attention", "clip": True}
+        model = molt.create_model("molt_deit_tiny", 2, (32, 48), True, pretrained=False, **names)
+        go(folder, tmp_path / "run", TINY.change(epochs=1), resume=True, model=model)
     state = tmp_path / "run" / run_files.STATE
     state.write_bytes(state.read_bytes()[:-100])
     with pytest.raises(TrainingError, match="no state of a training run"):
@@ -453,13 +504,11 @@ def test_several_sets_are_joined(folder: Path, tmp_path: Path) -> None:
 def test_recipes_hold_and_are_plain_values() -> None:
     for name, recipe in RECIPES.items():
         assert recipe.name == name and Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
-    rates = [RECIPES["ts-cam"].rate(epoch, epoch) for epoch in range(61)]
-    assert rates[29] == 1 and rates[30] == pytest.approx(0.1) and rates[59] == pytest.approx(0.1)
-    assert rates[60] == pytest.approx(0.01)
-    rates = [RECIPES["ts-cam-ilsvrc"].rate(epoch, epoch) for epoch in range(21)]
-    assert np.allclose(
-        [rates[9], rates[10], rates[11], rates[12], rates[19], rates[20]], [1, 0.1, 0.1, 0.01, 0.01, 1e-3]
-    )
+    # TS-CAM's code counts epochs from 1: a tenth at 30 and 60 of 60, and at 10, 12 and 20 of 20.
+    rates = [RECIPES["ts-cam"].rate(epoch - 1, epoch - 1) for epoch in range(1, 61)]
+    assert np.allclose(rates, [1.0] * 29 + [0.1] * 30 + [0.01])
+    rates = [RECIPES["ts-cam-ilsvrc"].rate(epoch - 1, epoch - 1) for epoch in range(1, 21)]
+    assert np.allclose(rates, [1.0] * 9 + [0.1] * 2 + [0.01] * 8 + [0.001])
     warm = Recipe(epochs=10, warmup=2.0, final_lr=0.1)
     assert [warm.rate(p, int(p)) for p in (0, 1, 2, 6, 10)] == pytest.approx([0, 0.5, 1, 0.55, 0.1])
 
@@ -472,7 +521,10 @@ def test_recipes_hold_and_are_plain_values() -> None:
         ({"drop_path": 2}, "drop_path must be in"),
         ({"head": "mlp"}, "head must be one of"),
         ({"warmup": 99.0}, "warmup must be at most epochs"),
-        ({"milestones": (0,)}, "milestones must be at least 1"),
+        ({"milestones": (0,), "schedule": "steps"}, "milestones must be at least 1"),
+        ({"milestones": (3,)}, "milestones go with schedule 'steps'"),
+        ({"schedule": "steps"}, "milestones go with schedule 'steps'"),
+        ({"backbone_lr": 0.1}, "backbone_lr does not apply to frozen backbones"),
         ({"clip": 1}, "clip must be True or False"),
         ({"speed": 1}, "a recipe has no speed"),
     ],

@@ -37,7 +37,7 @@ LEFT = {
     "deep clustering, published": "takes minutes a photo; benchmarks/photos/presets.py measures the presets",
     "deep clustering, amortised": "needs a network that molt fit-clusters fitted on other photos",
 }
-LACKING = (FileNotFoundError, ImportError, RuntimeError, ValueError)
+LACKING = (FileNotFoundError, ImportError, ValueError)
 
 
 @dataclass(frozen=True)

@@ -144,8 +144,8 @@ def scale_findings(
         oracle: dict[str, Any] = {"single": [row.name for row in single]}
         for place, metric in ((0, "score"), (1, "mean_iou")):
             stack = np.stack([value[place] for value in values])  # (scales, photos, IoUs) or (scales, photos)
-            best = stack.max(0) if place else stack.max(0).mean(1)
             own = stack if place else stack.mean(2)
+            best = own.max(0)
             gain, interval = paired(best, own, settings)
             oracle[metric] = 100 * float(best.mean())
             oracle[f"{metric}_interval"] = mean_interval(100 * best, settings)

@@ -28,6 +28,7 @@ from molt.methods.seeded import SCALES as SEEDED_SCALES
 from molt.structures import WeightsInfo
 
 SIDE = max(SEEDED_SCALES)  # px, of photos for the methods on one network that has no sizes of its own
+EXPECTED = {"checkpoint": "patches", "checkpoint-class-token": "class_token", "checkpoint-spatial": "spatial"}
 TS_CAM = (224, 224)
 CENTRE, CENTRE_SIDE = 0.7, 224
 CHECKPOINTS = ("checkpoint", "checkpoint-class-token", "checkpoint-spatial")
@@ -237,8 +238,9 @@ def _all_scales(networks: Networks, option: str) -> Entry:
 def _molt(networks: Networks, option: str, scales: tuple[int, ...], refined: bool) -> Entry:
     model = at_scales(networks.model(option), scales)
     head = model.config.head
-    if option == "checkpoint-class-token" and head != "class_token":
-        raise NotRun(f"--{option}: its head is {head!r}, expected 'class_token'")
+    expected = EXPECTED[option]
+    if head != expected:
+        raise NotRun(f"--{option}: its head is {head!r}, expected {expected!r}")
     size = max(model.config.sizes, key=lambda size: size[0] * size[1])
     loc = Localizer(model, device=networks.device) if refined else None
 

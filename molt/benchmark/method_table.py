@@ -74,7 +74,7 @@ class Work:
 def run_all(work: Work, begin: Callable[[str], None] = lambda text: None) -> Iterator[dict[str, Any]]:
     """Yield the report, more of it every time: after the costs of each row, after the times, after each row's scores.
 
-    Rows that cannot run say why in ``not_run``. What an earlier run in ``work.out`` has measured is taken from it where
+    Rows that cannot run say why in ``reason``. What an earlier run in ``work.out`` has measured is taken from it where
     device, versions and rows are the same.
 
     Args:
@@ -110,6 +110,7 @@ def run_all(work: Work, begin: Callable[[str], None] = lambda text: None) -> Ite
 
     def report() -> dict[str, Any]:
         for row in rows.values():
+            row["status"] = "ran" if row["reason"] is None else "not_run"
             if row["same_as"] is not None:
                 row |= {k: v for k, v in rows[row["same_as"]].items() if k not in ("name", "does", "same_as")}
         taken = round(time.perf_counter() - start, 1)
@@ -119,7 +120,7 @@ def run_all(work: Work, begin: Callable[[str], None] = lambda text: None) -> Ite
     if not _take_costs(rows, earlier, report()):
         yield from _measure_costs(work, entries, rows, report, begin)
     for name, entry in entries.items():
-        if rows[name]["not_run"] is None:
+        if rows[name]["reason"] is None:
             begin(f"{name}: {len(work.data)} photos")
             with _noted(rows[name]):
                 rows[name] |= score(work, name, entry, groups[name], rows[name]["method"])
@@ -129,8 +130,15 @@ def run_all(work: Work, begin: Callable[[str], None] = lambda text: None) -> Ite
 
 def empty_row(plan: Plan, work: Work) -> dict[str, Any]:
     """Return a row without measurements."""
-    row: dict[str, Any] = {"name": plan.name, "does": plan.does, "not_run": None, "failed": False, "same_as": None}
-    row |= {"photos": len(work.data), "seeds": [work.settings.seed], "score": None, "interval": None, "scores": {}}
+    row: dict[str, Any] = {
+        "name": plan.name,
+        "does": plan.does,
+        "status": "ran",
+        "reason": None,
+        "failed": False,
+        "same_as": None,
+    }
+    row |= {"photos": len(work.data), "seeds": 1, "score": None, "interval": None, "scores": {}}
     row |= {"thresholds": [], "accuracy": None, "accuracy_note": None, "problems": None}
     row |= dict.fromkeys(("parameters", "trained_parameters", *method_costs.COLUMNS))
     return row | {"runs": 0, "weights": [], "saw_masks": None, "method": None}
@@ -144,11 +152,11 @@ def _noted(row: dict[str, Any]) -> Iterator[None]:
     except RunError:
         raise
     except torch.OutOfMemoryError as error:
-        row["not_run"] = f"out of memory: {first_line(error)}"
+        row["reason"] = f"out of memory: {first_line(error)}"
     except (NotRun, ImportError, FileNotFoundError) as error:
-        row["not_run"] = first_line(error)
+        row["reason"] = first_line(error)
     except Exception as error:  # one row's failure must not end the run
-        row |= {"not_run": f"raises {type(error).__name__}: {first_line(error)}", "failed": True}
+        row |= {"reason": f"raises {type(error).__name__}: {first_line(error)}", "failed": True}
 
 
 def _groups(work: Work, entry: Entry) -> Groups | None:
@@ -210,7 +218,7 @@ def _take_costs(rows: dict[str, dict[str, Any]], earlier: Mapping[str, Any] | No
     if any(earlier.get(key) != now[key] for key in ("device", "threads", "versions", "cuda", "batch", "counted")):
         return False
     old = {row["name"]: row for row in earlier["rows"]}
-    runnable = [row for row in rows.values() if row["not_run"] is None]
+    runnable = [row for row in rows.values() if row["reason"] is None]
     for row in runnable:
         before = old.get(row["name"], {})
         if before.get("ms") is None or before.get("method") != row["method"]:

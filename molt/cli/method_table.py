@@ -115,7 +115,7 @@ def run(
     errors.print(f"written to {work.path}{plot}", markup=False)
     wrong = [row for row in found["rows"] if row["failed"]]
     for row in wrong:
-        errors.print(f"{row['name']} {row['not_run']}", markup=False)
+        errors.print(f"{row['name']} {row['reason']}", markup=False)
     if wrong:
         raise typer.Exit(FAILED)
 
@@ -191,7 +191,7 @@ def show(console: Any, report: Mapping[str, Any]) -> None:
         table.add_column(name, justify="right")
     table.add_column("saw masks?")
     for row in report["rows"]:
-        if row["not_run"] is not None:
+        if row["reason"] is not None:
             continue
         scores = row["scores"]
         table.add_row(
@@ -209,8 +209,8 @@ def show(console: Any, report: Mapping[str, Any]) -> None:
         )
     console.print(table)
     for row in report["rows"]:
-        if row["not_run"] is not None:
-            console.print(f"  {row['name']}: not run: {row['not_run']}", markup=False, soft_wrap=True)
+        if row["reason"] is not None:
+            console.print(f"  {row['name']}: not run: {row['reason']}", markup=False, soft_wrap=True)
         elif row["same_as"] is not None:
             console.print(f"  {row['name']}: the same as {row['same_as']}", markup=False, soft_wrap=True)
         if row["problems"]:

@@ -51,6 +51,9 @@ def train(
     backbone_lr: Annotated[float | None, typer.Option(help="Of the backbones.")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Of AdamW.")] = None,
     schedule: Annotated[str | None, typer.Option(help="cosine, constant or steps.")] = None,
+    milestones: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Of steps: a tenth before each epoch that one of them divides.")
+    ] = None,
     warmup: Annotated[float | None, typer.Option(help="Epochs of it.")] = None,
     augment: Annotated[str | None, typer.Option(help="none, flip, crop or ts-cam.")] = None,
     views: Annotated[int | None, typer.Option(help="Of each photo in the feature cache.")] = None,
@@ -101,7 +104,7 @@ def train(
             raise ValueError("--cache and --no-cache exclude each other")
         given: dict[str, Any] = {
             "model": model,
-            "sizes": None if sizes is None else _sizes(sizes),
+            "sizes": None if sizes is None else tuple((side, side) for side in _numbers("--sizes", sizes)),
             "head": head,
             "pooling": pooling,
             "shared": shared,
@@ -118,7 +121,17 @@ def train(
             "precision": precision,
             "best": best,
         }
-        chosen = find_recipe(recipe).change(**{key: value for key, value in given.items() if value is not None})
+        if schedule not in (None, "steps"):
+            given["milestones"] = ()
+        if milestones is not None:
+            given["milestones"] = _numbers("--milestones", milestones)
+        fixed = {"model": model, "sizes": sizes, "head": head, "pooling": pooling, "shared": shared}
+        if init is not None and (named := [f"--{name}" for name, value in fixed.items() if value is not None]):
+            raise ValueError(f"{', '.join(named)}: --init {init} says it already")
+        base = find_recipe(recipe)
+        if freeze and backbone_lr is None:
+            base = base.change(backbone_lr=None, freeze=True)
+        chosen = base.change(**{key: value for key, value in given.items() if value is not None})
         sets = [_read(path, kind, split, photos, classes) for path in data]
         held = [_read(path, kind, None, photos, classes) for path in val or ()]
         display = Display(quiet=quiet or as_json)
@@ -216,7 +229,7 @@ class Display:
             )
             self.console.print(
                 f"epoch {values['epoch']}: loss {values['loss']:.3f}, accuracy {values['accuracy']:.3f}{held}; "
-                f"{values['photos_per_second']:.1f} photos/s",
+                f"{values['photos_per_second']:.1f} photos/s, {values['seconds_left']:.0f} s left",
                 markup=False,
             )
 
@@ -236,11 +249,11 @@ def _read(path: Path, kind: str, split: str | None, photos: Path | None, classes
     return read_set(path, kind=cast("Any", kind), **{k: v for k, v in options.items() if v is not None})
 
 
-def _sizes(text: str) -> tuple[tuple[int, int], ...]:
+def _numbers(option: str, text: str) -> tuple[int, ...]:
     try:
-        return tuple((int(part), int(part)) for part in text.split(","))
+        return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(f"--sizes {text}: expected sides in pixels parted by commas") from None
+        raise ValueError(f"{option} {text}: expected whole numbers parted by commas") from None
 
 
 def _record(found: Trained) -> dict[str, Any]:

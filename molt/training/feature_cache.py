@@ -211,11 +211,13 @@ class FeatureCache:
         wanted = set(self._arrays if names is None else names)
         if unknown := sorted(map(str, wanted - set(self._arrays))):
             raise ValueError(f"names must be of {', '.join(self._arrays)}, got {', '.join(unknown)}")
-        state, sums = self._state(asked)
-        if (state != 1).any():
-            place = int((state != 1).argmax())
-            what = "marked bad" if state[place] == 2 else "missing"
-            raise ValueError(f"rows must be filled, got row {asked[place]}, which is {what} ({self.folder})")
+        sums = np.zeros(len(asked), np.uint32)
+        if not self._sound[asked].all():  # or their marks are known already
+            state, sums = self._state(asked)
+            if (state != 1).any():
+                place = int((state != 1).argmax())
+                what = "marked bad" if state[place] == 2 else "missing"
+                raise ValueError(f"rows must be filled, got row {asked[place]}, which is {what} ({self.folder})")
         found = {}
         check = np.zeros(len(asked), np.uint32)
         unsound = np.flatnonzero(~self._sound[asked]).tolist()

@@ -117,6 +117,8 @@ class FeatureStore:
             step: called with the number of rows done.
             readers: threads that read photos; None takes one on the CPU, whose cores the network needs, else up to 8.
         """
+        for transformer in {self.model.transformer(scale) for scale in range(len(self.caches))}:
+            transformer.backbone.eval()  # stochastic depth would be kept for good
         if readers is None:
             readers = min(MOST_READERS, os.cpu_count() or 1) if device.type == "cuda" else 1
         cuts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
@@ -204,9 +206,10 @@ class FeatureStore:
 
     def look(self, photos: Sequence[int]) -> None:
         """Note the photos that were marked bad in :attr:`bad`."""
+        wanted = set(photos)
         for cache in self.caches:
             for row, message in cache.bad().items():
-                if row // self.views in set(photos):
+                if row // self.views in wanted:
                     self.bad.setdefault(row // self.views, message)
 
     @property

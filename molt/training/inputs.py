@@ -16,6 +16,7 @@ from molt.backbones.spatial import spatial_map
 from molt.methods.molt import MOLT
 from molt.training.augment import find_augmentation, stable_generator
 from molt.training.batches import BatchLoader, Order, Photos, share_of
+from molt.training.checkpoints import TrainingError
 from molt.training.features import FeatureStore
 from molt.training.recipe import Recipe
 from molt.training.setup import LabelledPhotos, networks
@@ -115,6 +116,7 @@ class KeptFeatures:
         train, held = list(self.photos.train), list(self.photos.held)
         rows = sorted({*store.missing(train), *store.missing(held, 1)})
         began = time.monotonic()
+        self.accelerator.wait_for_everyone()  # shares are cut from one and the same list
         if rows:
             share = self._share(torch.tensor(rows)).tolist()
 
@@ -124,6 +126,8 @@ class KeptFeatures:
             step(0)
             store.fill(share, batch=self.micro or (64 if device.type == "cuda" else 8), device=device, step=step)
         self.accelerator.wait_for_everyone()
+        if store.missing(train) or store.missing(held, 1):
+            raise TrainingError("cache must be a folder that all processes share: features of others are missing here")
         store.look([*train, *held])
         return time.monotonic() - began
 

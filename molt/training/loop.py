@@ -14,6 +14,7 @@ from accelerate.state import AcceleratorState
 from molt._arguments import LARGEST_SEED, check_int, check_number
 from molt.data.annotations import LocalizationSet
 from molt.methods.molt import MOLT
+from molt.training.augment import find_augmentation
 from molt.training.checkpoints import TrainingError
 from molt.training.recipe import Recipe, find_recipe
 from molt.training.run import Event, Run
@@ -71,15 +72,17 @@ def train(
 ) -> Trained:
     """Train a MOLT on photos and one class each; boxes are never looked at.
 
-    Under ``torchrun`` or ``accelerate launch`` processes share each batch; gradients, and so the result up to rounding,
-    are those of one process. On the CPU a run that was killed at any moment and resumed ends with the same bits.
+    Under ``torchrun`` or ``accelerate launch`` processes, which must see the same folders, share each batch; gradients,
+    and so the result up to rounding, are those of one process (but for stochastic depth, and for the area term of a
+    spatial token, which is of each forward pass). A photo that cannot be read counts as one without gradient. On the
+    CPU a run that was killed at any moment and resumed ends with the same bits.
 
     Args:
         data: photos with labels, :func:`molt.data.read_set`; several sets must have the same classes.
         out: folder of the run: best.safetensors, last.safetensors, state.safetensors, run.json.
         recipe: how the network is built and trained, by name or as a :class:`Recipe`.
-        model: a MOLT to go on with in place of a new one; the recipe's model, sizes, shared, head, pooling and clip are
-            then not used.
+        model: a MOLT to go on with in place of a new one; its own model, sizes, shared, head, pooling and clip take the
+            place of the recipe's.
         val: photos that pick the best epoch, by their labels; one set or several.
         val_share: in [0, 1): share of ``data`` held out for that where there is no ``val``.
         cache: folder of features where backbones are frozen; ``"auto"`` is ``out/features``; None computes them anew in
@@ -111,6 +114,27 @@ def train(
         check_int("micro", micro, 1)
     if device not in (None, "cpu", "cuda"):
         raise ValueError(f"device must be 'cpu', 'cuda' or None, got {device!r}")
+    if model is not None:  # what is kept of the run must be what was trained
+        config = model.config
+        recipe = recipe.change(
+            model=config.name,
+            sizes=config.sizes,
+            shared=config.shared,
+            head=config.head,
+            pooling=config.pooling,
+            clip=config.clip,
+        )
+    folder = None
+    if cache is not None and recipe.freeze and recipe.head != "spatial":
+        folder = Path(out).expanduser() / FEATURES if cache == "auto" else Path(cache).expanduser()
+    keeps = folder is not None
+    if keeps and recipe.views == 1 and find_augmentation(recipe.augment).random:
+        raise ValueError(
+            f"augment {recipe.augment!r} does nothing to kept features of one view: take views=2 or more, or "
+            "cache=None (--no-cache)"
+        )
+    if not keeps and recipe.views > 1:
+        raise ValueError(f"views apply to kept features alone, got {recipe.views}: other photos are augmented anew")
     photos = gather_photos(data, val, val_share, seed)
     if model is not None:
         check_model(model, photos.classes)
@@ -129,9 +153,6 @@ def train(
         raise ValueError("device 'cuda' cannot be used here")
     with torch.random.fork_rng():
         built = build_model(recipe, photos.classes, seed, source, pretrained) if model is None else model
-        folder = None
-        if cache is not None and recipe.freeze and built.config.head != "spatial":
-            folder = out / FEATURES if cache == "auto" else Path(cache).expanduser()
         run = Run(
             recipe,
             photos,

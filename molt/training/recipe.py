@@ -34,7 +34,7 @@ class Recipe:
         backbone_lr: of the backbones; None takes ``lr``.
         weight_decay: of matrices and kernels; biases, norms and tokens have none.
         schedule: ``"cosine"`` to ``final_lr``, ``"constant"``, or ``"steps"``: times 0.1 before each epoch, counted
-            from 0, that one of ``milestones`` divides, but the first.
+            from 1, that one of ``milestones`` divides.
         milestones: of ``"steps"``.
         warmup: epochs in which the rate rises linearly from 0.
         final_lr: share of the peak that the cosine ends at.
@@ -74,7 +74,7 @@ class Recipe:
     label_smoothing: float = 0.0
     loss_on: str = "scales"
     spatial_weight: float = 1.0
-    augment: str = "flip"
+    augment: str = "none"
     views: int = 1
     clip_grad: float | None = None
     precision: str = "no"
@@ -114,6 +114,10 @@ class Recipe:
             raise ValueError(f"warmup must be at most epochs, {self.epochs}, got {self.warmup}")
         if not isinstance(self.milestones, tuple):
             raise TypeError(f"milestones must be a tuple, got {self.milestones!r}")
+        if (self.schedule == "steps") != bool(self.milestones):
+            raise ValueError(f"milestones go with schedule 'steps', got {self.milestones} with {self.schedule!r}")
+        if self.freeze and self.backbone_lr is not None:
+            raise ValueError(f"backbone_lr does not apply to frozen backbones, got {self.backbone_lr}")
         for milestone in self.milestones:
             check_int("milestones", milestone, 1)
 
@@ -133,7 +137,8 @@ class Recipe:
             return self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
         if self.schedule == "steps":
             # Of the published code: every listed number counts, at each of its multiples.
-            return float(0.1 ** sum(1 for e in range(1, epoch + 1) if any(e % step == 0 for step in self.milestones)))
+            begun = range(1, epoch + 2)
+            return float(0.1 ** sum(1 for e in begun if any(e % step == 0 for step in self.milestones)))
         return 1.0
 
     def to_json(self) -> dict[str, Any]:

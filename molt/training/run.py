@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from molt.methods.molt import MOLT
@@ -19,10 +20,11 @@ from molt.training.checkpoints import TrainingError
 from molt.training.inputs import Inputs, KeptFeatures, LivePhotos
 from molt.training.objectives import classification_loss
 from molt.training.recipe import Recipe
-from molt.training.run_files import BEST, LAST, STATE, resume_run, save_model, save_run
+from molt.training.run_files import BEST, LAST, STATE, resume_run, save_model, save_run, trained_tensors
 from molt.training.setup import LabelledPhotos, build_optimizer, networks, set_drop_path
 from molt.training.spatial_loss import spatial_loss
 
+ASKED_EVERY = 20  # steps
 Event = Callable[[str, dict[str, Any]], None]
 
 
@@ -88,6 +90,10 @@ class Run:
         torch.manual_seed(self.seed + self.rank)
         if resume:
             resume_run(self)
+        if self.world > 1:
+            places = gather_object([(resume, self.epoch, self.step)])
+            if len(set(places)) > 1:
+                raise TrainingError(f"{self.out} must be a folder that all processes share: they found {places}")
         net = torch.compile(self.source.net) if compile else self.source.net
         self.net, self.stepper = self.accelerator.prepare(net, self.optimizer)
 
@@ -104,10 +110,12 @@ class Run:
                 if self.step < self.steps and self._agreed(time.monotonic() - saved > save_seconds):
                     self.seconds = time.monotonic() - began
                     self._settle()
+                    self._check_finite()
                     save_run(self)
                     saved = time.monotonic()
             self._settle()
             entry = self._entry(time.monotonic() - epoch_began, first)
+            self._check_finite(entry)
             self.history.append(entry)
             self.epoch, self.step = self.epoch + 1, 0
             self.sums.zero_()
@@ -115,7 +123,8 @@ class Run:
             self._save_epoch(entry)
             if on_epoch is not None:
                 on_epoch(entry)
-            self.tell("epoch", entry)
+            left = (self.recipe.epochs - self.epoch) * entry["seconds"]
+            self.tell("epoch", entry | {"epochs": self.recipe.epochs, "seconds_left": left})
 
     def skipped(self) -> list[tuple[str, str]]:
         """Return name and reason of every photo that could not be read."""
@@ -194,10 +203,9 @@ class Run:
             batch = order[step * self.recipe.batch : (step + 1) * self.recipe.batch]
             names = [self.photos.samples[self.photos.train[i]].name for i in batch]
             listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-            kept = f"{self.out / STATE} is from before" if (self.out / STATE).is_file() else "nothing was written yet"
             raise TrainingError(
                 f"the loss is {float(values[0])} in epoch {self.epoch + 1}, batch {step + 1} of {self.steps} "
-                f"({listed}); {kept}. A lower lr, clip_grad, or precision 'no' may help"
+                f"({listed}); {self._kept_state()}. A lower lr, clip_grad, or precision 'no' may help"
             )
         self.sums += values
         total, correct, count = self.sums.tolist()
@@ -242,6 +250,22 @@ class Run:
             for transformer in networks(self.model):
                 transformer.backbone.eval()
 
+    def _check_finite(self, entry: dict[str, Any] | None = None) -> None:
+        """Stop before weights, or a held-out loss, that are not finite take the place of the last good ones."""
+        tensors = trained_tensors(self.model)
+        lost = [name for name, value in tensors.items() if not bool(value.detach().isfinite().all())]
+        if entry is not None and entry["val_loss"] is not None and not math.isfinite(entry["val_loss"]):
+            lost.append("the loss on the photos held out")
+        if lost:
+            raise TrainingError(
+                f"{lost[0]} is not finite after epoch {self.epoch + 1}, batch {self.step or self.steps} of "
+                f"{self.steps}; {self._kept_state()}. A lower lr, clip_grad, or precision 'no' may help"
+            )
+
+    def _kept_state(self) -> str:
+        path = self.out / STATE
+        return f"{path} is from before" if path.is_file() else "nothing was written yet"
+
     def _save_epoch(self, entry: dict[str, Any]) -> None:
         """Write the epoch's model, the best one if it is that, and the state."""
         score = entry["val_loss" if self.recipe.best == "loss" else "val_accuracy"]
@@ -260,6 +284,8 @@ class Run:
         """Return the first process's wish, in all of them."""
         if self.world == 1:
             return wish
+        if self.step % ASKED_EVERY:  # an answer waits for the device
+            return False
         flag = torch.tensor([wish and self.rank == 0], dtype=torch.float32, device=self.device)
         return bool(self.accelerator.reduce(flag, "sum").item())
 

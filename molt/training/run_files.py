@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 
 import molt
 from molt._files import whole_file
-from molt.methods.molt import MOLT
+from molt.methods.molt import MOLT, backbone_digest
 from molt.training.checkpoints import TrainingError, load_optimizer, optimizer_tensors, read_state, write_state
+from molt.training.setup import networks
 
 if TYPE_CHECKING:
     from molt.training.run import Run
@@ -40,15 +42,23 @@ def identity(run: Run) -> dict[str, Any]:
         "photos": run.photos.digest,
         "seed": run.seed,
         "features kept": run.kept,
-        "model": [config.name, config.backbone, config.sizes, config.head, config.pooling],
+        "model": [config.name, config.backbone, config.sizes, config.head, config.pooling, config.clip],
+        "backbones": [backbone_digest(network) for network in networks(run.model)] if run.recipe.freeze else None,
     }
     found: dict[str, Any] = json.loads(json.dumps(values))
     return found
 
 
 def save_run(run: Run) -> None:
-    """Write the state and run.json, in the first process; all processes must call it."""
+    """Write the state and run.json, in the first process; all processes must call it.
+
+    Raises:
+        TrainingError: weights or the loss on the photos held out are not finite; nothing is written then.
+    """
     random = _random_states(run)
+    if run.world > 1:  # each process knows the photos that it could not read itself
+        for bad in gather_object([run.bad]):
+            run.bad |= bad
     if not run.accelerator.is_main_process:
         return
     held, about = optimizer_tensors(run.optimizer)
@@ -113,11 +123,7 @@ def resume_run(run: Run) -> None:
 def _random_states(run: Run) -> dict[str, Tensor]:
     """Return the state of every process's random numbers, by name."""
     own = [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if run.device.type == "cuda" else [])]
-    every = [own]
-    if run.world > 1:
-        from accelerate.utils import gather_object
-
-        every = gather_object([own])
+    every = gather_object([own]) if run.world > 1 else [own]
     return {f"random.{rank}.{i}": value for rank, states in enumerate(every) for i, value in enumerate(states)}
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ class LabelledPhotos:
         train: places in ``samples`` to learn from.
         held: places that pick the best epoch.
         classes: names by label.
-        digest: a hash of names, labels and places.
+        digest: a hash of names, labels, sizes in bytes and places.
     """
 
     samples: tuple[Sample, ...]
@@ -76,10 +77,19 @@ def gather_photos(
         wrong = [sample.name for sample in others if not 0 <= sample.label < len(classes)]
         if wrong:
             raise ValueError(f"val: {len(wrong)} photos have a label of no class, such as {wrong[0]}")
-    text = json.dumps([[(s.name, s.label) for s in samples], list(train), list(held), list(classes)])
+    both = {str(samples[i].path) for i in train} & {str(samples[i].path) for i in held}
+    if both:
+        raise ValueError(f"val: {len(both)} photos are in data too, such as {min(both)}: they would not be held out")
+    known = [(sample.name, sample.label, _bytes(sample.path)) for sample in samples]
+    text = json.dumps([known, list(train), list(held), list(classes)])
     return LabelledPhotos(
         tuple(samples), tuple(train), tuple(held), tuple(classes), hashlib.sha256(text.encode()).hexdigest()[:16]
     )
+
+
+def _bytes(path: Path) -> int:
+    """Return a file's size, -1 where there is none."""
+    return path.stat().st_size if path.is_file() else -1
 
 
 def _sets(name: str, given: Any) -> list[LocalizationSet]:
