@@ -74,6 +74,9 @@ def test_backbones_that_could_not_be_had_again_are_not_left_out(tmp_path: Path) 
     with pytest.raises(ValueError, match="they are not frozen"):
         tuned.save(tmp_path / "m", backbones=False)
     assert not list(tmp_path.iterdir())
+    model.save(tmp_path / "whole")
+    with pytest.raises(ValueError, match="they are from a file"):
+        molt.load_model(tmp_path / "whole").freeze_backbones().save(tmp_path / "m", backbones=False)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

@@ -437,9 +437,9 @@ def test_another_run_is_never_mixed_in(folder: Path, tmp_path: Path) -> None:
             go(folder, tmp_path / "run", TINY.change(epochs=1, **change), resume=True)
     with pytest.raises(TrainingError, match="other photos"):  # others are held out
         go(folder, tmp_path / "run", TINY.change(epochs=1), resume=True, seed=1)
+    names = {"class_names": ["blue", "red"], "pooling": "attention", "clip": True}
+    model = molt.create_model("molt_deit_tiny", 2, (32, 48), True, pretrained=False, **names)
     with pytest.raises(TrainingError, match="other backbones"):
-        names = {"class_names": ["blue", "red"], "pooling": "attention", "clip": True}
-        model = molt.create_model("molt_deit_tiny", 2, (32, 48), True, pretrained=False, **names)
         go(folder, tmp_path / "run", TINY.change(epochs=1), resume=True, model=model)
     state = tmp_path / "run" / run_files.STATE
     state.write_bytes(state.read_bytes()[:-100])

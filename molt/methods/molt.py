@@ -206,11 +206,15 @@ class MOLT(nn.Module):
                 takes them from their usual source, and makes sure that they are the same.
 
         Raises:
-            ValueError: backbones that are random or not frozen are to be left out: they could not be had again.
+            ValueError: backbones that are random, from a file or not frozen are to be left out: they could not be had
+                again.
             OSError: the file cannot be written.
         """
         if not backbones:
-            lost = "random" if any(info.source == "random" for info in self.weights) else ""
+            sources = [info.source for info in self.weights[: len(self.transformers)]]
+            lost = "random" if "random" in sources else ""
+            if any(source.startswith("file ") for source in sources):
+                lost = lost or "from a file"
             if any(p.requires_grad for t in self._all() for p in t.backbone.parameters()):
                 lost = lost or "not frozen (model.freeze_backbones())"
             if lost:
