@@ -103,7 +103,9 @@ def heads(report: Row) -> str:
 def scales(report: Row) -> str:
     """Return the tables of scales, of training.json's first head."""
     found = [row for row in find(report["rows"], group="scales", set="two") if row["map"] == "attention x class map"]
-    text = of_both(report, "scales", {row["name"]: row["name"].split(",")[0] for row in found}, "scales")
+    text = of_both(
+        report, "scales", {row["name"]: row["name"].removesuffix(", attention x class map") for row in found}, "scales"
+    )
     facts = {test: report["findings"][test]["scales"]["attention x class map"] for test in ("two", "one")}
     lines = []
     for pair in facts["two"]["correlation"]:
@@ -112,12 +114,12 @@ def scales(report: Row) -> str:
     text += "\n\n" + table(["correlation of the maps of", "two objects", "one object"], lines)
     lines = [
         [
-            f"oracle, {title} objects",
+            f"oracle, {title}",
             f"{o['score']:.1f}",
             f"{o['score_best_single']:.1f}",
             f"{o['score_gain']:+.1f} ({o['score_gain_interval'][0]:+.1f} to {o['score_gain_interval'][1]:+.1f})",
         ]
-        for title, o in (("two", facts["two"]["oracle"]), ("one", facts["one"]["oracle"]))
+        for title, o in (("two objects", facts["two"]["oracle"]), ("one object", facts["one"]["oracle"]))
     ]
     text += "\n\n" + table(["", "best scale of each photo", "best single scale", "gain"], lines)
     parts = report["findings"]["one"]["scales"]["sizes"]
@@ -147,7 +149,7 @@ def group(report: Row, name: str, more: Mapping[str, str]) -> str:
 def ablation(report: Row) -> str:
     """Return the tables of the groups that training.json has not."""
     data = report["data"]
-    parts = [f"{data['photos']} photos of {data['name']}; {report['seeds']} seeds of each clusterer."]
+    parts = [f"{data['name']}, two objects; {report['seeds']} seeds of each clusterer."]
     parts += [group(report, "clusters", {"clusters": "clusters a photo"})]
     parts += [group(report, "clusterers", {"mean_alpha": "mean alpha"})]
     parts += [group(report, "backbones", {"mean_alpha": "mean alpha"})]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 FAILED, USAGE = 1, 2
 SHOWN = 10
+EVERY = 20.0  # seconds between lines, where there is no bar
+FEW_HELD, FEW_STEPS = 20, 50
 
 
 def train(
@@ -33,7 +36,9 @@ def train(
         str | None, typer.Option(help="molt_dinov2_small, molt_deit_tiny, molt_deit_small, molt_deit_base.")
     ] = None,
     init: Annotated[Path | None, typer.Option(metavar="FILE", help="A trained MOLT to go on with.")] = None,
-    sizes: Annotated[str | None, typer.Option(metavar="A,B,C", help="Side of each scale, px.")] = None,
+    sizes: Annotated[
+        str | None, typer.Option(metavar="A,B,C", help="Side of each scale, px; default 224,336,448.")
+    ] = None,
     head: Annotated[str | None, typer.Option(help="patches, class_token or spatial.")] = None,
     pooling: Annotated[str | None, typer.Option(help="Of the patch head: mean (TS-CAM's) or attention.")] = None,
     shared: Annotated[
@@ -42,22 +47,29 @@ def train(
     freeze: Annotated[
         bool | None, typer.Option("--freeze/--fine-tune", help="Train the heads alone, or the backbones too.")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the photos.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Photos of an optimizer step, all processes together.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the photos; default 10.")] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Photos of an optimizer step, all processes together; default 64.")
+    ] = None,
     micro: Annotated[
         int | None, typer.Option(help="Photos a forward pass; less takes less memory, gradients add up.")
     ] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate of the heads.")] = None,
-    backbone_lr: Annotated[float | None, typer.Option(help="Of the backbones.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate of the heads; default 1e-3.")] = None,
+    backbone_lr: Annotated[float | None, typer.Option(help="Peak learning rate of backbones that are trained.")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Of AdamW.")] = None,
     schedule: Annotated[str | None, typer.Option(help="cosine, constant or steps.")] = None,
     milestones: Annotated[
-        str | None, typer.Option(metavar="A,B", help="Of steps: a tenth before each epoch that one of them divides.")
+        str | None,
+        typer.Option(
+            metavar="A,B", help="Epochs, and multiples of them, where --schedule steps lowers the rate to a tenth."
+        ),
     ] = None,
-    warmup: Annotated[float | None, typer.Option(help="Epochs of it.")] = None,
+    warmup: Annotated[float | None, typer.Option(help="Epochs in which the rate rises.")] = None,
     augment: Annotated[str | None, typer.Option(help="none, flip, crop or ts-cam.")] = None,
     views: Annotated[int | None, typer.Option(help="Of each photo in the feature cache.")] = None,
-    precision: Annotated[str | None, typer.Option(help="no, bf16 or fp16.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Of the networks: no (float32, the default), bf16 or fp16.")
+    ] = None,
     best: Annotated[
         str | None, typer.Option(help="loss or accuracy on the photos held out picks the best epoch.")
     ] = None,
@@ -175,7 +187,7 @@ def train(
     if as_json:
         print(json.dumps(_record(found)))
     else:
-        _show(found, chosen.best)
+        _show(found, chosen.best, trained=display.epochs > 0)
 
 
 class Display:
@@ -196,7 +208,9 @@ class Display:
         hidden = quiet or not self.console.is_terminal
         self.progress = Progress(*columns, console=self.console, transient=True, disable=hidden)
         self.tasks: dict[str, Any] = {}
-        self.told = 0.0
+        self.told = ""
+        self.began = self.last = 0.0
+        self.first = self.epochs = 0
 
     def __enter__(self) -> Display:
         self.progress.start()
@@ -207,31 +221,62 @@ class Display:
 
     def __call__(self, kind: str, values: dict[str, Any]) -> None:
         """Show what happened."""
-        if kind == "features":
+        if kind == "begin":
+            self._begin(values)
+        elif kind == "features":
             self._bar("features", values["done"], values["total"], f"{values['done']}/{values['total']}")
-            share = values["done"] / max(1, values["total"])
-            if not self.quiet and not self.console.is_terminal and (share >= self.told + 0.1 or share in (0, 1)):
-                self.told = share
-                print_line = (
-                    f"features: {values['done']} of {values['total']}, {values['bytes'] / 2**20:.0f} MiB on disk"
-                )
-                self.console.print(print_line, markup=False)
+            self._line(
+                f"features: {values['done']} of {values['total']} photos and views", values["done"], values["total"]
+            )
         elif kind == "step":
-            done = (values["epoch"] - 1) * values["steps"] + values["step"]
+            done, total = (values["epoch"] - 1) * values["steps"] + values["step"], values["epochs"] * values["steps"]
             said = f"epoch {values['epoch']}/{values['epochs']}, "
             said += f"loss {values['loss']:.3f}, accuracy {values['accuracy']:.2f}"
-            self._bar("training", done, values["epochs"] * values["steps"], said)
-        elif kind == "epoch" and not self.quiet and not self.console.is_terminal:
-            held = (
-                ""
-                if values["val_loss"] is None
-                else (f"; held out: loss {values['val_loss']:.3f}, accuracy {values['val_accuracy']:.3f}")
+            self._bar("training", done, total, said)
+            if values["step"] < values["steps"]:
+                self._line(f"batch {values['step']} of {values['steps']}, {said}", done, total)
+        elif kind == "epoch":
+            self.epochs += 1
+            held = ""
+            if values["val_loss"] is not None:
+                held = f"; held out: loss {values['val_loss']:.3f}, accuracy {values['val_accuracy']:.3f}"
+            speed = f"{values['photos_per_second']:.1f} photos/s, {values['seconds_left']:.0f} s left"
+            self._print(
+                f"epoch {values['epoch']}: loss {values['loss']:.3f}, accuracy {values['accuracy']:.3f}{held}; {speed}"
             )
-            self.console.print(
-                f"epoch {values['epoch']}: loss {values['loss']:.3f}, accuracy {values['accuracy']:.3f}{held}; "
-                f"{values['photos_per_second']:.1f} photos/s, {values['seconds_left']:.0f} s left",
-                markup=False,
-            )
+
+    def _begin(self, values: dict[str, Any]) -> None:
+        sizes = ", ".join(str(h) if h == w else f"{h}x{w}" for h, w in values["sizes"])
+        what = "its heads alone, on features that are kept" if values["frozen"] else "all of it"
+        held = f", {values['held']} held out to pick the best epoch" if values["held"] else ""
+        lines = [
+            f"{values['model']} at {sizes} px, recipe {values['recipe']}: trains {what}; on {values['device']}",
+            f"{values['classes']} classes, {values['train']} photos to learn from{held}; "
+            f"{values['epochs']} epochs of {values['steps']} steps",
+        ]
+        if values["held"] and values["held"] < FEW_HELD:
+            lines.append(f"only {values['held']} photos are held out: which epoch is best is then mostly chance")
+        if values["epochs"] * values["steps"] < FEW_STEPS:
+            lines.append("few steps in all: a smaller --batch or more --epochs may do better")
+        if not self.quiet:
+            for line in lines:
+                self.console.print(line, markup=False)
+
+    def _line(self, text: str, done: int, total: int) -> None:
+        """Print a line with the time left, where there is no bar and the last one is some time ago."""
+        now = time.monotonic()
+        if done == 0 or text.split(maxsplit=1)[0] != self.told:
+            self.told, self.began, self.first, self.last = text.split(maxsplit=1)[0], now, done, now
+            if done == 0 and total:
+                self._print(text)
+        elif now - self.last > EVERY or done == total:
+            self.last = now
+            left = (now - self.began) / max(1, done - self.first) * (total - done)
+            self._print(f"{text}, {left:.0f} s left")
+
+    def _print(self, text: str) -> None:
+        if not self.quiet and not self.console.is_terminal:
+            self.console.print(text, markup=False)
 
     def _bar(self, name: str, done: int, total: int, said: str) -> None:
         if name not in self.tasks:
@@ -269,9 +314,11 @@ def _record(found: Trained) -> dict[str, Any]:
     }
 
 
-def _show(found: Trained, rule: str) -> None:
+def _show(found: Trained, rule: str, *, trained: bool) -> None:
     entry = found.history[found.best_epoch - 1]
     skipped = f", {len(found.skipped)} photos skipped" if found.skipped else ""
+    if not trained:
+        print("finished already, nothing was left to train")
     print(f"{len(found.history)} epochs in {found.seconds:.1f} s, features in {found.feature_seconds:.1f} s{skipped}")
     if entry["val_loss"] is None:
         print(f"no photos were held out: the last epoch is the best; training accuracy {entry['accuracy']:.3f}")
@@ -280,6 +327,8 @@ def _show(found: Trained, rule: str) -> None:
             f"best by held-out {rule}: epoch {found.best_epoch}, held-out loss {entry['val_loss']:.3f}, "
             f"accuracy {entry['val_accuracy']:.3f}"
         )
+    name = str(json.loads((found.folder / "run.json").read_text(encoding="utf-8"))["recipe"]["model"])
+    print(f"next: molt localize PHOTOS --method {name} --checkpoint {found.best}")
     print(found.best)
 
 

@@ -142,7 +142,7 @@ def train(
     if out.exists() and not out.is_dir():
         raise ValueError(f"out: {out} is a file, expected a folder")
     if (out / STATE).is_file() and not resume:
-        raise TrainingError(f"{out} holds a run: resume it (--resume), or take another folder")
+        raise TrainingError(f"{out} holds a run: resume it (resume=True, --resume), or take another folder")
     if resume and not (out / STATE).is_file() and (out / RUN).exists():
         raise TrainingError(f"{out} has no {STATE}: its state is lost, take another folder")
     writer = _tensorboard(out) if tensorboard else None

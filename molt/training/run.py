@@ -16,11 +16,11 @@ from torch import Tensor
 
 from molt.methods.molt import MOLT
 from molt.training.batches import Order
-from molt.training.checkpoints import TrainingError
+from molt.training.checkpoints import TrainingError, read_state
 from molt.training.inputs import Inputs, KeptFeatures, LivePhotos
 from molt.training.objectives import classification_loss
 from molt.training.recipe import Recipe
-from molt.training.run_files import BEST, LAST, STATE, resume_run, save_model, save_run, trained_tensors
+from molt.training.run_files import BEST, LAST, STATE, check_same, resume_run, save_model, save_run, trained_tensors
 from molt.training.setup import LabelledPhotos, build_optimizer, networks, set_drop_path
 from molt.training.spatial_loss import spatial_loss
 
@@ -81,6 +81,25 @@ class Run:
 
     def prepare(self, *, compile: bool, resume: bool) -> None:
         """Compute features that are missing, wrap the network, and take up where an earlier run stopped."""
+        if resume:  # before hours are spent on features
+            check_same(self, read_state(self.out / STATE)[1])
+        config = self.model.config
+        self.tell(
+            "begin",
+            {
+                "model": config.name,
+                "sizes": config.sizes,
+                "recipe": self.recipe.name,
+                "frozen": self.recipe.freeze,
+                "classes": len(self.photos.classes),
+                "train": len(self.photos.train),
+                "held": len(self.photos.held),
+                "steps": self.steps,
+                "epochs": self.recipe.epochs,
+                "device": str(self.device),
+                "resumed": resume,
+            },
+        )
         if isinstance(self.source, KeptFeatures):
             self.feature_seconds = self.source.fill(self.tell)
             for index, message in self.source.store.bad.items():

@@ -37,10 +37,11 @@ def save_model(model: MOLT, path: Path) -> None:
 def identity(run: Run) -> dict[str, Any]:
     """Return what two runs must share for one to go on from the other's state."""
     config = run.model.config
-    values = {
+    values = {  # in the order in which differences are told
+        "seed": run.seed,
+        "classes": list(run.photos.classes),
         "recipe": run.recipe.to_json(),
         "photos": run.photos.digest,
-        "seed": run.seed,
         "features kept": run.kept,
         "model": [config.name, config.backbone, config.sizes, config.head, config.pooling, config.clip],
         "backbones": [backbone_digest(network) for network in networks(run.model)] if run.recipe.freeze else None,
@@ -80,14 +81,12 @@ def save_run(run: Run) -> None:
         part.write_text(json.dumps(_summary(run), indent=1) + "\n", encoding="utf-8")
 
 
-def resume_run(run: Run) -> None:
-    """Put a run back where the state in its folder was written.
+def check_same(run: Run, header: dict[str, Any]) -> None:
+    """Hold a state's header to a run.
 
     Raises:
-        TrainingError: a state of another run, or one that does not hold.
+        TrainingError: it is that of another run.
     """
-    path = run.out / STATE
-    tensors, header = read_state(path)
     for key, own in identity(run).items():
         theirs = header.get(key)
         if theirs != own:
@@ -97,6 +96,17 @@ def resume_run(run: Run) -> None:
             raise TrainingError(
                 f"{run.out} holds a run with other {key}: {theirs!r:.100}, now {own!r:.100}; take another folder"
             )
+
+
+def resume_run(run: Run) -> None:
+    """Put a run back where the state in its folder was written.
+
+    Raises:
+        TrainingError: a state of another run, or one that does not hold.
+    """
+    path = run.out / STATE
+    tensors, header = read_state(path)
+    check_same(run, header)
     with torch.no_grad():
         for name, value in trained_tensors(run.model).items():
             kept = tensors.get(f"model.{name}")

@@ -61,9 +61,11 @@ def gather_photos(
     classes = sets[0].classes
     for one in [*sets[1:], *held_sets]:
         if one.classes != classes:
-            odd = sorted(set(one.classes) ^ set(classes))
-            differ = f"{', '.join(odd[:5])}{', ...' if len(odd) > 5 else ''} in one alone" if odd else "another order"
-            raise ValueError(f"data: {one.name} and {sets[0].name} must have the same classes, got {differ}")
+            differ = "got another order"
+            for some, others, name in ((one.classes, classes, one.name), (classes, one.classes, sets[0].name)):
+                if odd := sorted(set(some) - set(others)):
+                    differ = f"{', '.join(odd[:5])}{', ...' if len(odd) > 5 else ''} is in {name} alone"
+            raise ValueError(f"{one.name} and {sets[0].name} must have the same classes: {differ}")
     samples = [sample for one in sets for sample in one.samples]
     check_classes([sample.label for sample in samples], classes)
     if val is None:
