@@ -49,7 +49,7 @@ demo: $(VENV)/.demo
 	$(BIN)/molt demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

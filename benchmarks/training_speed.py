@@ -162,7 +162,7 @@ def main(arguments: list[str] | None = None) -> None:
     found = measure(given, console)
     for table in tables(found):
         console.print(table)
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(given).items()}
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(given).items() if k not in ("json", "data")}
     report = about(given.device, 1) | {"settings": settings, "targets": TARGETS, **found}
     if given.json == Path("-"):
         print(json.dumps(report))

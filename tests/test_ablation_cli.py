@@ -96,7 +96,7 @@ def test_tables_json_and_plots(there: SimpleNamespace, tmp_path: Path) -> None:
     ):
         assert text in found.out
     assert "not run: class_token" in found.out and "head patches: classification" in found.out
-    assert "6 of 6 to do" not in found.err and "scales, clusters, clusterers: MOLT: 9 of 9 to do" in found.err
+    assert "scales, clusters, clusterers, heads: 12 of 12 to do" in found.err
     svgs = {path.name: path.read_bytes() for path in out.glob("*.svg")}
     assert set(svgs) == {"scales.svg", "heads.svg", "sizes.svg", "clusters.svg", "alphas.svg"}
     assert b"MaxBoxAccV2" in svgs["scales.svg"] and b"SLIC" in svgs["clusters.svg"]

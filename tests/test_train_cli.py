@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import molt
 from molt.cli import main
 
 COLOURS = {"blue": (20, 30, 220), "red": (220, 30, 20)}
-QUICK = ("--sizes", "28,42", "--epochs", "3", "--batch", "4", "--device", "cpu")
+GO_ON = ("--epochs", "3", "--batch", "4", "--device", "cpu")
+QUICK = ("--sizes", "28,42", *GO_ON)
 
 
 @pytest.fixture
@@ -65,15 +67,20 @@ def test_trains_says_so_and_resumes(folder: Path, tmp_path: Path, say: Callable[
 def test_goes_on_with_a_trained_model(folder: Path, tmp_path: Path, say: Callable[..., tuple[int, str, str]]) -> None:
     assert say(folder, "--out", tmp_path / "run", *QUICK, "--val-share", 0)[0] == 0
     best = tmp_path / "run" / "best.safetensors"
-    code, out, err = say(folder, "--out", tmp_path / "more", *QUICK, "--init", best, "--val", folder, "--no-cache")
+    shutil.copytree(folder, tmp_path / "more photos")
+    code, _, err = say(folder, "--out", tmp_path / "more", *QUICK, "--init", best)
+    assert code == 2 and "--sizes: --init" in err
+    code, out, err = say(
+        folder, "--out", tmp_path / "more", *GO_ON, "--init", best, "--val", tmp_path / "more photos", "--no-cache"
+    )
     assert code == 0, err
     assert "held-out loss" in out and not (tmp_path / "more" / "features").exists()
     (folder / "red").rename(folder / "green")
-    code, _, err = say(folder, "--out", tmp_path / "other", *QUICK, "--init", best)
+    code, _, err = say(folder, "--out", tmp_path / "other", *GO_ON, "--init", best)
     assert code == 2 and "model's class 1 is 'red', that of the photos 'green'" in err
     (folder / "yellow").mkdir()
     (folder / "yellow" / "a.png").write_bytes((folder / "green" / "1.png").read_bytes())
-    code, _, err = say(folder, "--out", tmp_path / "other", *QUICK, "--init", best)
+    code, _, err = say(folder, "--out", tmp_path / "other", *GO_ON, "--init", best)
     assert code == 2 and "model has 2 classes, the photos have 3" in err
 
 
@@ -81,7 +88,7 @@ def test_goes_on_with_a_trained_model(folder: Path, tmp_path: Path, say: Callabl
     ("options", "said"),
     [
         (("--recipe", "mine"), "recipe must be one of default"),
-        (("--sizes", "big"), "--sizes big: expected sides in pixels"),
+        (("--sizes", "big"), "--sizes big: expected whole numbers parted by commas"),
         (("--sizes", "30"), "sizes must be multiples of the patch size 14x14"),
         (("--lr", "0"), "lr must be finite and above 0"),
         (("--head", "mlp"), "head must be one of patches"),

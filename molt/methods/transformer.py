@@ -152,13 +152,13 @@ class ObjectLocalizationTransformer(nn.Module):
             clip: True takes negative responses for 0, so that where the token attends and the class is denied is no
                 darker than where it does not attend (our choice).
         """
-        attention = class_attention(features, layers, over_layers, over_heads).to(features.patches.dtype)
+        attention = class_attention(features, layers, over_layers, over_heads)
         if self.spatial_token is not None:
-            return attention.expand(-1, classes.shape[1], -1, -1)
+            return attention.to(features.patches.dtype).expand(-1, classes.shape[1], -1, -1)
         maps = self.class_maps(features, classes.clamp_min(0))
         maps = maps.clamp_min(0) if clip else maps
         agnostic = (classes == OBJECT)[..., None, None]
-        return attention * torch.where(agnostic, 1, maps)
+        return attention.to(maps.dtype) * torch.where(agnostic, 1, maps)
 
 
 def class_attention(

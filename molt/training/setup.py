@@ -62,8 +62,8 @@ def gather_photos(
     for one in [*sets[1:], *held_sets]:
         if one.classes != classes:
             differ = "got another order"
-            for some, others, name in ((one.classes, classes, one.name), (classes, one.classes, sets[0].name)):
-                if odd := sorted(set(some) - set(others)):
+            for some, rest, name in ((one.classes, classes, one.name), (classes, one.classes, sets[0].name)):
+                if odd := sorted(set(some) - set(rest)):
                     differ = f"{', '.join(odd[:5])}{', ...' if len(odd) > 5 else ''} is in {name} alone"
             raise ValueError(f"{one.name} and {sets[0].name} must have the same classes: {differ}")
     samples = [sample for one in sets for sample in one.samples]
