@@ -152,7 +152,10 @@ def time_loop(
 
     def looped() -> float:
         model.train()
-        whole = lambda pixels: model.scale_logits(model.normalize(pixels))  # noqa: E731
+
+        def whole(pixels: torch.Tensor) -> list[torch.Tensor]:
+            return model.scale_logits(model.normalize(pixels))
+
         return user_epochs(setting, data, recipe, whole, build_optimizer(model, recipe), model.finest)
 
     def timm_alone() -> float:

@@ -51,11 +51,7 @@ def identity(run: Run) -> dict[str, Any]:
 
 
 def save_run(run: Run) -> None:
-    """Write the state and run.json, in the first process; all processes must call it.
-
-    Raises:
-        TrainingError: weights or the loss on the photos held out are not finite; nothing is written then.
-    """
+    """Write the state and run.json, in the first process; all processes must call it."""
     random = _random_states(run)
     if run.world > 1:  # each process knows the photos that it could not read itself
         for bad in gather_object([run.bad]):
