@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,9 +147,7 @@ def train(
     if resume and not (out / STATE).is_file() and (out / RUN).exists():
         raise TrainingError(f"{out} has no {STATE}: its state is lost, take another folder")
     writer = _tensorboard(out) if tensorboard else None
-    # Another run of this process may have had another precision or device.
-    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=recipe.precision)
+    accelerator = _accelerator(device, recipe.precision)
     if device == "cuda" and accelerator.device.type != "cuda":
         raise ValueError("device 'cuda' cannot be used here")
     with torch.random.fork_rng():
@@ -178,6 +177,24 @@ def train(
         feature_seconds=run.feature_seconds,
         seconds=run.seconds,
     )
+
+
+def _accelerator(device: str | None, precision: str) -> Accelerator:
+    """Return what runs the training; processes that it joins part at exit, so that a script may train again."""
+    begun = torch.distributed.is_initialized()
+    # Another run of this process may have had another precision or device.
+    AcceleratorState._reset_state(reset_partial_state=not begun)
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision)
+    if torch.distributed.is_initialized() and not begun:
+        # Threads of a group that is still there when the interpreter is gone can abort the process.
+        atexit.register(_part)
+    return accelerator
+
+
+def _part() -> None:
+    """End the group of processes, unless the caller did."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _tensorboard(out: Path) -> Callable[[dict[str, Any]], None]:
