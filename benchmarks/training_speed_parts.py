@@ -175,6 +175,8 @@ def time_features(
     found = setting.turns({"molt": whole, "bare": bare, "stages": stages})
     count = len(samples)
     molt, least = (middle(found[which]) / count for which in ("molt", "bare"))
+    # Turn by turn, as a shared machine is slower at one time than at another.
+    ratios = [ours / theirs for ours, theirs in zip(found["molt"], found["bare"], strict=True)]
     return {
         "model": name,
         "sizes": list(sizes),
@@ -184,7 +186,8 @@ def time_features(
         "rounds": setting.rounds,
         "molt_s": molt,
         "bare_s": least,
-        "ratio": molt / least,
+        "ratio": middle(ratios),
+        "ratios": ratios,
         "stages_s": {which: middle([one[which] for one in found["stages"]]) / count for which in STAGES},
         "open_s": middle(opened),
     }

@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -614,7 +615,9 @@ def test_wrong_rows_and_values(tmp_path: Path) -> None:
             pickle.dumps(cache)
 
 
-def test_a_pass_in_threads_and_reading_from_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pass_in_threads_and_reading_from_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     """Bit for bit what one thread computes and what lies on disk, whatever the number of readers."""
     samples = []
     for number in range(7):
@@ -626,10 +629,14 @@ def test_a_pass_in_threads_and_reading_from_memory(tmp_path: Path, monkeypatch: 
     torch.manual_seed(0)
     model = molt.create_model("molt_deit_tiny", 2, (32, 48), pretrained=False).eval().freeze_backbones()
     kept = []
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
+    torch.set_num_threads(3)
     for readers in (1, 5):
         store = FeatureStore(model, tmp_path / str(readers), samples, 2, AUGMENTATIONS["crop"], "no")
         done: list[int] = []
         store.fill(range(14), batch=3, device=torch.device("cpu"), step=done.append, readers=readers)
+        with ThreadPoolExecutor(1) as later:
+            assert later.submit(torch.get_num_threads).result() == torch.get_num_threads() == 3
         assert done == [3, 6, 9, 12, 14] and store.missing(range(7)) == []
         store.look(range(7))
         assert list(store.bad) == [4] and "4.png" in store.bad[4]

@@ -122,7 +122,9 @@ class FeatureStore:
         if readers is None:
             readers = min(MOST_READERS, os.cpu_count() or 1) if device.type == "cuda" else 1
         cuts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
-        reading, writing = ThreadPoolExecutor(readers, "molt-read"), ThreadPoolExecutor(1, "molt-write")
+        threads = torch.get_num_threads()
+        reading = ThreadPoolExecutor(readers, "molt-read", initializer=_alone)
+        writing = ThreadPoolExecutor(1, "molt-write", initializer=_alone)
         ahead: deque[list[Future[Tensor | str]]] = deque()
         behind: deque[tuple[int, Future[None]]] = deque()
 
@@ -147,6 +149,7 @@ class FeatureStore:
         finally:
             reading.shutdown(cancel_futures=True)
             writing.shutdown()
+            torch.set_num_threads(threads)  # what threads to come begin with
 
     def _view(self, row: int) -> Tensor | str:
         """Return a row's pixels, or why its photo cannot be read."""
@@ -216,6 +219,11 @@ class FeatureStore:
     def bytes(self) -> int:
         """On disk, of all scales."""
         return sum(cache.bytes for cache in self.caches)
+
+
+def _alone() -> None:
+    """Keep a thread from taking helpers of its own, which would wait for work on the cores that the network needs."""
+    torch.set_num_threads(1)
 
 
 def _pooled(seen: Features) -> dict[str, Tensor]:
