@@ -9,6 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from molt import __version__
+from molt.cli._say import INTERRUPTED, say
 from molt.cli.ablate import ablate
 from molt.cli.benchmark import benchmark
 from molt.cli.convert import convert
@@ -19,8 +20,6 @@ from molt.cli.fit_clusters import fit_clusters
 from molt.cli.info import info
 from molt.cli.localize import localize
 from molt.cli.train import train
-
-INTERRUPTED = 130
 
 # typer brings its own click since 0.26 and exports no base class of its usage errors.
 USAGE_ERROR: Any = typer.BadParameter.__base__
@@ -84,5 +83,5 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _fail(text: str, code: int) -> NoReturn:
-    print(f"molt: {' '.join(text.split())}", file=sys.stderr)
+    say(text)
     raise SystemExit(code) from None

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from molt.classes import OBJECT, find_class, imagenet_names
-from molt.data.annotations import DataError, LocalizationSet, Problem, Sample
+from molt.cli._sets import check_files
+from molt.data.annotations import LocalizationSet, Problem, Sample
 from molt.data.images import PhotoError, read_photo
 from molt.evaluation.maps import MapError, Missing, Normalize, StoredMaps
 
@@ -99,7 +100,7 @@ def provider(wanted: Wanted, data: LocalizationSet) -> Provider:
     if not name.startswith("maps:") and name not in ("centre", "full"):
         needed += [sample.path for sample in data.samples]
     if wanted.missing == "stop":
-        _check_files(needed)
+        check_files(needed)
     if name.startswith("maps:"):
         stored = StoredMaps(name.removeprefix("maps:"), data.samples, missing=wanted.missing)
         about_maps = {"name": name, "missing": wanted.missing, "files": stored.stamp, "weights": []}
@@ -139,15 +140,6 @@ def provider(wanted: Wanted, data: LocalizationSet) -> Provider:
         about["checkpoint"] = f"{wanted.checkpoint}, {found.st_size} bytes, changed at {found.st_mtime_ns} ns"
     see = {"cam": _cam, "layercam": _layer_cam(loc, explainer)}.get(name, _refined)
     return Provider(_Network(loc, see, classes, agnostic=wanted.gt_map == "agnostic"), about, None, tuple(problems))
-
-
-def _check_files(paths: Sequence[Path]) -> None:
-    """Raise DataError with every file that is not there."""
-    absent = [path for path in dict.fromkeys(paths) if not path.is_file()]
-    if absent:
-        raise DataError(
-            [Problem(path, None, "no such file", "a photo or mask there (--photos, --masks)") for path in absent]
-        )
 
 
 def network_classes(

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from molt.cli._say import FAILED, stop, stop_at
+from molt.cli._sets import read
+
 if TYPE_CHECKING:
     from molt.data.annotations import LocalizationSet
 
-FAILED = 1
 OUT = Path("molt-ablation")
 WIDTH = 150  # of tables that no terminal limits
 
@@ -88,7 +90,6 @@ def ablate(
 
     from molt.benchmark import ablation
     from molt.benchmark.ablation_plots import draw, need_matplotlib
-    from molt.cli.evaluate import SHOWN, _read, _say, _stop
     from molt.data.annotations import DataError
     from molt.data.images import PhotoError
     from molt.evaluation.runs import Settings
@@ -122,16 +123,14 @@ def ablate(
             settings=Settings(draws=draws, seed=seed),
             **options,
         )
-        data = _read(path, kind, split, photos, None, classes, limit, seed)
+        data = read(path, kind, split=split, photos=photos, classes=classes, limit=limit, seed=seed)
         report = _run(data, plan, _Classes(data, class_map), out, restart=restart)
         if plots:
             drawn = [file.name for file in draw(report, out)]
     except DataError as error:
-        for problem in error.problems[:SHOWN]:
-            _say(str(problem))
-        _stop(f"{len(error.problems)} problems with {path}")
+        stop_at(error.problems, f" with {path}")
     except (ValueError, FileNotFoundError, ImportError, PhotoError, TrainingError) as error:
-        _stop(str(error))
+        stop(str(error))
     if as_json:
         print(json.dumps(report))
     else:

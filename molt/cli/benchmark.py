@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
+from molt.cli._say import FAILED
+
 FILE = "operators.json"
-FAILED = 1
 WIDTH = 130  # of tables that no terminal limits
 
 

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-FAILED, USAGE = 1, 2
+from molt.cli._say import FAILED, USAGE
+
 LARGEST_LIST = 16 * 2**20  # bytes of class names
 
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from molt.cli._say import FAILED, USAGE
+
 if TYPE_CHECKING:
     from molt.data.checking import Findings
 
-FAILED, USAGE = 1, 2
 
 data = typer.Typer(name="data", help="Check a data set before it is used.", rich_markup_mode=None)
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import typer
 
+from molt.cli._say import FAILED
+
 FILE = "end_to_end.json"
-FAILED = 1
 WIDTH = 150  # of a table that no terminal limits
 
 

@@ -7,20 +7,21 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
+
+from molt.cli._say import FAILED, SHOWN, stop, stop_at
+from molt.cli._sets import read
 
 if TYPE_CHECKING:
     from molt.cli._map_providers import Provider
     from molt.data.annotations import LocalizationSet
     from molt.evaluation.runs import Run, Settings
 
-FAILED, USAGE = 1, 2
 OUT = Path("molt-evaluation")
 REPORT, COMPARISON = "report.html", "comparison.json"
 WIDTH = 110  # of tables that no terminal limits
-SHOWN = 10  # problems printed
 NAMES = {
     "max_box_acc": "MaxBoxAcc",
     "max_box_acc_v2": "MaxBoxAccV2",
@@ -103,13 +104,13 @@ def evaluate(
     from molt.evaluation._spool import RunError
 
     if not paths:
-        _stop("PATH is missing: give a data set, or runs with --compare (molt evaluate --help)")
+        stop("PATH is missing: give a data set, or runs with --compare (molt evaluate --help)")
     try:
         if compare:
             _compare(paths, out, as_json, draws, seed)
             return
         if len(paths) > 1:
-            _stop(f"one data set at a time, got {', '.join(map(str, paths))}; runs are compared with --compare")
+            stop(f"one data set at a time, got {', '.join(map(str, paths))}; runs are compared with --compare")
         from molt.cli._map_providers import Wanted, provider
         from molt.evaluation.runs import Settings
 
@@ -127,7 +128,7 @@ def evaluate(
             draws=draws,
             seed=seed,
         )
-        data = _read(paths[0], kind, split, photos, masks, classes, limit, seed)
+        data = read(paths[0], kind, split=split, photos=photos, masks=masks, classes=classes, limit=limit, seed=seed)
         if batch < 1:
             raise ValueError(f"--batch {batch}: expected at least 1")
         runs = []
@@ -143,12 +144,9 @@ def evaluate(
                 _show(runs[-1], folder)
         comparison = _together(runs, out if len(runs) > 1 else None, draws, seed)
     except DataError as error:
-        for problem in error.problems[:SHOWN]:
-            _say(str(problem))
-        number = len(error.problems)
-        _stop(f"{number} problem{'s' * (number > 1)}" + (f", {SHOWN} of them above" if number > SHOWN else ""))
+        stop_at(error.problems)
     except (RunError, ValueError, ImportError, PhotoError) as error:
-        _stop(str(error))
+        stop(str(error))
     if as_json:
         found_json: Any = (
             runs[0].to_json()
@@ -163,38 +161,6 @@ def evaluate(
         _show_comparison(comparison)
     if any(row["problem"] or not (row["truth"] or row["masks"]) for run in runs for row in run.rows):
         raise typer.Exit(FAILED)
-
-
-def _read(
-    path: Path,
-    kind: str,
-    split: str | None,
-    photos: Path | None,
-    masks: Path | None,
-    classes: Path | None,
-    limit: int | None,
-    seed: int,
-) -> LocalizationSet:
-    """Read the data set, or as many of its photos as wanted, drawn by the seed and kept in order."""
-    import numpy as np
-
-    from molt.cli.data import read_names
-    from molt.data.reading import read_set
-
-    options: dict[str, Any] = {"split": split, "photos": photos, "masks": masks}
-    if classes is not None:
-        options["classes"] = read_names(classes)
-    data: LocalizationSet = read_set(
-        path, kind=cast("Any", kind), **{k: v for k, v in options.items() if v is not None}
-    )
-    if limit is not None:
-        if limit < 1:
-            raise ValueError(f"--limit {limit}: expected at least 1")
-        if limit < len(data):
-            chosen = np.sort(np.random.default_rng(seed).choice(len(data), limit, replace=False))
-            name = f"{data.name}, {limit} of {len(data)} photos"
-            data = replace(data, name=name, samples=tuple(data.samples[i] for i in chosen))
-    return data
 
 
 def _check_range(found: Provider, settings: Settings, data: LocalizationSet) -> None:
@@ -405,14 +371,3 @@ def _printer(console: Any) -> Callable[[str], None]:
         console.print(text, soft_wrap=True, markup=False)
 
     return plain
-
-
-def _say(text: str) -> None:
-    import sys
-
-    print(f"molt: {' '.join(text.split())}", file=sys.stderr)
-
-
-def _stop(text: str) -> NoReturn:
-    _say(text)
-    raise typer.Exit(USAGE)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-FAILED, USAGE = 1, 2
+from molt.cli._say import FAILED, USAGE
 
 
 def fit_clusters(

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
+
+from molt.cli._say import FAILED, USAGE, say, stop
 
 if TYPE_CHECKING:
     from molt._auto_alpha import Alpha
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
     from molt.localizer import Explanation, Localizer
     from molt.structures import Localization
 
-FAILED, USAGE = 1, 2
 PAGE_NAME, PAGE_PHOTOS = "molt.html", 24  # a page of more could not be read, and would hold memory for each
 
 
@@ -94,14 +95,14 @@ def localize(
     warnings.filterwarnings("ignore", module="PIL")
     folder = out if out is not None or as_json else Path("molt-out")
     if folder is not None and folder.exists() and not folder.is_dir():
-        _stop(f"--out {folder}: is a file, expected a folder", USAGE)
+        stop(f"--out {folder}: is a file, expected a folder", USAGE)
     if cache is not None and cache.exists() and not cache.is_dir():
-        _stop(f"--cache {cache}: is a file, expected a folder", USAGE)
+        stop(f"--cache {cache}: is a file, expected a folder", USAGE)
     if cache_clear and cache is None:
-        _stop("--cache-clear: which folder? Give it with --cache DIR", USAGE)
+        stop("--cache-clear: which folder? Give it with --cache DIR", USAGE)
     if not paths:
         if cache is None or not cache_clear:
-            _stop("PATH is missing: give photos or folders (molt localize --help)", USAGE)
+            stop("PATH is missing: give photos or folders (molt localize --help)", USAGE)
         _clear(cache)
         return
 
@@ -138,20 +139,20 @@ def localize(
             loc.stream(photos[:shown], wanted or None, explain=True), loc.stream(photos[shown:], wanted or None)
         )
     except ValueError as error:
-        _stop(str(error), USAGE)
+        stop(str(error), USAGE)
     except (FileNotFoundError, RuntimeError) as error:
-        _stop(str(error), FAILED)
+        stop(str(error), FAILED)
     if cache is not None and cache_clear:
         _clear(cache)
     failures = _run(items, results, loc, folder, as_json, boxes)
     complete = boxes is None or _write_boxes(boxes)
     if cache is not None and (profile or not as_json):
         hits, misses = loc.clusterer.hits, loc.clusterer.misses
-        _say(f"clusters: {misses} computed, {hits} found in {cache}")
+        say(f"clusters: {misses} computed, {hits} found in {cache}")
     if profile:
         _show_profile(loc)
     if failures and len(items) > 1:
-        _say(f"{failures} of {len(items)} inputs failed")
+        say(f"{failures} of {len(items)} inputs failed")
     if failures or not complete:
         raise typer.Exit(FAILED)
 
@@ -204,7 +205,7 @@ def expand(paths: list[Path], out: Path | None, cache: Path | None = None) -> li
         if cache is not None:
             found = [photo for photo in found if not is_label_map(photo, cache)]
         if others:
-            _say(f"{path}: {others} other file{'s' * (others != 1)} left alone")
+            say(f"{path}: {others} other file{'s' * (others != 1)} left alone")
         if not found and not unreadable:
             items.append(Item(path, Path(), f"{path}: no photo in this folder"))
         for photo in found:
@@ -228,9 +229,9 @@ def _clear(cache: Path) -> None:
     try:
         files, size = clear(cache)
     except OSError as error:
-        _stop(f"--cache {cache}: {error}", FAILED)
+        stop(f"--cache {cache}: {error}", FAILED)
     there = "" if cache.is_dir() else ", which does not exist"
-    _say(f"{files} file{'s' * (files != 1)} of {size / 1024:.0f} KiB removed from {cache}{there}")
+    say(f"{files} file{'s' * (files != 1)} of {size / 1024:.0f} KiB removed from {cache}{there}")
 
 
 def _run(
@@ -266,7 +267,7 @@ def _run(
                 failures += 1
                 line = " ".join(str(result).splitlines())
                 named = isinstance(result, PhotoError) or item.error is not None
-                _say(line if named else f"{item.path}: {line}", errors)
+                say(line if named else f"{item.path}: {line}", errors)
                 if as_json:
                     _print_json({"path": str(item.path), "error": line})
                 continue
@@ -275,7 +276,7 @@ def _run(
                     boxes.add(item.path, result)
                 except ValueError as error:
                     failures += 1
-                    _say(f"{item.path}: not in the annotations ({error})", errors)
+                    say(f"{item.path}: not in the annotations ({error})", errors)
             if as_json:
                 _print_json(result.to_dict())
             else:
@@ -285,7 +286,7 @@ def _run(
                     _write_overlay(result, out, item.place)
                 except OSError as error:
                     failures += 1
-                    _say(f"{item.path}: the overlay was not written ({error})", errors)
+                    say(f"{item.path}: the overlay was not written ({error})", errors)
     page = None
     if explained and out is not None:
         try:
@@ -294,7 +295,7 @@ def _run(
             page = write_page(out / PAGE_NAME, explained, loc.weights, min_probability=0, guide=False)
         except OSError as error:
             failures += 1
-            _say(f"{out / PAGE_NAME}: the page was not written ({error})", errors)
+            say(f"{out / PAGE_NAME}: the page was not written ({error})", errors)
     if not as_json and rows:
         _show_table(rows, loc, out, page, len(explained) if len(items) > PAGE_PHOTOS else None)
     return failures
@@ -350,15 +351,15 @@ def _write_overlay(result: Localization, out: Path, place: Path) -> None:
 def _write_boxes(boxes: BoxSet) -> bool:
     """Write the set of all boxes and say where it is; return whether that went well."""
     if not boxes.found:
-        _say(f"{boxes.target}: not written, no photo was localized")
+        say(f"{boxes.target}: not written, no photo was localized")
         return True  # each photo has failed by itself
     try:
         done = boxes.write()
     except (OSError, ValueError) as error:
-        _say(f"{boxes.target}: the annotations were not written ({error})")
+        say(f"{boxes.target}: the annotations were not written ({error})")
         return False
     cut = f", {done.clipped} of them cut to their photo" if done.clipped else ""
-    _say(f"{done.boxes} boxes of {done.photos} photos{cut} in {done.path}; names start from {boxes.base}")
+    say(f"{done.boxes} boxes of {done.photos} photos{cut} in {done.path}; names start from {boxes.base}")
     return True
 
 
@@ -384,17 +385,3 @@ def _show_profile(loc: Localizer) -> None:
 def _print_json(record: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(record) + "\n")
     sys.stdout.flush()
-
-
-def _say(text: str, console: Any = None) -> None:
-    """Write one line to stderr, above the progress bar where one is shown."""
-    text = " ".join(text.splitlines())
-    if console is not None:
-        console.print(f"molt: {text}", markup=False)
-    else:
-        print(f"molt: {text}", file=sys.stderr)
-
-
-def _stop(text: str, code: int) -> NoReturn:
-    _say(" ".join(text.split()))
-    raise typer.Exit(code)

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from molt.cli import _sets
+from molt.cli._say import FAILED, stop_at
 from molt.cli.end_to_end import names, number
 
 if TYPE_CHECKING:
     from molt.benchmark.method_table import Groups, Work
     from molt.data.annotations import LocalizationSet
 
-FAILED = 1
 WIDTH = 170  # of a table that no terminal limits
-SHOWN = 10  # problems printed
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,8 @@ def run(
             write(work.path, found)
         drawn = method_plot.draw(found, out / method_plot.FILE)
     except DataError as error:
-        for problem in error.problems[:SHOWN]:
-            errors.print(f"molt: {problem}", markup=False)
-        more = f", {SHOWN} of them above" if len(error.problems) > SHOWN else ""
-        errors.print(f"molt: {len(error.problems)} problems in the data set{more}", markup=False)
-        raise typer.Exit(2) from None
+        status.stop()
+        stop_at(error.problems, " with the data")
     except ImportError as error:  # of the plot; a method's is a row's note
         drawn = False
         status.stop()
@@ -124,9 +121,7 @@ def _work(choice: Choice, device: str, out: Path) -> Work:
     """Read the data set and choose the rows."""
     from molt.benchmark.method_rows import Networks, plans
     from molt.benchmark.method_table import GT_MAPS, Work
-    from molt.cli._map_providers import _check_files
     from molt.cli.end_to_end import numbers
-    from molt.cli.evaluate import _read
     from molt.evaluation.runs import Settings, _digest
 
     if choice.gt_map not in GT_MAPS:
@@ -144,12 +139,20 @@ def _work(choice: Choice, device: str, out: Path) -> Work:
             raise ValueError(f"--{option} {path}: there is no such file")
 
     def read(limit: int | None) -> Any:
-        return _read(choice.data, choice.kind, choice.split, choice.photos, None, choice.classes, limit, choice.seed)
+        return _sets.read(
+            choice.data,
+            choice.kind,
+            split=choice.split,
+            photos=choice.photos,
+            classes=choice.classes,
+            limit=limit,
+            seed=choice.seed,
+        )
 
     # Classes are told apart among the whole set's, however few photos are taken.
     whole = read(None)
     data = whole if choice.limit is None else read(choice.limit)
-    _check_files([sample.path for sample in data.samples])
+    _sets.check_files([sample.path for sample in data.samples])
     rows = plans(Networks(device, choice.source, files))
     wanted = names("--method", choice.methods, [plan.name for plan in rows])
     return Work(

@@ -6,16 +6,16 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from molt.cli._say import FAILED, INTERRUPTED, SHOWN, USAGE, say, stop_at
+from molt.cli._sets import read
+
 if TYPE_CHECKING:
-    from molt.data.annotations import LocalizationSet
     from molt.training import Trained
 
-FAILED, USAGE = 1, 2
-SHOWN = 10
 EVERY = 20.0  # seconds between lines, where there is no bar
 FEW_HELD, FEW_STEPS = 20, 50
 
@@ -144,8 +144,8 @@ def train(
         if freeze and backbone_lr is None:
             base = base.change(backbone_lr=None, freeze=True)
         chosen = base.change(**{key: value for key, value in given.items() if value is not None})
-        sets = [_read(path, kind, split, photos, classes) for path in data]
-        held = [_read(path, kind, None, photos, classes) for path in val or ()]
+        sets = [read(path, kind, split=split, photos=photos, classes=classes) for path in data]
+        held = [read(path, kind, photos=photos, classes=classes) for path in val or ()]
         display = Display(quiet=quiet or as_json)
         with display:
             found = run_training(
@@ -168,9 +168,9 @@ def train(
                 on_event=display,
             )
     except DataError as error:
-        for problem in error.problems[:SHOWN]:
-            _say(str(problem), quiet)
-        _stop(f"{len(error.problems)} problem{'s' * (len(error.problems) > 1)} with the data", USAGE, quiet)
+        if quiet:
+            raise typer.Exit(USAGE) from None
+        stop_at(error.problems, " with the data")
     except TrainingError as error:
         _stop(str(error), FAILED, quiet)
     except PhotoError as error:
@@ -178,12 +178,13 @@ def train(
     except (ValueError, TypeError, ImportError) as error:
         _stop(str(error), USAGE, quiet)
     except KeyboardInterrupt:
-        _say(f"stopped; the same command with --resume goes on from {out}", quiet)
-        raise
+        if not quiet:
+            say(f"interrupted; the same command with --resume goes on from {out}")
+        raise SystemExit(INTERRUPTED) from None
     if quiet:
         return
     for name, message in found.skipped[:SHOWN]:
-        _say(f"skipped: {message or name}", quiet=False)
+        say(f"skipped: {message or name}")
     if as_json:
         print(json.dumps(_record(found)))
     else:
@@ -284,16 +285,6 @@ class Display:
         self.progress.update(self.tasks[name], completed=done, total=total, said=said)
 
 
-def _read(path: Path, kind: str, split: str | None, photos: Path | None, classes: Path | None) -> LocalizationSet:
-    from molt.cli.data import read_names
-    from molt.data.reading import read_set
-
-    options: dict[str, Any] = {"split": split, "photos": photos}
-    if classes is not None:
-        options["classes"] = read_names(classes)
-    return read_set(path, kind=cast("Any", kind), **{k: v for k, v in options.items() if v is not None})
-
-
 def _numbers(option: str, text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
@@ -332,13 +323,7 @@ def _show(found: Trained, rule: str, *, trained: bool) -> None:
     print(found.best)
 
 
-def _say(text: str, quiet: bool) -> None:
-    import sys
-
-    if not quiet:
-        print(f"molt: {' '.join(text.split())}", file=sys.stderr)
-
-
 def _stop(text: str, code: int, quiet: bool) -> NoReturn:
-    _say(text, quiet)
+    if not quiet:
+        say(text)
     raise typer.Exit(code)

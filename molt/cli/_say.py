@@ -1,0 +1,35 @@
+"""How the commands say what went wrong, a line each, and end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import typer
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 130  # exit codes
+SHOWN = 10  # problems that are printed
+
+
+def say(text: str, console: Any = None) -> None:
+    """Write one line to stderr, above the progress bar where a console shows one."""
+    text = f"molt: {' '.join(line.strip() for line in text.splitlines())}"
+    if console is not None:
+        console.print(text, markup=False, soft_wrap=True)
+    else:
+        print(text, file=sys.stderr)
+
+
+def stop(text: str, code: int = USAGE) -> NoReturn:
+    """Say why, and end the command."""
+    say(text)
+    raise typer.Exit(code)
+
+
+def stop_at(problems: Sequence[object], where: str = "") -> NoReturn:
+    """Say what is wrong with a data set, and end the command."""
+    for problem in problems[:SHOWN]:
+        say(str(problem))
+    more = f", {SHOWN} of them above" if len(problems) > SHOWN else ""
+    stop(f"{len(problems)} problem{'s' * (len(problems) != 1)}{where}{more}")
