@@ -24,7 +24,7 @@ from molt.classes import OBJECT, class_name, find_class
 from molt.clustering import CachedClusterer, wants_features
 from molt.clustering.cache import check_folder, is_label_map
 from molt.data.images import Photo, PhotoError, find_photos, load_photo, read_photo
-from molt.methods import METHODS, MOLT, Evidence, Multiscale
+from molt.methods import METHODS, MOLT, Evidence, Multiscale, model_in
 from molt.methods.evidence import Captions
 from molt.ops._resize import no_kernel
 from molt.profiling import Profile
@@ -87,7 +87,7 @@ class Localizer:
     Args:
         method: ``"seeded"``, which needs no training; a name of :func:`molt.list_models`, the MOLT paper's method, with
             ``checkpoint``; or a trained :class:`molt.MOLT` itself, which is then put into evaluation mode and moved to
-            the device.
+            the device. None takes the model that ``checkpoint`` holds, else ``"seeded"``.
         weights: of ``seeded``: ``"default"`` (CNN + ViT) or ``"weak"`` (the CNN alone: image labels only).
         k: how many of the likeliest classes to localize, 1 to the network's number of classes.
         threshold: in (0, 1): a box encloses map values of at least this share of the maximum; None takes the
@@ -117,7 +117,7 @@ class Localizer:
 
     def __init__(
         self,
-        method: str | MOLT = "seeded",
+        method: str | MOLT | None = None,
         weights: str = "default",
         k: int = 1,
         threshold: float | None = None,
@@ -133,6 +133,8 @@ class Localizer:
         alpha: Alpha | None = None,
         profile: bool = False,
     ) -> None:
+        if method is None:
+            method = (None if checkpoint is None else model_in(checkpoint)) or "seeded"
         if not isinstance(method, MOLT) and (not isinstance(method, str) or method not in METHODS):
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
         k = check_int("k", k, 1)

@@ -178,6 +178,17 @@ def test_several_methods_are_compared(here: LocalizationSet, fake: type[FakeLoca
     assert "no complete run" in call("evaluate", "--compare", "runs/default", "photos").err
 
 
+def test_a_checkpoint_says_which_method_it_is_of(
+    here: LocalizationSet, fake: type[FakeLocalizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("molt.methods.model_in", {Path("head.safetensors"): "molt_dinov2_small"}.get)
+    Path("head.safetensors").touch()
+    monkeypatch.setattr(FakeMethod, "class_names", here.classes)
+    assert call("evaluate", "photos", "--checkpoint", "head.safetensors", "--out", "run").code == 0
+    method, _, options = FakeLocalizer.made[0]
+    assert method == "molt_dinov2_small" and options["checkpoint"] == Path("head.safetensors")
+
+
 def test_limit_draws_by_seed_and_keeps_order(here: LocalizationSet) -> None:
     def names(*options: object) -> list[str]:
         assert call("evaluate", "photos", "--method", "full", "--out", "run", "--restart", *options, *FAST).code == 0
@@ -241,6 +252,7 @@ def test_the_same_command_goes_on_and_another_is_refused(
         (("photos", "--method", "magic"), "--method magic: expected default, weak"),
         (("photos", "--gt-map", "best"), "--gt-map best"),
         (("photos", "--method", "maps:nowhere"), "no such folder"),
+        (("photos", "--checkpoint", "nowhere"), "--checkpoint nowhere: no file that holds a MOLT"),
         (("photos", "--ious", "a"), "--ious a"),
         (("photos", "--ious", "2"), "ious must be"),
         (("photos", "--limit", "0"), "--limit 0"),

@@ -44,7 +44,7 @@ def run(*arguments: object) -> tuple[int, str]:
 def test_a_trained_model_gives_overlays_and_a_page_of_every_stage(checkpoint: Path, tmp_path: Path) -> None:
     one, two = photo(tmp_path / "one.png"), photo(tmp_path / "two.png", (33, 90))
     out = tmp_path / "out"
-    arguments = ("--method", "molt_deit_tiny", "--checkpoint", checkpoint, "--out", out, "--profile")
+    arguments = ("--checkpoint", checkpoint, "--out", out, "--profile")  # which says what it holds
     code, text = run(one, two, *arguments)
     assert code == 0, text
     assert "model.safetensors" in text and "never trained" not in text
@@ -92,6 +92,9 @@ def test_what_is_missing_or_wrong_is_told_in_one_line(checkpoint: Path, tmp_path
     assert code == 2 and "no trained head" in text and "--checkpoint FILE" in text and text.count("\n") == 1
     code, text = run(one, "--method", "molt_deit_tiny", "--checkpoint", tmp_path / "nowhere")
     assert code == 1 and "nowhere does not exist" in text and text.count("\n") == 1
+    for nothing in (tmp_path / "nowhere", one):
+        code, text = run(one, "--checkpoint", nothing)
+        assert code in (1, 2) and nothing.name in text and text.count("\n") == 1, text
     code, text = run(one, "--method", "molt_deit_tiny", "--checkpoint", one)
     assert code == 2 and "is not a safetensors file of molt" in text and text.count("\n") == 1
     code, text = run(one, "--method", "molt_deit_base", "--checkpoint", checkpoint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 import molt
 from molt.clustering import TokenKMeans
+from molt.methods import Multiscale, model_in
 
 NAME = "molt_deit_tiny"
 
@@ -161,6 +163,18 @@ def test_files_that_are_none_of_ours_are_told(saved: Path, tmp_path: Path) -> No
         molt.load_model(tmp_path / "pickle.pth")
 
 
+def test_a_file_says_which_model_it_holds(saved: Path, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    assert model_in(saved) == model_in(str(saved)) == NAME
+    (tmp_path / "text").write_text("hello")
+    torch.save({"a": torch.zeros(2)}, tmp_path / "pickle.pth")
+    assert [model_in(tmp_path / name) for name in ("text", "pickle.pth", "nowhere", "")] == [None] * 4
+    for damaged in ([], "config", {"format": 1}, {"config": []}):
+        save_file({"a": torch.zeros(2)}, tmp_path / "other", {"molt": json.dumps(damaged)})
+        assert model_in(tmp_path / "other") is None
+
+
 def test_a_failed_save_leaves_the_old_file(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = saved.read_bytes()
 
@@ -265,6 +279,11 @@ def test_deep_clustering_in_refine(photo: torch.Tensor) -> None:
     assert molt.refine(maps, features=features, clusterer=DeepClustering(steps=3)).shape == (64, 64)
 
 
-def test_a_trained_model_given_to_the_default_method_is_known(checkpoint: Path) -> None:
+def test_a_checkpoint_says_which_method_it_is_of(checkpoint: Path, tmp_path: Path) -> None:
+    loc = molt.Localizer(checkpoint=checkpoint, device="cpu")
+    assert isinstance(loc.method, Multiscale) and loc.method.model.config.name == NAME
     with pytest.raises(ValueError, match="is a trained molt_deit_tiny: use it with method 'molt_deit_tiny'"):
-        molt.Localizer(checkpoint=checkpoint, device="cpu")
+        molt.Localizer("seeded", checkpoint=checkpoint, device="cpu")
+    other = Path(shutil.copy(checkpoint, tmp_path))
+    with pytest.raises(ValueError, match="method must be one of .*, got 'other'"):
+        molt.Localizer(checkpoint=rewrite(other, lambda h: h["config"].update(name="other")), device="cpu")

@@ -39,7 +39,7 @@ def evaluate(
         typer.Option(
             metavar="M",
             help="default, weak, a method of molt (seeded, molt_...), cam, layercam, centre, full, or maps:FOLDER; "
-            "repeatable. default if not given.",
+            "repeatable. If not given the model in --checkpoint, else default.",
         ),
     ] = None,
     compare: Annotated[
@@ -114,7 +114,7 @@ def evaluate(
         from molt.cli._map_providers import Wanted, provider
         from molt.evaluation.runs import Settings
 
-        methods = list(dict.fromkeys(method or ["default"]))
+        methods = list(dict.fromkeys(method or [_default(checkpoint)]))
         settings = Settings(
             size=size,
             thresholds=thresholds,
@@ -161,6 +161,18 @@ def evaluate(
         _show_comparison(comparison)
     if any(row["problem"] or not (row["truth"] or row["masks"]) for run in runs for row in run.rows):
         raise typer.Exit(FAILED)
+
+
+def _default(checkpoint: Path | None) -> str:
+    """Return the method that is scored where none is named."""
+    from molt.methods import model_in
+
+    if checkpoint is None:
+        return "default"
+    name = model_in(checkpoint)
+    if name is None:
+        raise ValueError(f"--checkpoint {checkpoint}: no file that holds a MOLT, or name a --method")
+    return name
 
 
 def _check_range(found: Provider, settings: Settings, data: LocalizationSet) -> None:

@@ -39,8 +39,12 @@ def localize(
         list[Path] | None, typer.Argument(metavar="PATH", help="Photos, or folders searched recursively.")
     ] = None,
     method: Annotated[
-        str, typer.Option(help="seeded, or a trained model: molt_deit_{tiny,small,base}, molt_dinov2_small.")
-    ] = "seeded",
+        str | None,
+        typer.Option(
+            help="seeded, or a trained model: molt_deit_{tiny,small,base}, molt_dinov2_small. If not given the model "
+            "in --checkpoint, else seeded."
+        ),
+    ] = None,
     weights: Annotated[str, typer.Option(help="default (CNN + ViT) or weak (image labels only).")] = "default",
     k: Annotated[int, typer.Option("--k", help="How many of the likeliest classes to localize.")] = 1,
     threshold: Annotated[
@@ -115,7 +119,7 @@ def localize(
         photos = [item.path for item in items if item.error is None]
         boxes = plan(annotations, annotations_to, folder, paths, photos)
         # Told before the networks are loaded; other networks bring their own classes.
-        for name in wanted or [] if backbone is None and method == "seeded" else []:
+        for name in wanted or [] if backbone is None and (method or checkpoint or "seeded") == "seeded" else []:
             find_class(name)
         loc = Localizer(
             method,

@@ -318,8 +318,7 @@ def _show(found: Trained, rule: str, *, trained: bool) -> None:
             f"best by held-out {rule}: epoch {found.best_epoch}, held-out loss {entry['val_loss']:.3f}, "
             f"accuracy {entry['val_accuracy']:.3f}"
         )
-    name = str(json.loads((found.folder / "run.json").read_text(encoding="utf-8"))["recipe"]["model"])
-    print(f"next: molt localize PHOTOS --method {name} --checkpoint {found.best}")
+    print(f"next: molt localize PHOTOS --checkpoint {found.best}")
     print(found.best)
 
 

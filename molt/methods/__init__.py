@@ -6,7 +6,7 @@ from functools import partial
 from molt.methods.evidence import Evidence, Method
 from molt.methods.molt import MOLT
 from molt.methods.multiscale import Multiscale
-from molt.methods.registry import create_model, list_models, load_model
+from molt.methods.registry import create_model, list_models, load_model, model_in
 from molt.methods.seeded import Seeded
 
 METHODS: dict[str, Callable[..., Method]] = {
@@ -14,4 +14,15 @@ METHODS: dict[str, Callable[..., Method]] = {
     **{name: partial(Multiscale, name) for name in list_models()},
 }
 
-__all__ = ["METHODS", "MOLT", "Evidence", "Method", "Multiscale", "Seeded", "create_model", "list_models", "load_model"]
+__all__ = [
+    "METHODS",
+    "MOLT",
+    "Evidence",
+    "Method",
+    "Multiscale",
+    "Seeded",
+    "create_model",
+    "list_models",
+    "load_model",
+    "model_in",
+]

@@ -155,6 +155,16 @@ def load_model(path: str | Path, *, source: str = "auto") -> MOLT:
     return model
 
 
+def model_in(path: str | Path) -> str | None:
+    """Return the name of the model that a file says it holds, None where it is no file of :meth:`MOLT.save`."""
+    try:
+        with safe_open(Path(path).expanduser(), "pt") as file:
+            header = json.loads((file.metadata() or {}).get("molt", "null"))
+        return str(header["config"]["name"])
+    except (OSError, SafetensorError, ValueError, RecursionError, TypeError, KeyError):
+        return None
+
+
 def _config(header: Any, path: Path) -> MOLTConfig:
     """Return the config of a header that anyone may have written."""
     if not isinstance(header, dict) or header.get("format") != FORMAT:
