@@ -9,6 +9,7 @@ import pickle
 import random
 import signal
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,7 @@ from torch import Tensor
 
 from molt.data import PhotoError, Sample, load_photo, read_photo
 from molt.training.augment import AUGMENTATIONS, Augmentation, find_augmentation, stable_generator, view
-from molt.training.batches import (
-    Batch,
-    BatchLoader,
-    Order,
-    Photos,
-    batches,
-    count_batches,
-    evaluation_batches,
-    share_of,
-)
+from molt.training.batches import Batch, BatchLoader, Order, Photos, count_batches, share_of
 from molt.training.holdout import check_classes, hold_out
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -41,6 +33,16 @@ def ramps(width: int, height: int) -> PIL.Image.Image:
     """Red tells the column, green the row: a view shows where it was cut."""
     x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
     return PIL.Image.fromarray(np.stack([x, y, 0 * x + 90], -1).round().astype(np.uint8))
+
+
+def batches(photos: Photos, *, epoch: int, start: int = 0, **options: Any) -> Iterator[list[Batch]]:
+    return BatchLoader(photos, **options).epoch(epoch, start)
+
+
+def in_order(samples: list[Sample], **options: Any) -> list[Batch]:
+    """Return a set's batches as validation reads them, as of one global batch."""
+    loader = BatchLoader(Photos(samples, (12, 16)), batch=max(len(samples), 1), micro=4, shuffle=False, **options)
+    return [batch for micros in loader.epoch(0) for batch in micros]
 
 
 def sample(path: Path, label: int = 0) -> Sample:
@@ -375,14 +377,14 @@ def test_mistakes_are_no_bad_photos(samples: list[Sample], workers: int) -> None
 
 
 def test_evaluation_reads_the_set_in_its_order(with_bad: list[Sample]) -> None:
-    alone = list(evaluation_batches(with_bad, (12, 16), micro=4))
+    alone = in_order(with_bad)
     assert [batch.indices.tolist() for batch in alone] == [[0, 2, 3], [6, 7], [9, 10]]
     assert [index for batch in alone for index, _ in batch.bad] == [1, 4, 5, 8]
     assert torch.equal(alone[0].pixels[1], read_photo(with_bad[2].path, (12, 16)).pixels)
-    parts = [list(evaluation_batches(with_bad, (12, 16), micro=4, rank=rank, world=3)) for rank in range(3)]
+    parts = [in_order(with_bad, rank=rank, world=3) for rank in range(3)]
     assert as_dict(parts) == as_dict([alone])
     assert [index for part in parts for batch in part for index in batch.indices.tolist()] == [0, 2, 3, 6, 7, 9, 10]
-    assert list(evaluation_batches([], (12, 16), micro=4)) == []
+    assert in_order([]) == []
     assert list(batches(Photos([], (12, 16)), epoch=0, batch=2, micro=2)) == []
 
 

@@ -199,10 +199,6 @@ class BatchLoader:
         found = self._read([work for works in cut for work in works])
         return (list(itertools.islice(found, len(works))) for works in cut)
 
-    def singly(self, epoch: int = 0) -> Iterator[Batch]:
-        """Yield the micro-batches of an epoch one by one, as of one global batch that holds them all."""
-        return self._read([work for works in self._works(epoch, 0) for work in works])
-
     def _works(self, epoch: int, start: int) -> list[list[Work]]:
         """Return what this process reads, a list of micro-batches for each global batch."""
         order = self.order.epoch(epoch)
@@ -277,59 +273,4 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def batches(
-    photos: Photos,
-    *,
-    epoch: int,
-    batch: int,
-    micro: int,
-    start: int = 0,
-    rank: int = 0,
-    world: int = 1,
-    workers: int = 0,
-    shuffle: bool = True,
-) -> Iterator[list[Batch]]:
-    """Yield one epoch's micro-batches, a list for each global batch; arguments as for :class:`BatchLoader`."""
-    loader = BatchLoader(photos, batch=batch, micro=micro, rank=rank, world=world, workers=workers, shuffle=shuffle)
-    return loader.epoch(epoch, start)
-
-
-def evaluation_batches(
-    samples: Sequence[Sample], size: tuple[int, int], *, micro: int, rank: int = 0, world: int = 1, workers: int = 0
-) -> Iterator[Batch]:
-    """Yield this process's contiguous share of a set, in the set's order and without augmentation.
-
-    Args:
-        samples: of the set.
-        size: (H, W) in pixels to which each photo is squashed.
-        micro: most photos in a batch.
-        rank: of this process, in 0..world-1.
-        world: number of processes, at least 1.
-        workers: processes that read photos, 0 to read them here.
-
-    Raises:
-        TypeError, ValueError: an argument of another type or out of range.
-        RuntimeError: a worker died.
-    """
-    loader = BatchLoader(
-        Photos(samples, size),
-        batch=max(len(samples), 1),
-        micro=micro,
-        rank=rank,
-        world=world,
-        workers=workers,
-        shuffle=False,
-    )
-    return loader.singly()
-
-
-__all__ = [
-    "Batch",
-    "BatchLoader",
-    "Order",
-    "Photos",
-    "batches",
-    "count_batches",
-    "evaluation_batches",
-    "share_of",
-]
+__all__ = ["Batch", "BatchLoader", "Order", "Photos", "count_batches", "share_of"]
