@@ -81,7 +81,7 @@ def test_goes_on_with_a_trained_model(folder: Path, tmp_path: Path, say: Callabl
     (folder / "yellow").mkdir()
     (folder / "yellow" / "a.png").write_bytes((folder / "green" / "1.png").read_bytes())
     code, _, err = say(folder, "--out", tmp_path / "other", *GO_ON, "--init", best)
-    assert code == 2 and "model has 2 classes, the photos have 3" in err
+    assert code == 2 and "model has 2 classes (blue, red), the photos have 3 (blue, green, yellow)" in err
 
 
 @pytest.mark.parametrize(

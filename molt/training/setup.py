@@ -127,10 +127,17 @@ def check_model(model: MOLT, classes: Sequence[str]) -> None:
     """
     own = model.class_names if model.config.class_names is not None else None
     if model.config.num_classes != len(classes):
-        raise ValueError(f"model has {model.config.num_classes} classes, the photos have {len(classes)}")
+        raise ValueError(
+            f"model has {model.config.num_classes} classes{_few(own)}, the photos have {len(classes)}{_few(classes)}: "
+            "a model is trained further on its own classes alone"
+        )
     if own is not None and tuple(own) != tuple(classes):
         first = next(i for i, pair in enumerate(zip(own, classes, strict=True)) if pair[0] != pair[1])
         raise ValueError(f"model's class {first} is {own[first]!r}, that of the photos {classes[first]!r}")
+
+
+def _few(names: Sequence[str] | None) -> str:
+    return f" ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})" if names else ""
 
 
 def networks(model: MOLT) -> list[ObjectLocalizationTransformer]:
