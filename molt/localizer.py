@@ -100,7 +100,8 @@ class Localizer:
         source: ``"auto"``, ``"package"`` or ``"hub"``: where weights are taken from.
         clusterer: callable ``labels, counts = clusterer(x, size)``, see :mod:`molt.clustering`; x is the Features of
             the finest scale, or the images where the clusterer's ``takes_features`` is False. None takes the method's
-            own: ``TokenKMeans(restarts=4)`` for ``seeded``, ``DeepClustering()`` for the paper's.
+            own: ``TokenKMeans(restarts=4)`` for ``seeded`` and ``molt_dinov2_small``, ``DeepClustering()`` for other
+            ``molt_*``.
         cache: folder where label maps are kept, so that a photo's clusters are computed once; None keeps none. See
             :class:`molt.clustering.CachedClusterer`, which then is :attr:`clusterer` and counts hits and misses.
         alpha: weight of the cluster mean in the refined map, 0 (no refinement) to 1; ``"auto"`` chooses it for each

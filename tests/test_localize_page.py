@@ -95,6 +95,8 @@ def test_what_is_missing_or_wrong_is_told_in_one_line(checkpoint: Path, tmp_path
     for nothing in (tmp_path / "nowhere", one):
         code, text = run(one, "--checkpoint", nothing)
         assert code in (1, 2) and nothing.name in text and text.count("\n") == 1, text
+    code, text = run(one, "--clusterer", "watershed", "--checkpoint", checkpoint)
+    assert code == 2 and "--clusterer watershed: expected tokens, slic, deep" in text and text.count("\n") == 1
     code, text = run(one, "--method", "molt_deit_tiny", "--checkpoint", one)
     assert code == 2 and "is not a safetensors file of molt" in text and text.count("\n") == 1
     code, text = run(one, "--method", "molt_deit_base", "--checkpoint", checkpoint)

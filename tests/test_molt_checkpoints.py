@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import molt
-from molt.clustering import TokenKMeans
+from molt.clustering import DeepClustering, TokenKMeans
 from molt.methods import Multiscale, model_in
 
 NAME = "molt_deit_tiny"
@@ -201,7 +201,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_localizer_takes_the_steps_the_paper_names(checkpoint: Path, photo: torch.Tensor) -> None:
     from molt import ops
-    from molt.clustering import DeepClustering
     from molt.data.images import read_photo
 
     loc = molt.Localizer(NAME, checkpoint=checkpoint, device="cpu")
@@ -267,7 +266,7 @@ def test_arguments_that_do_not_apply_are_told(checkpoint: Path, arguments: dict[
 def test_deep_clustering_in_refine(photo: torch.Tensor) -> None:
     """The clusterer is shown the photo itself, or Features where they are given."""
     from molt import ops
-    from molt.clustering import DeepClustering, Slic
+    from molt.clustering import Slic
 
     maps = torch.rand(8, 8, generator=torch.Generator().manual_seed(0))
     for clusterer in (DeepClustering(steps=3), Slic(30)):
@@ -277,6 +276,12 @@ def test_deep_clustering_in_refine(photo: torch.Tensor) -> None:
         assert torch.allclose(molt.refine(maps, photo, clusterer=clusterer, alpha=0.5), expected, atol=1e-6)
     features = molt.Features(torch.rand(1, 64, 5), (8, 8), (64, 64))
     assert molt.refine(maps, features=features, clusterer=DeepClustering(steps=3)).shape == (64, 64)
+
+
+def test_tokens_of_dinov2_are_clustered_others_are_not() -> None:
+    for name, expected in (("molt_dinov2_small", TokenKMeans), ("molt_deit_tiny", DeepClustering)):
+        model = molt.create_model(name, 2, (28 if "dinov2" in name else 32,), pretrained=False)
+        assert isinstance(molt.Localizer(model, device="cpu").clusterer, expected)
 
 
 def test_a_checkpoint_says_which_method_it_is_of(checkpoint: Path, tmp_path: Path) -> None:

@@ -462,7 +462,11 @@ def other(**changes: Any) -> molt.MOLT:
 
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"recipe": "best"}, ValueError, "recipe must be one of default, fine-tune, ts-cam"),
-    ({"model": other(num_classes=3)}, ValueError, r"model has 3 classes, the photos have 2 \(blue, red\): a model is trained"),
+    (
+        {"model": other(num_classes=3)},
+        ValueError,
+        r"model has 3 classes, the photos have 2 \(blue, red\): a model is trained",
+    ),
     ({"model": other(num_classes=2, class_names=["blue", "green"])}, ValueError, "class 1 is 'green', .* 'red'"),
     ({"val_share": 1.0}, ValueError, r"val_share must be in \[0, 1\)"),
     ({"micro": 0}, ValueError, "micro must be at least 1"),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from molt._auto_alpha import Alpha
     from molt._backend import Backend
     from molt.cli.annotations import BoxSet
+    from molt.clustering import Clusterer
     from molt.data.samples import SamplePhoto
     from molt.localizer import Explanation, Localizer
     from molt.structures import Localization
@@ -58,6 +59,10 @@ def localize(
     alpha: Annotated[
         str | None,
         typer.Option(metavar="A", help="Weight of the clusters, 0 to 1 or auto; the method's own if not given."),
+    ] = None,
+    clusterer: Annotated[
+        str | None,
+        typer.Option(metavar="C", help="What refines: tokens (k-means), slic or deep; the method's own if not given."),
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1...")] = None,
     backend: Annotated[str | None, typer.Option(help="auto, reference or native.")] = None,
@@ -132,6 +137,7 @@ def localize(
             backbone=backbone,
             checkpoint=checkpoint,
             source=source,
+            clusterer=_clusterer(clusterer),
             cache=cache,
             alpha=_alpha(alpha),
             profile=profile,
@@ -225,6 +231,16 @@ def _alpha(text: str | None) -> Alpha | None:
         return float(text)
     except ValueError:
         raise ValueError(f"--alpha {text}: expected a number in [0, 1] or auto") from None
+
+
+def _clusterer(name: str | None) -> Clusterer | None:
+    """Return the clusterer that an option names."""
+    from molt.clustering import DeepClustering, Slic, TokenKMeans
+
+    known: dict[str, Clusterer] = {"tokens": TokenKMeans(restarts=4), "slic": Slic(), "deep": DeepClustering()}
+    if name is not None and name not in known:
+        raise ValueError(f"--clusterer {name}: expected {', '.join(known)}")
+    return None if name is None else known[name]
 
 
 def _clear(cache: Path) -> None:
