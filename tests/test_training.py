@@ -556,6 +556,9 @@ def test_bad_arguments_are_named(folder: Path, tmp_path: Path, case: int) -> Non
     with pytest.raises(kind, match=text):
         go(folder, tmp_path / "run", **({"recipe": TINY} | options))
     assert not (tmp_path / "run").exists()
+
+
+def test_out_must_be_a_path(folder: Path) -> None:
     with pytest.raises(TypeError, match="out must be the path of a folder, got NoneType"):
         go(folder, None)  # type: ignore[arg-type]
 
