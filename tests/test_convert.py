@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 import timm
 import torch
@@ -24,6 +25,8 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 import molt
 from molt.cli import main
 from molt.clustering import TokenKMeans
+from molt.data import read_set
+from molt.training import Recipe, train
 from molt.training.convert import KNOWN, Outline, _outline, _timm_names, convert_checkpoint
 from molt.training.foreign_files import CheckpointError, read_tensors
 
@@ -232,6 +235,30 @@ def test_a_head_can_be_left_out_for_a_new_one(bare: State, tmp_path: Path) -> No
     result = convert_checkpoint(source, tmp_path / "out", num_classes=5, new_head=True)
     assert result.left_out == ("head.weight (1000, 64)", "head.bias (1000,)") and not result.trained
     assert result.head == "patches" and molt.load_model(result.path).config.num_classes == 5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_new_head_is_trained_and_takes_the_names_of_the_photos(
+    bare: State, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    for place, name in enumerate(["blue", "red"] * 4):
+        pixels = np.full((40, 40, 3), 90 + place, np.uint8)
+        pixels[8:30, 8:30] = (220, 30, 20) if name == "red" else (20, 30, 220)
+        (tmp_path / "photos" / name).mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{place}.png")
+    state = {key: value.to(dtype) for key, value in with_head(bare, 1000, 64).items()}
+    source = written(state, tmp_path / "in")
+    result = convert_checkpoint(source, tmp_path / "out", num_classes=2, new_head=True, sizes=(64,))
+    recipe = Recipe(epochs=2, batch=4)
+    given = molt.load_model(result.path)
+    found = train(read_set(tmp_path / "photos"), tmp_path / "run", recipe=recipe, model=given, device="cpu")
+    model = molt.load_model(found.best)
+    assert model.class_names == ("blue", "red") and next(model.parameters()).dtype == torch.float32
+    for key, value in state.items():
+        if not key.startswith("head."):
+            assert torch.equal(model.transformers[0].backbone.model.state_dict()[key], value.float()), key
+    localizer = molt.Localizer(model)
+    assert localizer(tmp_path / "photos" / "red" / "1.png", classes="red").names == ["red"]
 
 
 def test_dinov2_with_registers_in_its_own_names(tmp_path: Path) -> None:

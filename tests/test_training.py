@@ -23,6 +23,7 @@ import molt
 from molt.data import read_set
 from molt.training import RECIPES, Recipe, TrainingError, run, run_files, train
 from molt.training.checkpoints import read_state
+from molt.training.setup import gather_photos, take_over
 
 TINY = Recipe(
     name="tiny",
@@ -134,6 +135,76 @@ def test_frozen_backbones_of_a_file_stay_in_the_file(folder: Path, tmp_path: Pat
     assert molt.load_model(found.last).trained
 
 
+def own(**changes: Any) -> molt.MOLT:
+    torch.manual_seed(0)
+    return molt.create_model("molt_deit_tiny", 2, (32,), pretrained=False, pooling="attention", **changes)
+
+
+def test_a_model_without_names_takes_those_of_the_photos(folder: Path, tmp_path: Path) -> None:
+    recipe = TINY.change(epochs=1)
+    found = go(folder, tmp_path / "run", recipe, model=own())
+    assert molt.load_model(found.best).config.class_names == ("blue", "red")
+    localizer = molt.Localizer("molt_deit_tiny", checkpoint=found.best)
+    assert localizer(folder / "red" / "01.png", classes="red").names == ["red"]
+    named = own(class_names=["blue", "red"])
+    same(go(folder, tmp_path / "named", recipe, model=named).best, found.best)
+    for number, model in enumerate((own(), named, molt.load_model(found.last))):  # the same run as that of no names
+        shutil.copytree(tmp_path / "run", tmp_path / f"again-{number}")
+        assert len(go(folder, tmp_path / f"again-{number}", recipe, model=model, resume=True).history) == 1
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_models_of_any_precision_are_trained_in_float32(
+    folder: Path, tmp_path: Path, dtype: torch.dtype, freeze: bool
+) -> None:
+    recipe = TINY.change(epochs=2, freeze=freeze)
+    given = own().to(dtype)
+    found = go(folder, tmp_path / "run", recipe, model=given)
+    assert np.isfinite(found.history[-1]["loss"])
+    model = molt.load_model(found.best)
+    assert {value.dtype for value in model.parameters()} == {torch.float32} and model.trained
+    plain = go(folder, tmp_path / "plain", recipe, model=own().to(dtype).float())
+    same(plain.best, found.best)
+    shutil.copytree(tmp_path / "run", tmp_path / "again")
+    assert len(go(folder, tmp_path / "again", recipe, model=own().to(dtype), resume=True).history) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_rounded_backbones_are_kept_in_the_file(
+    folder: Path, tmp_path: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = own().to(dtype)
+    monkeypatch.setattr(model, "weights", (molt.structures.WeightsInfo("x", "package x", "no", True),))
+    found = go(folder, tmp_path / "run", TINY.change(epochs=1), model=model)
+    assert bool(tensors(found.best, ".backbone.")) == (dtype == torch.float16), "they could not be had again"
+    weights = json.loads((found.folder / run_files.RUN).read_text())["weights"]
+    assert [used["source"] for used in weights] == ["float16 of package x" if dtype == torch.float16 else "package x"]
+
+
+def test_taking_a_model_over_is_no_training() -> None:
+    for dtype in (torch.float16, torch.float32, torch.float64):
+        assert not take_over(own().to(dtype), ("blue", "red")).trained
+
+
+def test_accumulation_of_the_environment_is_not_heeded(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = TINY.change(epochs=1)
+    plain = go(folder, tmp_path / "plain", recipe)
+    seen = []
+    backward = run.Accelerator.backward
+
+    def note(self: Any, loss: torch.Tensor, **named: Any) -> None:
+        seen.append(self.gradient_accumulation_steps)
+        backward(self, loss, **named)
+
+    monkeypatch.setattr(run.Accelerator, "backward", note)
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    same(go(folder, tmp_path / "run", recipe).last, plain.last)
+    assert set(seen) == {1}
+
+
 def test_views_of_flips_double_the_features(folder: Path, tmp_path: Path) -> None:
     found = go(folder, tmp_path / "run", TINY.change(augment="flip", views=2), cache=tmp_path / "cache")
     plain = go(folder, tmp_path / "plain", TINY, cache=tmp_path / "cache")
@@ -160,6 +231,7 @@ def double() -> molt.MOLT:
     for transformer, size in zip(model.transformers, model.config.sizes, strict=True):
         transformer.backbone.model.blocks = transformer.backbone.model.blocks[:2]
         transformer.backbone.model.set_input_size(size)  # timm resamples position embeddings in float32
+    model.float = lambda: model  # which training would bring it to
     return model.double()
 
 
@@ -473,6 +545,8 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"workers": -1}, ValueError, "workers must be in 0"),
     ({"device": "tpu"}, ValueError, "device must be"),
     ({"seed": -1}, ValueError, "seed must be in 0"),
+    ({"model": "molt_deit_tiny"}, TypeError, "model must be a MOLT .* or None, got 'molt_deit_tiny'"),
+    ({"cache": 5}, TypeError, "cache must be 'auto', the path of a folder or None, got int"),
 ]
 
 
@@ -482,6 +556,11 @@ def test_bad_arguments_are_named(folder: Path, tmp_path: Path, case: int) -> Non
     with pytest.raises(kind, match=text):
         go(folder, tmp_path / "run", **({"recipe": TINY} | options))
     assert not (tmp_path / "run").exists()
+
+
+def test_out_must_be_a_path(folder: Path) -> None:
+    with pytest.raises(TypeError, match="out must be the path of a folder, got NoneType"):
+        go(folder, None)  # type: ignore[arg-type]
 
 
 def test_sets_that_cannot_be_learnt_are_told(folder: Path, tmp_path: Path) -> None:
@@ -506,9 +585,41 @@ def test_sets_that_cannot_be_learnt_are_told(folder: Path, tmp_path: Path) -> No
 
 
 def test_several_sets_are_joined(folder: Path, tmp_path: Path) -> None:
-    data = read_set(folder)
-    found = train([data, data], tmp_path / "run", recipe=TINY, val_share=0, pretrained=False, device="cpu")
+    shutil.copytree(folder, tmp_path / "others")
+    data = [read_set(folder), read_set(tmp_path / "others")]
+    found = train(data, tmp_path / "run", recipe=TINY, val_share=0, pretrained=False, device="cpu")
     assert json.loads((found.folder / run_files.RUN).read_text())["photos"]["train"] == 26
+
+
+@pytest.mark.parametrize("way", ["same", "link", "dots", "linked photos"])
+def test_a_photo_is_the_same_by_any_path(folder: Path, tmp_path: Path, way: str) -> None:
+    if way == "same":
+        again = folder
+    elif way == "dots":
+        again = folder / "red" / ".." / ".." / folder.name
+    elif way == "link":
+        again = tmp_path / "link"
+        again.symlink_to(folder, target_is_directory=True)
+    else:
+        again = tmp_path / "linked"
+        for path in folder.rglob("*.png"):
+            (again / path.parent.name).mkdir(parents=True, exist_ok=True)
+            (again / path.parent.name / f"a-{path.name}").symlink_to(path)
+    sets = read_set(folder), read_set(again)
+    with pytest.raises(ValueError, match="val: 13 photos are in data too"):
+        gather_photos(sets[0], sets[1], 0.1, 0)
+    with pytest.raises(ValueError, match=r"data: 13 photos are in two of its sets, such as .*00\.png: take each once"):
+        gather_photos(sets, None, 0.1, 0)
+
+
+def test_a_photo_of_two_classes_stays_in_training(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "both")
+    for path in sorted((tmp_path / "both" / "blue").glob("*.png"))[:6]:
+        (tmp_path / "both" / "red" / f"x-{path.name}").symlink_to(path)
+    for seed in range(4):
+        found = gather_photos(read_set(tmp_path / "both"), None, 0.4, seed)
+        held = {os.path.realpath(found.samples[i].path) for i in found.held}
+        assert len(held) == 6 and not held & {os.path.realpath(found.samples[i].path) for i in found.train}
 
 
 def test_recipes_hold_and_are_plain_values() -> None:

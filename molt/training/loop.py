@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import GradientAccumulationPlugin
 
 from molt._arguments import LARGEST_SEED, check_int, check_number
 from molt.data.annotations import LocalizationSet
@@ -20,7 +22,7 @@ from molt.training.checkpoints import TrainingError
 from molt.training.recipe import Recipe, find_recipe
 from molt.training.run import Event, Run
 from molt.training.run_files import BEST, FEATURES, LAST, RUN, STATE
-from molt.training.setup import build_model, check_model, gather_photos
+from molt.training.setup import build_model, check_model, gather_photos, take_over
 
 SCALARS = ("loss", "accuracy", "val_loss", "val_accuracy", "rate", "photos_per_second")
 
@@ -79,11 +81,13 @@ def train(
     CPU a run that was killed at any moment and resumed ends with the same bits.
 
     Args:
-        data: photos with labels, :func:`molt.data.read_set`; several sets must have the same classes.
+        data: photos with labels, :func:`molt.data.read_set`; several sets must have the same classes, and no photo of a
+            class in common.
         out: folder of the run: best.safetensors, last.safetensors, state.safetensors, run.json.
         recipe: how the network is built and trained, by name or as a :class:`Recipe`.
         model: a MOLT to go on with in place of a new one; its own model, sizes, shared, head, pooling and clip take the
-            place of the recipe's.
+            place of the recipe's. It is trained in place and in float32, which it is brought to, and takes the photos'
+            class names where it has none.
         val: photos that pick the best epoch, by their labels; one set or several.
         val_share: in [0, 1): share of ``data`` held out for that where there is no ``val``.
         cache: folder of features where backbones are frozen; ``"auto"`` is ``out/features``; None computes them anew in
@@ -107,6 +111,15 @@ def train(
         OSError: a file cannot be written (the one from before is kept).
         ImportError: tensorboard is asked for and not installed.
     """
+    if not isinstance(out, str | os.PathLike):
+        raise TypeError(f"out must be the path of a folder, got {type(out).__name__}")
+    if cache is not None and not isinstance(cache, str | os.PathLike):
+        raise TypeError(f"cache must be 'auto', the path of a folder or None, got {type(cache).__name__}")
+    if model is not None and not isinstance(model, MOLT):
+        raise TypeError(
+            f"model must be a MOLT (molt.create_model, molt.load_model) or None, got {model!r:.80}; a recipe names the "
+            "model of a new one"
+        )
     recipe = find_recipe(recipe)
     check_int("seed", seed, 0, LARGEST_SEED)
     check_int("workers", workers, 0, 1024)
@@ -151,7 +164,11 @@ def train(
     if device == "cuda" and accelerator.device.type != "cuda":
         raise ValueError("device 'cuda' cannot be used here")
     with torch.random.fork_rng():
-        built = build_model(recipe, photos.classes, seed, source, pretrained) if model is None else model
+        built = (
+            build_model(recipe, photos.classes, seed, source, pretrained)
+            if model is None
+            else take_over(model, photos.classes)
+        )
         run = Run(
             recipe,
             photos,
@@ -184,7 +201,9 @@ def _accelerator(device: str | None, precision: str) -> Accelerator:
     begun = torch.distributed.is_initialized()
     # Another run of this process may have had another precision or device.
     AcceleratorState._reset_state(reset_partial_state=not begun)
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision)
+    # Small passes are molt's own; the number alone would give way to the environment's, and losses be divided by that.
+    steps = GradientAccumulationPlugin(num_steps=1)
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision, gradient_accumulation_plugin=steps)
     if torch.distributed.is_initialized() and not begun:
         # Threads of a group that is still there when the interpreter is gone can abort the process.
         atexit.register(_part)

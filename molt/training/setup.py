@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,8 @@ def gather_photos(
     """Join sets of the same classes and hold photos out of them, or take those of ``val``; boxes are not looked at.
 
     Raises:
-        TypeError, ValueError: no sets, sets of other classes, labels without a class, or too few photos to learn from.
+        TypeError, ValueError: no sets, sets of other classes, labels without a class, a photo of a class that is
+            in two sets of ``data`` or in ``val`` too, or too few photos to learn from.
     """
     sets = _sets("data", data)
     held_sets = [] if val is None else _sets("val", val)
@@ -68,18 +70,19 @@ def gather_photos(
             raise ValueError(f"{one.name} and {sets[0].name} must have the same classes: {differ}")
     samples = [sample for one in sets for sample in one.samples]
     check_classes([sample.label for sample in samples], classes)
+    files = _files(samples)
+    _check_apart(sets, files)
     if val is None:
-        train, held = hold_out(
-            [sample.label for sample in samples], val_share, seed, photos=[str(sample.path) for sample in samples]
-        )
+        train, held = hold_out([sample.label for sample in samples], val_share, seed, photos=files)
     else:
         others = [sample for one in held_sets for sample in one.samples]
         train, held = list(range(len(samples))), list(range(len(samples), len(samples) + len(others)))
         samples += others
+        files += _files(others)
         wrong = [sample.name for sample in others if not 0 <= sample.label < len(classes)]
         if wrong:
             raise ValueError(f"val: {len(wrong)} photos have a label of no class, such as {wrong[0]}")
-    both = {str(samples[i].path) for i in train} & {str(samples[i].path) for i in held}
+    both = {files[i] for i in train} & {files[i] for i in held}
     if both:
         raise ValueError(f"val: {len(both)} photos are in data too, such as {min(both)}: they would not be held out")
     known = [(sample.name, sample.label, _bytes(sample.path)) for sample in samples]
@@ -87,6 +90,24 @@ def gather_photos(
     return LabelledPhotos(
         tuple(samples), tuple(train), tuple(held), tuple(classes), hashlib.sha256(text.encode()).hexdigest()[:16]
     )
+
+
+def _check_apart(sets: Sequence[LocalizationSet], files: Sequence[str]) -> None:
+    """Stop where two sets hold the same photo of the same class: it would count twice, and could not be held out."""
+    seen: set[tuple[str, int]] = set()
+    twice: set[tuple[str, int]] = set()
+    rest = iter(files)
+    for one in sets:
+        own = {(next(rest), sample.label) for sample in one.samples}
+        twice |= own & seen
+        seen |= own
+    if twice:
+        raise ValueError(f"data: {len(twice)} photos are in two of its sets, such as {min(twice)[0]}: take each once")
+
+
+def _files(samples: Sequence[Sample]) -> list[str]:
+    """Return each photo's file, the same by whatever path it is given."""
+    return [os.path.realpath(sample.path) for sample in samples]
 
 
 def _bytes(path: Path) -> int:
@@ -134,6 +155,26 @@ def check_model(model: MOLT, classes: Sequence[str]) -> None:
     if own is not None and tuple(own) != tuple(classes):
         first = next(i for i, pair in enumerate(zip(own, classes, strict=True)) if pair[0] != pair[1])
         raise ValueError(f"model's class {first} is {own[first]!r}, that of the photos {classes[first]!r}")
+
+
+def take_over(model: MOLT, classes: Sequence[str]) -> MOLT:
+    """Bring a model that is to be trained further to float32, and name its classes where it has no names; return it.
+
+    Weights that were rounded to fewer bits are no longer those of their source, and are marked so: files of the model
+    must hold them.
+    """
+    dtypes = {value.dtype for value in model.parameters()}
+    if dtypes != {torch.float32}:
+        trained = model.trained
+        model.float().mark_trained(trained)
+    if low := [str(dtype).removeprefix("torch.") for dtype in dtypes if dtype.itemsize < 4]:
+        model.weights = tuple(
+            replace(info, source=f"{min(low)} of {info.source}", measured=False)
+            if info.source.startswith(("package ", "hub "))
+            else info
+            for info in model.weights
+        )
+    return model if model.config.class_names is not None else model.reconfigure(class_names=tuple(classes))
 
 
 def _few(names: Sequence[str] | None) -> str:
