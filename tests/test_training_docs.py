@@ -115,7 +115,8 @@ def test_python_examples_run_as_printed_and_in_order(place: Path, capsys: pytest
 
 def test_other_commands_have_right_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    others = [command for command in commands()[7:] if " convert " not in command]
+    recipes = ("--show-recipe", "my-recipe.json")  # run below
+    others = [c for c in commands()[7:] if " convert " not in c and not any(word in c for word in recipes)]
     assert len(others) == 7 and sum("torchrun" in o or "accelerate launch" in o for o in others) == 2
     for command in others:
         code, said = go(command)
@@ -134,6 +135,31 @@ def test_other_commands_have_right_options(tmp_path: Path, monkeypatch: pytest.M
     script = [sys.executable, ROOT / "benchmarks" / "composites.py", *shlex.split(composites)[2:]]
     done = subprocess.run(script, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 1 and "composites-data" in done.stderr, "right options, but a folder that is taken"
+
+
+def test_a_recipe_is_printed_changed_and_run(place: Path) -> None:
+    show, run = (command for command in commands() if "my-recipe.json" in command)
+    show, file = show.split(" > ")
+    code, said = go(show)
+    assert code == 0, said
+    values = json.loads(said)
+    assert values == SMALL.change(epochs=20).to_json() | {"sizes": [[28, 28], [42, 42]], "milestones": []}
+    (place / file).write_text(json.dumps(values | {"label_smoothing": 0.1}))
+    code, said = go(run)
+    assert code == 0, said
+    used = json.loads((place / "runs" / "own" / "run.json").read_text())["recipe"]
+    assert (used["epochs"], used["label_smoothing"]) == (20, 0.1)
+    without = re.findall(r"`(\w+)`", TEXT.split("Some numbers have no option: ")[1].split(". ")[0])
+    assert set(without) == fields_without_option()
+
+
+def fields_without_option() -> set[str]:
+    """Fields of a recipe that `molt train` has no option of the same name for."""
+    import inspect
+
+    from molt.cli.train import train
+
+    return set(Recipe().to_json()) - {"name"} - set(inspect.signature(train).parameters)
 
 
 def test_recipes_are_those_of_the_code() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -12,9 +13,16 @@ FAILED, USAGE, INTERRUPTED = 1, 2, 130  # exit codes
 SHOWN = 10  # problems that are printed
 
 
+def later_process() -> str:
+    """Return the number of this process among several (torchrun's RANK), or nothing in the first one or an only one."""
+    rank = os.environ.get("RANK", "").strip()
+    return rank if rank.isascii() and rank.isdecimal() and int(rank) else ""
+
+
 def say(text: str, console: Any = None) -> None:
-    """Write one line to stderr, above the progress bar where a console shows one."""
-    text = f"molt: {' '.join(line.strip() for line in text.splitlines())}"
+    """Write one line to stderr, above the progress bar where a console shows one; processes but the first say which."""
+    which = f"process {rank}: " if (rank := later_process()) else ""
+    text = f"molt: {which}{' '.join(line.strip() for line in text.splitlines())}"
     if console is not None:
         console.print(text, markup=False, soft_wrap=True)
     else:

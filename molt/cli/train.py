@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from molt.cli._say import FAILED, INTERRUPTED, SHOWN, USAGE, say, stop_at
+from molt.cli._say import FAILED, INTERRUPTED, SHOWN, later_process, say, stop, stop_at
 from molt.cli._sets import read
 
 if TYPE_CHECKING:
-    from molt.training import Trained
+    from molt.training import Recipe, Trained
 
 EVERY = 20.0  # seconds between lines, where there is no bar
 FEW_HELD, FEW_STEPS = 20, 50
@@ -22,16 +21,26 @@ FEW_HELD, FEW_STEPS = 20, 50
 
 def train(
     data: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Argument(
             metavar="DATA...",
             help="Class folders, or any data set `molt data check` knows; several of one kind are joined.",
+            show_default=False,
         ),
-    ],
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the run: best.safetensors, last.safetensors, run.json.")] = Path(
         "molt-train"
     ),
-    recipe: Annotated[str, typer.Option(help="default, fine-tune, ts-cam, ts-cam-ilsvrc or sat.")] = "default",
+    recipe: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="default, fine-tune, ts-cam, ts-cam-ilsvrc or sat; or a JSON file, of --show-recipe or a run.json.",
+        ),
+    ] = "default",
+    show_recipe: Annotated[
+        bool, typer.Option("--show-recipe", help="Print the recipe with all options in it as JSON, and train nothing.")
+    ] = False,
     model: Annotated[
         str | None, typer.Option(help="molt_dinov2_small, molt_deit_tiny, molt_deit_small, molt_deit_base.")
     ] = None,
@@ -57,6 +66,9 @@ def train(
     lr: Annotated[float | None, typer.Option(help="Peak learning rate of the heads; default 1e-3.")] = None,
     backbone_lr: Annotated[float | None, typer.Option(help="Peak learning rate of backbones that are trained.")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Of AdamW.")] = None,
+    clip_grad: Annotated[
+        float | None, typer.Option(help="Largest norm of the gradient, 1 say, where the loss becomes NaN.")
+    ] = None,
     schedule: Annotated[str | None, typer.Option(help="cosine, constant or steps.")] = None,
     milestones: Annotated[
         str | None,
@@ -76,6 +88,7 @@ def train(
     val: Annotated[
         list[Path] | None, typer.Option(metavar="DATA", help="Photos for that, as DATA; else a share of DATA.")
     ] = None,
+    val_split: Annotated[str | None, typer.Option(help="Part of each --val: val...")] = None,
     val_share: Annotated[float, typer.Option(help="That share, 0 to 1.")] = 0.1,
     kind: Annotated[str, typer.Option(help="Of DATA: auto, folder, wsol, voc, coco or yolo.")] = "auto",
     split: Annotated[str | None, typer.Option(help="Part of DATA: train...")] = None,
@@ -107,11 +120,13 @@ def train(
     from molt.data.annotations import DataError
     from molt.data.images import PhotoError
     from molt.methods.registry import load_model
-    from molt.training import TrainingError, find_recipe
+    from molt.training import TrainingError
     from molt.training import train as run_training
 
-    quiet = int(os.environ.get("RANK", "0")) > 0
+    quiet = bool(later_process())  # of progress and results; what went wrong is said by every process
     try:
+        if not data and not show_recipe:
+            raise ValueError("DATA is missing: folders of photos, or another data set")
         if cache is not None and no_cache:
             raise ValueError("--cache and --no-cache exclude each other")
         given: dict[str, Any] = {
@@ -126,6 +141,7 @@ def train(
             "lr": lr,
             "backbone_lr": backbone_lr,
             "weight_decay": weight_decay,
+            "clip_grad": clip_grad,
             "schedule": schedule,
             "warmup": warmup,
             "augment": augment,
@@ -140,12 +156,20 @@ def train(
         fixed = {"model": model, "sizes": sizes, "head": head, "pooling": pooling, "shared": shared}
         if init is not None and (named := [f"--{name}" for name, value in fixed.items() if value is not None]):
             raise ValueError(f"{', '.join(named)}: --init {init} says it already")
-        base = find_recipe(recipe)
+        if init is not None and show_recipe:
+            raise ValueError("--show-recipe and --init exclude each other: with any recipe, --init keeps its network")
+        if val_split is not None and not val:
+            raise ValueError(f"--val-split {val_split} goes with --val")
+        base = _recipe(recipe)
         if freeze and backbone_lr is None:
             base = base.change(backbone_lr=None, freeze=True)
         chosen = base.change(**{key: value for key, value in given.items() if value is not None})
-        sets = [read(path, kind, split=split, photos=photos, classes=classes) for path in data]
-        held = [read(path, kind, photos=photos, classes=classes) for path in val or ()]
+        if show_recipe:
+            if not quiet:
+                print(json.dumps(chosen.to_json(), indent=1))
+            return
+        sets = [read(path, kind, split=split, photos=photos, classes=classes) for path in data or ()]
+        held = [read(path, kind, split=val_split, photos=photos, classes=classes) for path in val or ()]
         display = Display(quiet=quiet or as_json)
         with display:
             found = run_training(
@@ -168,15 +192,11 @@ def train(
                 on_event=display,
             )
     except DataError as error:
-        if quiet:
-            raise typer.Exit(USAGE) from None
         stop_at(error.problems, " with the data")
-    except TrainingError as error:
-        _stop(str(error), FAILED, quiet)
-    except PhotoError as error:
-        _stop(str(error), FAILED, quiet)
+    except (TrainingError, PhotoError) as error:
+        stop(str(error), FAILED)
     except (ValueError, TypeError, ImportError) as error:
-        _stop(str(error), USAGE, quiet)
+        stop(str(error))
     except KeyboardInterrupt:
         if not quiet:
             say(f"interrupted; the same command with --resume goes on from {out}")
@@ -248,11 +268,15 @@ class Display:
 
     def _begin(self, values: dict[str, Any]) -> None:
         sizes = ", ".join(str(h) if h == w else f"{h}x{w}" for h, w in values["sizes"])
-        what = "its heads alone, on features that are kept" if values["frozen"] else "all of it"
-        held = f", {values['held']} held out to pick the best epoch" if values["held"] else ""
+        what = "all of it"
+        if values["frozen"]:
+            what = "its heads and spatial token alone" if values.get("head") == "spatial" else "its heads alone"
+            what += f", on features that are {'kept' if values.get('kept', True) else 'computed anew in each epoch'}"
+        held = f"{values['held'] or 'none'} held out"
+        held += " to pick the best epoch" if values["held"] else ": the last epoch will be the best"
         lines = [
             f"{values['model']} at {sizes} px, recipe {values['recipe']}: trains {what}; on {values['device']}",
-            f"{values['classes']} classes, {values['train']} photos to learn from{held}; "
+            f"{values['classes']} classes, {values['train']} photos to learn from, {held}; "
             f"{values['epochs']} epochs of {values['steps']} steps",
         ]
         if values["held"] and values["held"] < FEW_HELD:
@@ -283,6 +307,21 @@ class Display:
         if name not in self.tasks:
             self.tasks[name] = self.progress.add_task(name, total=total, said=said)
         self.progress.update(self.tasks[name], completed=done, total=total, said=said)
+
+
+def _recipe(given: str) -> Recipe:
+    """Return the recipe of a name, or that of a file."""
+    from molt.training import RECIPES
+    from molt.training.recipe import read_recipe
+
+    if given in RECIPES:
+        return RECIPES[given]
+    if not Path(given).is_file():
+        raise ValueError(
+            f"--recipe {given}: no recipe of that name and no such file; "
+            f"expected {', '.join(RECIPES)} or the path of a JSON file (--show-recipe writes one)"
+        )
+    return read_recipe(given)
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:
@@ -320,9 +359,3 @@ def _show(found: Trained, rule: str, *, trained: bool) -> None:
         )
     print(f"next: molt localize PHOTOS --checkpoint {found.best}")
     print(found.best)
-
-
-def _stop(text: str, code: int, quiet: bool) -> NoReturn:
-    if not quiet:
-        say(text)
-    raise typer.Exit(code)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from molt._arguments import check_int, check_number
@@ -13,6 +15,7 @@ SCHEDULES = ("cosine", "constant", "steps")
 PRECISIONS = ("no", "bf16", "fp16")
 LOSS_ON = ("scales", "fused")
 BEST = ("loss", "accuracy")
+LARGEST_FILE = 16 * 2**20  # bytes; a run.json has an entry an epoch
 
 
 @dataclass(frozen=True)
@@ -84,10 +87,19 @@ class Recipe:
         """Check every field, as a file from elsewhere may hold anything."""
         for name in ("name", "model", "augment"):
             if not isinstance(getattr(self, name), str):
-                raise TypeError(f"{name} must be text, got {getattr(self, name)!r}")
+                raise TypeError(f"{name} must be text, got {getattr(self, name)!r:.100}")
+        if not self.name.isprintable():
+            raise ValueError(f"name must be printable text of one line, got {self.name!r:.100}")
+        if not isinstance(self.sizes, tuple) or not self.sizes:
+            raise TypeError(f"sizes must be a tuple of (H, W) pairs, got {self.sizes!r:.100}")
+        for size in self.sizes:
+            if not isinstance(size, tuple) or len(size) != 2:
+                raise TypeError(f"sizes must be a tuple of (H, W) pairs, got {size!r:.100} in it")
+            for side in size:
+                check_int("sizes", side, 1)
         for name in ("shared", "clip", "freeze"):
             if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
+                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r:.100}")
         for name in ("epochs", "batch", "views"):
             check_int(name, getattr(self, name), 1, 1_000_000)
         check_number("lr", self.lr, above=0)
@@ -109,13 +121,15 @@ class Recipe:
             ("best", BEST),
         ):
             if getattr(self, name) not in options:
-                raise ValueError(f"{name} must be one of {', '.join(options)}, got {getattr(self, name)!r}")
+                raise ValueError(f"{name} must be one of {', '.join(options)}, got {getattr(self, name)!r:.100}")
         if self.warmup > self.epochs:
             raise ValueError(f"warmup must be at most epochs, {self.epochs}, got {self.warmup}")
         if not isinstance(self.milestones, tuple):
-            raise TypeError(f"milestones must be a tuple, got {self.milestones!r}")
+            raise TypeError(f"milestones must be a tuple, got {self.milestones!r:.100}")
         if (self.schedule == "steps") != bool(self.milestones):
-            raise ValueError(f"milestones go with schedule 'steps', got {self.milestones} with {self.schedule!r}")
+            raise ValueError(
+                f"milestones go with schedule 'steps', got {self.milestones!r:.100} with {self.schedule!r}"
+            )
         if self.freeze and self.backbone_lr is not None:
             raise ValueError(f"backbone_lr does not apply to frozen backbones, got {self.backbone_lr}")
         for milestone in self.milestones:
@@ -153,9 +167,10 @@ class Recipe:
             TypeError, ValueError: no such thing, or a field that does not hold.
         """
         if not isinstance(values, dict):
-            raise TypeError(f"a recipe must be an object, got {values!r}")
+            raise TypeError(f"a recipe must be an object, got {values!r:.100}")
         if unknown := set(values) - {field.name for field in fields(cls)}:
-            raise ValueError(f"a recipe has no {', '.join(sorted(unknown))}")
+            named = ", ".join(sorted(key if str(key).isprintable() else ascii(key) for key in unknown))
+            raise ValueError(f"a recipe has no {named:.100}")
         return cls(**{key: _tuples(value) for key, value in values.items()})
 
     def change(self, **changes: Any) -> Recipe:
@@ -226,6 +241,34 @@ def find_recipe(recipe: Recipe | str) -> Recipe:
     if not isinstance(recipe, str) or recipe not in RECIPES:
         raise ValueError(f"recipe must be one of {', '.join(RECIPES)}, got {recipe!r}")
     return RECIPES[recipe]
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """Read a recipe from a JSON file: what :meth:`Recipe.to_json` returned, or the run.json of a run.
+
+    Fields that are not there have the values of the recipe ``default``; the name is then that of the file.
+
+    Raises:
+        ValueError: no recipe; the file and the field are named.
+        OSError: the file cannot be read.
+    """
+    path = Path(path)
+    with path.open("rb") as file:
+        data = file.read(LARGEST_FILE + 1)
+    if len(data) > LARGEST_FILE:
+        raise ValueError(f"{path}: a recipe has at most {LARGEST_FILE:,} bytes")
+    try:
+        values = json.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: expected a recipe as JSON: {error}") from None
+    if isinstance(values, dict) and "recipe" in values:
+        values = values["recipe"]
+    try:
+        return Recipe.from_json({"name": path.stem} | values if isinstance(values, dict) else values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    except (OverflowError, RecursionError):
+        raise ValueError(f"{path}: a value is too large for a recipe") from None
 
 
 def _tuples(value: Any) -> Any:
