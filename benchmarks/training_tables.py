@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from molt._files import whole_file
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "cpu-2-cores"
 Row = Mapping[str, Any]
@@ -43,6 +45,12 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def find(rows: Sequence[Row], **wanted: Any) -> list[Row]:
     """Return the rows with these values."""
     return [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
+
+
+def seeds_of(rows: Sequence[Row]) -> str:
+    """Return what heads a table's rows stand for; seeds of a refined row may be its clusterer's."""
+    seeds = max(row["seeds"] for row in rows if not row["refined"])
+    return "the head of the first seed alone" if seeds == 1 else f"mean of {seeds} seeds"
 
 
 def of_both(report: Row, heads: str, names: Mapping[str, str], group: str) -> str:
@@ -103,7 +111,8 @@ def heads(report: Row) -> str:
 def scales(report: Row) -> str:
     """Return the tables of scales, of training.json's first head."""
     found = [row for row in find(report["rows"], group="scales", set="two") if row["map"] == "attention x class map"]
-    text = of_both(
+    text = f"MaxBoxAccV2, %, {seeds_of(found)}:\n\n"
+    text += of_both(
         report, "scales", {row["name"]: row["name"].removesuffix(", attention x class map") for row in found}, "scales"
     )
     facts = {test: report["findings"][test]["scales"]["attention x class map"] for test in ("two", "one")}
@@ -124,13 +133,15 @@ def scales(report: Row) -> str:
     text += "\n\n" + table(["", "best scale of each photo", "best single scale", "gain"], lines)
     parts = report["findings"]["one"]["scales"]["sizes"]
     names = [row["name"] for row in parts[0]["rows"] if row["name"].endswith("attention x class map")]
-    lines = [
-        [name.split(",")[0], *(f"{find(part['rows'], name=name)[0]['score']:.1f}" for part in parts)] for name in names
-    ]
+    lines = [[name.split(",")[0], *(score(find(part["rows"], name=name)[0]) for part in parts)] for name in names]
     heads_of = [
         f"{part['name']}: {100 * part['least']:.0f} to {100 * part['most']:.0f} % of the photo" for part in parts
     ]
-    return text + "\n\nOne object, by terciles of the true box's size:\n\n" + table(["scales", *heads_of], lines)
+    return (
+        text
+        + f"\n\nOne object, by terciles of the true box's size, {seeds_of(found)}:\n\n"
+        + table(["scales", *heads_of], lines)
+    )
 
 
 def group(report: Row, name: str, more: Mapping[str, str]) -> str:
@@ -149,7 +160,9 @@ def group(report: Row, name: str, more: Mapping[str, str]) -> str:
 def ablation(report: Row) -> str:
     """Return the tables of the groups that training.json has not."""
     data = report["data"]
-    parts = [f"{data['name']}, two objects; {report['seeds']} seeds of each clusterer."]
+    said = f"{data['name']}, two objects; {report['seeds']} seeds of each clusterer"
+    trained = find(report["checkpoints"], head=report["checkpoints"][0]["head"])
+    parts = [f"{said}; MOLT's maps are those of one head, the first of {len(trained)} seeds."]
     parts += [group(report, "clusters", {"clusters": "clusters a photo"})]
     parts += [group(report, "clusterers", {"mean_alpha": "mean alpha"})]
     parts += [group(report, "backbones", {"mean_alpha": "mean alpha"})]
@@ -170,10 +183,15 @@ def methods(report: Row) -> str:
                 row["name"],
                 *("" if value is None else f"{value:.3g}" for value in costs),
                 score(row),
+                score(row["accuracy"], "value") if row["accuracy"] is not None else "",
                 str(row["saw_masks"]),
             ]
         )
-    text = table(["method", "parameters, M", "GMACs", "ms a photo", "peak, MiB", "MaxBoxAccV2, %", "saw masks?"], lines)
+    names = ["method", "parameters, M", "GMACs", "ms a photo", "peak, MiB", "MaxBoxAccV2, %"]
+    text = f"{report['of']['data']['name']}"
+    if all(row["seeds"] == 1 for row in report["rows"]):
+        text += "; of each trained head one run, the first seed's where there are several"
+    text += ":\n\n" + table([*names, "names the photo's class, %", "saw masks?"], lines)
     return text + ("\n\nNot run: " + "; ".join(lost) + "." if lost else "")
 
 
@@ -205,13 +223,21 @@ def main() -> None:
             "methods": methods(table_of),
         },
     }
+    changed = {}
     for name, parts in wanted.items():
         before = text = (ROOT / name).read_text(encoding="utf-8")
         for marker, body in parts.items():
             text = fill(text, marker, body)
-        if chosen.check and text != before:
-            raise SystemExit(f"{name} is not that of the committed results: run benchmarks/training_tables.py")
-        (ROOT / name).write_text(text, encoding="utf-8")
+        if text != before:
+            changed[name] = text
+    if chosen.check:
+        if changed:
+            text = f"{' and '.join(changed)}: not that of the committed results"
+            raise SystemExit(f"{text}: run benchmarks/training_tables.py")
+        return
+    for name, text in changed.items():
+        with whole_file(ROOT / name) as part:
+            part.write_text(text, encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import molt
 from molt.benchmark import ablation, ablation_backbones, ablation_clusters, ablation_networks, ablation_scales
 from molt.benchmark.ablation_networks import PRODUCT, Clusters, TrainedMolt, View, Wanted
 from molt.benchmark.ablation_rows import Found, hits_and_ious, rows_of
-from molt.benchmark.ablation_store import Entry, Kept, Sheet
+from molt.benchmark.ablation_store import Entry, Kept, Sheet, begin
 from molt.clustering import Slic, TokenKMeans
 from molt.data.annotations import LocalizationSet, Sample
 from molt.evaluation import runs
@@ -300,9 +300,12 @@ def test_what_cannot_work_is_told_before_the_first_photo(
     data = data_set(tmp_path / "p", 2)
     monkeypatch.setattr(TrainedMolt, "_see", None)
     fresh = checkpoint(tmp_path / "fresh.safetensors", 3, trained=False)
+    spatial = checkpoint(tmp_path / "spatial.safetensors", 4, head="spatial")
     for changes, said in (
         ({"checkpoints": (files.token,)}, "has the head 'class_token', which goes with --checkpoint-class-token"),
         ({"class_token": (files.second,)}, "has the head 'patches', which goes with --checkpoint"),
+        ({"checkpoints": (spatial,)}, "has the head 'spatial', --checkpoint takes 'patches' alone"),
+        ({"class_token": (spatial,)}, "has the head 'spatial', --checkpoint-class-token takes 'class_token' alone"),
         ({"checkpoints": (files.first, files.first)}, "given twice"),
         ({"checkpoints": (fresh,)}, "never trained"),
         ({"checkpoints": (), "class_token": (files.token,)}, "--checkpoint, which is missing"),
@@ -324,6 +327,23 @@ def test_what_cannot_work_is_told_before_the_first_photo(
     ):
         with pytest.raises(ValueError, match=said):
             plan(files, **changes)
+
+
+def test_what_a_kill_left_of_a_file_does_not_keep_a_run_from_beginning(tmp_path: Path) -> None:
+    part = tmp_path / ".ab3_x9zq.part"
+    part.write_text("{")
+    begin(tmp_path, {"data": 1}, restart=False)
+    assert not part.exists() and json.loads((tmp_path / "state.json").read_text())["data"] == 1
+    for restart in (False, True):
+        part.write_text("{")
+        begin(tmp_path, {"data": 1}, restart=restart)
+        assert {path.name for path in tmp_path.iterdir()} == {"state.json"}
+    (tmp_path / "state.json").unlink()
+    part.write_text("{")
+    (tmp_path / "notes.part").write_text("somebody's")
+    with pytest.raises(RunError, match="holds other files"):
+        begin(tmp_path, {"data": 1}, restart=True)
+    assert part.exists() and (tmp_path / "notes.part").exists()
 
 
 class Stub:

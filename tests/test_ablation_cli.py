@@ -163,3 +163,50 @@ def test_another_run_in_the_folder(there: SimpleNamespace, tmp_path: Path) -> No
     found = call(*given, "--out", tmp_path, "--limit", 2)
     assert found.code == 2 and "--restart throws it away" in found.err
     assert call(*given, "--out", tmp_path, "--limit", 2, "--restart", "--json").code == 0
+
+
+def test_heads_are_trained_on_sets_read_with_the_same_options(
+    there: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[SimpleNamespace] = []
+
+    def train(sets: Any, out: Path, *, recipe: Any, val: Any, **_: Any) -> SimpleNamespace:
+        fresh = not (out / "state.safetensors").exists()
+        runs.append(SimpleNamespace(sets=sets, val=val, name=out.name, fresh=fresh))
+        out.mkdir(parents=True, exist_ok=True)
+        for name in ("run.json", "best.safetensors", "last.safetensors", "state.safetensors"):
+            (out / name).write_text("")
+        (out / "best.safetensors").write_bytes(files[recipe.head].read_bytes())
+        return SimpleNamespace(best=out / "best.safetensors")
+
+    files = {"patches": there.checkpoint, "class_token": tmp_path / "token.safetensors"}
+    options: Any = {"backbone": "test_vit", "class_names": ("disc", "square"), "pretrained": False}
+    model = molt.create_model("molt_deit_tiny", 2, (32, 48), head="class_token", **options)
+    model.mark_trained(True)
+    model.save(files["class_token"])
+    monkeypatch.setattr("molt.training.train", train)
+    for name in ("disc", "square"):
+        (tmp_path / "folders" / name).mkdir(parents=True)
+        (tmp_path / "folders" / name / "1.png").write_bytes((there.folder / "0.png").read_bytes())
+    metadata, out = there.base[0], tmp_path / "out"
+    given = ("ablate", *there.base, "--train", metadata, "--train-seeds", 1, "--groups", "heads", "--draws", 10)
+    given = (*given, "--no-plots", "--json", "--out", out)
+    found = call(*given, "--train", tmp_path / "folders", "--val", metadata)
+    assert found.code == 0, found.err
+    assert [run.name for run in runs] == ["patches-0", "class_token-0"] and all(run.fresh for run in runs)
+    first, second = runs[0].sets
+    assert first.classes == ("disc", "square") and [s.path.parent for s in first.samples] == [there.folder] * 3
+    assert second.kind == "folder" and len(runs[0].val[0].samples) == 3
+    assert call(*given).code == 0 and not runs[-1].fresh
+    for name in ("patches-x", "patches-7", "others"):
+        (tmp_path / "out-heads" / name).mkdir()
+        (tmp_path / "out-heads" / name / "best.safetensors").write_text("not of a run")
+    assert call(*given, "--restart").code == 0 and runs[-1].fresh and runs[-2].fresh
+    for name in ("patches-x", "patches-7", "others"):
+        assert (tmp_path / "out-heads" / name / "best.safetensors").exists()
+
+    begun = len(runs)
+    found = call(*given, "--train", tmp_path / "folders", "--kind", "wsol", "--restart")
+    assert found.code == 2 and "image_ids.txt" in found.err and len(runs) == begun
+    found = call(*given, "--seeds", 0, "--restart")
+    assert found.code == 2 and len(runs) == begun and (tmp_path / "out-heads" / "patches-0" / "run.json").exists()

@@ -260,6 +260,43 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
             assert rows[name][key] == fresh[name][key]
 
 
+@pytest.mark.parametrize("left", ["", '["0.png", 0, 0]\n["1.png", 1'])
+def test_classes_that_were_lost_are_seen_again(tmp_path: Path, left: str) -> None:
+    halves = Halves()
+    work = table(tmp_path, Plan("halves", "h", halves.entry))
+    first = named(finish(work))["halves"]
+    path = work.folder("halves").with_name("halves.classes.jsonl")
+    whole = path.read_text()
+    path.write_text(left)
+    again = named(finish(work))["halves"]
+    assert again["accuracy"] == first["accuracy"] and first["accuracy"]["value"] == 100
+    assert again["scores"] == first["scores"] and path.read_text() == whole
+    assert halves.scored == 6 + (5 if left else 6)
+    path.write_text(left)
+    work.data.samples[1].path.write_text("no picture")
+    with pytest.raises(RunError, match=r"has no class of 1\.png"):
+        finish(work)
+
+
+def test_a_kill_while_the_classes_are_written_loses_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    halves = Halves()
+    work = table(tmp_path, Plan("halves", "h", halves.entry))
+    finish(work)
+    path = work.folder("halves").with_name("halves.classes.jsonl")
+    whole, real = path.read_text(), Path.write_text
+
+    def killed(self: Path, data: str, *rest: Any, **more: Any) -> int:
+        if data == whole:
+            real(self, "", "utf-8")
+            raise KeyboardInterrupt
+        return real(self, data, *rest, **more)
+
+    monkeypatch.setattr(Path, "write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        finish(work)
+    assert path.read_text() == whole
+
+
 def test_a_folder_of_another_run_is_refused_unless_it_may_be_thrown_away(tmp_path: Path) -> None:
     plan = Plan("halves", "h", Halves().entry)
     finish(table(tmp_path, plan))
@@ -375,7 +412,8 @@ def networks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Networks:
 def test_rows_of_a_molt_are_its_scales_alone_and_together(networks: Networks) -> None:
     names = [plan.name for plan in method_rows.plans(networks)]
     assert names[:4] == ["centre", "cam", "gradcam", "layercam"]
-    assert names[4:12] == ["ts-cam", "scale-32", "scale-48", "scale-64", "molt-1", "molt-2", "molt-3", "molt-3+refined"]
+    assert names[4:8] == ["ts-cam", "scale-32", "scale-48", "scale-64"]
+    assert names[8:12] == ["molt-1", "molt-2", "molt-3", "molt-3+refined"]
     assert names[12:] == ["class-token", "spatial", "tokencut", "tokencut-patches", "seeded", "weak"]
     by_name = {plan.name: plan for plan in method_rows.plans(networks)}
     assert by_name["molt-1"].key == by_name["scale-32"].key != by_name["scale-48"].key
@@ -388,7 +426,7 @@ def test_rows_of_a_molt_are_its_scales_alone_and_together(networks: Networks) ->
         expected = molt.ops.upsample_normalize(product, (48, 48))
     torch.testing.assert_close(maps, expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(logits, seen.logits)
-    with pytest.raises(NotRun, match="no scale of 224 px"):
+    with pytest.raises(NotRun, match="--checkpoint-ts-cam FILE"):
         by_name["ts-cam"].build()
     with pytest.raises(NotRun, match="--checkpoint-spatial FILE"):
         by_name["spatial"].build()
@@ -399,6 +437,46 @@ def test_rows_of_a_molt_are_its_scales_alone_and_together(networks: Networks) ->
     big = torch.rand(1, 3, 64, 64)
     expected = model().localize(model().normalize(big), 1)
     torch.testing.assert_close(whole.see(big, lambda scores: torch.full((1, 1), 1))[0], expected)
+
+
+def test_ts_cam_is_a_mean_pooled_scale_not_clipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(1)
+    options: Any = {"backbone": "test_vit", "class_names": tuple("abc"), "pretrained": False, "clip": True}
+    made = {
+        f"{head}-{pooling}": molt.create_model(
+            "molt_deit_tiny", 3, (448, 192, 32), head=head, pooling=pooling, **options
+        )
+        for head, pooling in (("patches", "mean"), ("patches", "attention"), ("class_token", "mean"))
+    }
+    made["patches-mean"].reconfigure(layers=(-1,))
+    for name, one in made.items():
+        one.mark_trained(True)
+        (tmp_path / name).write_bytes(name.encode())
+    monkeypatch.setattr(method_rows, "load_model", lambda path, source: made[path.name])
+
+    def build(name: str) -> Entry:
+        networks = Networks("cpu", files={"checkpoint-ts-cam": tmp_path / name})
+        return next(plan for plan in method_rows.plans(networks) if plan.name == "ts-cam").build()
+
+    whole = made["patches-mean"]
+    entry = build("patches-mean")
+    assert entry.size == (192, 192) and entry.said is not None and entry.said["clip"] is False
+    assert entry.said["scales"] == [[192, 192]] and entry.said["checkpoint"] == "patches-mean"
+    assert whole.config.clip and whole.config.layers == (-1,)  # is left as it is
+    images = torch.rand(2, 3, 192, 192)
+    with torch.no_grad():
+        seen = whole.transformer(1).see(whole.normalize(images))
+        wanted = torch.tensor([[0], [2]])
+        answers = whole.transformer(1).class_maps(seen, wanted)
+        expected = molt.ops.upsample_normalize(class_attention(seen) * answers, (192, 192))
+    assert (answers < 0).any()
+    maps, logits = entry.see(images, lambda scores: wanted)
+    torch.testing.assert_close(maps, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(logits, seen.logits)
+    with pytest.raises(NotRun, match="its head is pooled by 'attention', expected 'mean'"):
+        build("patches-attention")
+    with pytest.raises(NotRun, match="its head is 'class_token', expected 'patches'"):
+        build("class_token-mean")
 
 
 def test_the_refined_row_is_localizer_s(networks: Networks) -> None:
@@ -424,7 +502,7 @@ def test_untrained_and_wrong_checkpoints_do_not_run(tmp_path: Path) -> None:
     path = tmp_path / "fresh.safetensors"
     fresh.save(path)
     untrained = {plan.name: plan for plan in method_rows.plans(Networks("cpu", files={"checkpoint": path}))}
-    for name in ("ts-cam", "molt-1", "molt-3+refined"):
+    for name in ("scale-224", "molt-1", "molt-3+refined"):
         with pytest.raises(NotRun, match="fresh.safetensors: its head was never trained"):
             untrained[name].build()
     fresh.mark_trained(True)
@@ -432,7 +510,7 @@ def test_untrained_and_wrong_checkpoints_do_not_run(tmp_path: Path) -> None:
     files = {"checkpoint": path, "checkpoint-class-token": path, "checkpoint-spatial": path}
     rows = {plan.name: plan for plan in method_rows.plans(Networks("cpu", files=files))}
     assert [name for name in rows if name.startswith(("ts", "scale", "molt"))] == [
-        "ts-cam", "scale-32", "molt-1", "molt-2", "molt-2+refined"
+        "ts-cam", "scale-32", "scale-224", "molt-1", "molt-2", "molt-2+refined"
     ]  # fmt: skip
     with pytest.raises(NotRun, match="its head is 'patches', expected 'class_token'"):
         rows["class-token"].build()
@@ -441,7 +519,7 @@ def test_untrained_and_wrong_checkpoints_do_not_run(tmp_path: Path) -> None:
     entry = rows["molt-1"].build()
     assert str(tmp_path) not in json.dumps([info.to_json() for info in entry.weights])
     path.write_bytes(b"no file of weights")
-    work = table(tmp_path, *method_rows.plans(Networks("cpu", files={"checkpoint": path}))[4:8])
+    work = table(tmp_path, *method_rows.plans(Networks("cpu", files={"checkpoint": path}))[5:9])
     rows_found = finish(work)["rows"]
     assert all("is not a safetensors file" in row["reason"] for row in rows_found)
 
@@ -566,6 +644,8 @@ def test_a_row_that_raises_gives_exit_code_1(here: LocalizationSet, monkeypatch:
         (("--methods", "set", "--limit", "0"), "--limit 0: expected at least 1"),
         (("--methods", "set", "--checkpoint", "nowhere"), "--checkpoint nowhere: there is no such file"),
         (("--methods", "set", "--out", "photos/0.png"), "is a file, expected a folder"),
+        (("--methods", "set", "--checkpoint-ts-cam", "nowhere"), "--checkpoint-ts-cam nowhere: there is no such file"),
+        (("--end-to-end", "--checkpoint-ts-cam", "x"), "--checkpoint-ts-cam: goes with --methods only"),
         (("kmeans", "--class-map", "x.csv"), "--class-map: goes with --methods only"),
         (("--end-to-end", "--checkpoint-spatial", "x"), "--checkpoint-spatial: goes with --methods only"),
     ],

@@ -2,20 +2,60 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "cpu-2-cores"
 
 
 def test_texts_are_those_of_the_committed_results() -> None:
+    texts = [ROOT / "README.md", ROOT / "docs" / "training.md"]
+    before = [path.stat().st_mtime_ns for path in texts]
     command = [sys.executable, str(ROOT / "benchmarks" / "training_tables.py"), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert [path.stat().st_mtime_ns for path in texts] == before, "--check changes nothing"
+
+
+def test_texts_are_written_where_they_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = importlib.util.spec_from_file_location("training_tables", ROOT / "benchmarks" / "training_tables.py")
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.setattr(script, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["training_tables.py"])
+    (tmp_path / "docs").mkdir()
+    readme, training = tmp_path / "README.md", tmp_path / "docs" / "training.md"
+    right = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    readme.write_text((ROOT / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
+    training.write_text(right.replace("<!-- scales:begin -->", "<!-- scales:begin -->\nold"), encoding="utf-8")
+    before = [path.stat().st_mtime_ns for path in (readme, training)]
+    monkeypatch.setattr(sys, "argv", ["training_tables.py", "--check"])
+    with pytest.raises(SystemExit, match=r"docs/training\.md: not that of the committed results"):
+        script.main()
+    assert [path.stat().st_mtime_ns for path in (readme, training)] == before
+    monkeypatch.setattr(sys, "argv", ["training_tables.py"])
+    script.main()
+    assert training.read_text(encoding="utf-8") == right and readme.stat().st_mtime_ns == before[0]
+
+
+def test_tables_say_seeds_intervals_and_classes() -> None:
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    _, _, scales = text.partition("<!-- scales:begin -->")
+    scales, _, rest = scales.partition("<!-- scales:end -->")
+    terciles = scales.partition("by terciles")[2]
+    rows = [line for line in terciles.splitlines() if line.startswith("| ")][1:]
+    assert rows and all(line.count(" to ") == 3 for line in rows)
+    seeds = json.loads((RESULTS / "training.json").read_text(encoding="utf-8"))["rows"][0]["seeds"]
+    assert scales.count("the head of the first seed alone" if seeds == 1 else f"mean of {seeds} seeds") == 2
+    assert "names the photo's class, %" in rest.partition("<!-- methods:begin -->")[2]
 
 
 def test_committed_results_hold_what_the_project_promises() -> None:

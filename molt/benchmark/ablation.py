@@ -37,6 +37,7 @@ LEFT = {
     "deep clustering, published": "takes minutes a photo; benchmarks/photos/presets.py measures the presets",
     "deep clustering, amortised": "needs a network that molt fit-clusters fitted on other photos",
 }
+TAKES = (("--checkpoint", "patches"), ("--checkpoint-class-token", "class_token"))
 LACKING = (FileNotFoundError, ImportError, ValueError)
 
 
@@ -379,10 +380,11 @@ def _checkpoints(plan: Plan, wanted: Wanted) -> tuple[list[dict[str, Any]], Trai
         network = TrainedMolt(path, wanted, torch.device(plan.device), plan.source)
         first = first or network
         config = network.model.config
-        token = config.head == "class_token"
-        if token != (path in plan.class_token):
-            option = "--checkpoint-class-token" if token else "--checkpoint"
-            raise ValueError(f"checkpoint {path}: has the head {config.head!r}, which goes with {option}")
+        option, expected = TAKES[path in plan.class_token]
+        if config.head != expected:
+            homes = [f"which goes with {other}" for other, head in TAKES if head == config.head]
+            said_of = homes[0] if homes else f"{option} takes {expected!r} alone"
+            raise ValueError(f"checkpoint {path}: has the head {config.head!r}, {said_of}")
         said: dict[str, Any] = {
             "file": path.name,
             "digest": key,

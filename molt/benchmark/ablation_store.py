@@ -22,6 +22,7 @@ from molt.evaluation.scores import Curves
 FORMAT = 1
 STATE, DONE, CURVES, KEPT, SHEETS = "state.json", "done.jsonl", "curves.npy", "kept", "sheets"
 REPORT = "ablation.json"
+PART = re.compile(r"\.[a-z0-9_]{8}\.part")  # of molt._files.whole_file
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -58,8 +59,10 @@ def begin(folder: Path, identity: Mapping[str, Any], *, restart: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     wanted = json.loads(json.dumps({"format": FORMAT, **identity}))
     state = folder / STATE
+    # What a kill left of a file that was being written is nobody's.
+    stale = [path for path in folder.iterdir() if PART.fullmatch(path.name) and path.is_file()]
     if not state.exists():
-        if any(folder.iterdir()):
+        if any(path not in stale for path in folder.iterdir()):
             raise RunError(f"{folder}: holds other files, expected a new or empty folder, or one of an earlier run")
     elif restart:
         # The state stays until it is replaced: it says whose folder this is.
@@ -71,8 +74,10 @@ def begin(folder: Path, identity: Mapping[str, Any], *, restart: bool) -> None:
         said = "; ".join(f"{name} {_short(old)} there, {_short(new)} now" for name, old, new in _changes(there, wanted))
         if said:
             raise RunError(f"{folder}: holds a run of something else ({said}); --restart throws it away")
-        return
-    write_json(state, wanted)
+    for path in stale:
+        path.unlink(missing_ok=True)
+    if restart or not state.exists():
+        write_json(state, wanted)
 
 
 class Kept:

@@ -7,6 +7,7 @@ import functools
 import gc
 import hashlib
 import importlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,10 +29,17 @@ from molt.methods.seeded import SCALES as SEEDED_SCALES
 from molt.structures import WeightsInfo
 
 SIDE = max(SEEDED_SCALES)  # px, of photos for the methods on one network that has no sizes of its own
-EXPECTED = {"checkpoint": "patches", "checkpoint-class-token": "class_token", "checkpoint-spatial": "spatial"}
-TS_CAM = (224, 224)
+EXPECTED = {
+    "checkpoint": "patches",
+    "checkpoint-ts-cam": "patches",
+    "checkpoint-class-token": "class_token",
+    "checkpoint-spatial": "spatial",
+}
+TS_CAM_SIDE = 224  # px
+# The map of TS-CAM, section 3: mean over heads, sum over layers, times the class map as it is.
+TS_CAM_MAP = {"layers": None, "over_layers": "sum", "over_heads": "mean", "clip": False}
 CENTRE, CENTRE_SIDE = 0.7, 224
-CHECKPOINTS = ("checkpoint", "checkpoint-class-token", "checkpoint-spatial")
+CHECKPOINTS = tuple(EXPECTED)
 Pick = Callable[[Tensor], Tensor]
 """From logits (B, classes) to the classes (B, 1) int64 whose maps are wanted, -1 for none in particular."""
 See = Callable[[Tensor, Pick | None], tuple[Tensor, Tensor | None]]
@@ -179,6 +187,11 @@ def plans(networks: Networks) -> list[Plan]:
         Plan("cam", "class activation map of the CNN", lambda: _cam(networks)),
         Plan("gradcam", "Grad-CAM of the package grad-cam on the CNN", lambda: _explained(networks, "GradCAM")),
         Plan("layercam", "LayerCAM of the package grad-cam on the CNN", lambda: _explained(networks, "LayerCAM")),
+        Plan(
+            "ts-cam",
+            f"TS-CAM: a head pooled by the mean, its scale nearest {TS_CAM_SIDE} px, not clipped",
+            lambda: _ts_cam(networks),
+        ),
         *_by_scales(networks),
     ]
     for name, option, does in (
@@ -206,22 +219,13 @@ def _by_scales(networks: Networks) -> list[Plan]:
     def plan(name: str, does: str, scales: tuple[int, ...], refined: bool = False) -> Plan:
         return Plan(name, does, lambda: _molt(networks, "checkpoint", scales, refined), ("molt", scales, refined))
 
-    def no_ts_cam() -> Entry:
-        networks.model("checkpoint")
-        raise NotRun(f"the checkpoint has no scale of {TS_CAM[0]} px")
-
-    found = []
-    if TS_CAM in sizes:
-        found.append(plan("ts-cam", f"the scale of {TS_CAM[0]} px alone", (sizes.index(TS_CAM),)))
-    else:
-        found.append(Plan("ts-cam", f"the scale of {TS_CAM[0]} px alone", no_ts_cam))
+    found: list[Plan] = []
     for scale in order:
         height, width = sizes[scale]
         name = f"scale-{height}" if height == width else f"scale-{height}x{width}"
-        if scale != (sizes.index(TS_CAM) if TS_CAM in sizes else None):
-            again = sum(other.name.partition("#")[0] == name for other in found)
-            name += f"#{again + 1}" if again else ""
-            found.append(plan(name, f"the scale of {height} x {width} px alone", (scale,)))
+        again = sum(other.name.partition("#")[0] == name for other in found)
+        name += f"#{again + 1}" if again else ""
+        found.append(plan(name, f"the scale of {height} x {width} px alone", (scale,)))
     for number in range(1, len(sizes) + 1):
         some = tuple(sorted(order[:number]))
         found.append(plan(f"molt-{number}", f"the {number} smallest scales, not refined", some))
@@ -235,12 +239,25 @@ def _all_scales(networks: Networks, option: str) -> Entry:
     return _molt(networks, option, scales, refined=False)
 
 
-def _molt(networks: Networks, option: str, scales: tuple[int, ...], refined: bool) -> Entry:
+def _ts_cam(networks: Networks) -> Entry:
+    option = "checkpoint-ts-cam"
+    config = networks.model(option).config
+    if config.head == "patches" and config.pooling != "mean":
+        raise NotRun(f"--{option}: its head is pooled by {config.pooling!r}, expected 'mean'")
+    nearest = min(range(len(config.sizes)), key=lambda scale: abs(math.prod(config.sizes[scale]) ** 0.5 - TS_CAM_SIDE))
+    return _molt(networks, option, (nearest,), refined=False, as_maps=TS_CAM_MAP)
+
+
+def _molt(
+    networks: Networks, option: str, scales: tuple[int, ...], refined: bool, as_maps: Mapping[str, Any] | None = None
+) -> Entry:
+    """Return a MOLT of some scales; ``as_maps`` changes how its maps are made, see :meth:`molt.MOLT.reconfigure`."""
     model = at_scales(networks.model(option), scales)
     head = model.config.head
     expected = EXPECTED[option]
     if head != expected:
         raise NotRun(f"--{option}: its head is {head!r}, expected {expected!r}")
+    model.reconfigure(**(as_maps or {}))
     size = max(model.config.sizes, key=lambda size: size[0] * size[1])
     loc = Localizer(model, device=networks.device) if refined else None
 
@@ -262,7 +279,11 @@ def _molt(networks: Networks, option: str, scales: tuple[int, ...], refined: boo
         replace(info, source=info.source.replace(str(path), str(getattr(path, "name", path))))
         for info in dict.fromkeys(model.weights)
     )
-    said = {"scales": [list(one) for one in model.config.sizes], "head": head} | networks.file(option)
+    said = (
+        {"scales": [list(one) for one in model.config.sizes], "head": head}
+        | networks.file(option)
+        | dict(as_maps or {})
+    )
     return Entry(see, size, (model,), (model,), model.class_names, weights=weights, said=said)
 
 

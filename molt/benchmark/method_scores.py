@@ -13,10 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from molt._files import whole_file
 from molt.benchmark.method_rows import Entry
 from molt.classes import OBJECT
 from molt.data.annotations import Sample
 from molt.data.images import PhotoError, read_photo
+from molt.evaluation._spool import RunError
 from molt.evaluation.maps import MapError
 from molt.evaluation.runs import Map, Run, evaluate
 from molt.evaluation.scores import interval, redraw
@@ -32,11 +34,9 @@ class _Seen:
 
     def __init__(self, work: Work, entry: Entry, groups: Groups | None, path: Path) -> None:
         self.work, self.entry, self.groups, self.path = work, entry, groups, path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if work.restart:
-            path.unlink(missing_ok=True)
-        self.labels = _read_labels(path)
-        path.write_text("".join(json.dumps([*key, label]) + "\n" for key, label in self.labels.items()), "utf-8")
+        self.labels = {} if work.restart else _read_labels(path)
+        with whole_file(path) as part:  # what is appended later must begin a line
+            part.write_text("".join(json.dumps([*key, label]) + "\n" for key, label in self.labels.items()), "utf-8")
 
     def __call__(self, samples: Sequence[Sample]) -> Iterator[Map]:
         """Yield a map, or why there is none, of each sample."""
@@ -54,6 +54,21 @@ class _Seen:
         maps = iter(self._maps(torch.stack(pixels), wanted) if pixels else ())
         for entry in found:
             yield next(maps) if entry is None else entry
+
+    def complete(self, run: Run, at_once: int) -> None:
+        """Look again at scored photos whose class was not kept, as after a loss of the file.
+
+        Raises:
+            RunError: one that had a map gives no class now.
+        """
+        lost = [sample for sample in self.work.data.samples if (sample.name, sample.label) not in self.labels]
+        for start in range(0, len(lost), at_once):
+            for _ in self(lost[start : start + at_once]):
+                pass
+        for row in run.rows:
+            if not row["problem"] and (str(row["name"]), int(row["label"])) not in self.labels:
+                text = f"{self.path}: has no class of {row['name']}, which was scored, and it can no longer be seen"
+                raise RunError(f"{text}; --restart throws the run away")
 
     @property
     def _by_label(self) -> bool:
@@ -97,7 +112,7 @@ class _Seen:
 def _read_labels(path: Path) -> dict[tuple[str, int], int]:
     """Return the label given to each photo, by name and true label; a line that was cut off is left out."""
     found: dict[tuple[str, int], int] = {}
-    for line in path.read_text("utf-8").splitlines() if path.is_file() else ():
+    for line in path.read_text("utf-8", "replace").splitlines() if path.is_file() else ():
         try:
             name, label, given = json.loads(line)
             found[str(name), int(label)] = int(given)
@@ -116,10 +131,10 @@ def score(work: Work, name: str, entry: Entry, groups: Groups | None, method: Ma
     found["thresholds"] = [{key: e[key] for key in ("kind", "iou", "threshold")} for e in run.info["by_iou"]]
     if (main := run.info["scores"].get("max_box_acc_v2")) is not None:
         found |= {"score": main["value"], "interval": main["interval"]}
-    return found | _accuracy(run, entry, groups, seen.labels)
+    return found | _accuracy(run, entry, groups, seen, at_once)
 
 
-def _accuracy(run: Run, entry: Entry, groups: Groups | None, labels: Mapping[tuple[str, int], int]) -> dict[str, Any]:
+def _accuracy(run: Run, entry: Entry, groups: Groups | None, seen: _Seen, at_once: int) -> dict[str, Any]:
     """Return the share of photos taken for their own class among the set's; photos without a map count as wrong."""
     note = None
     if entry.class_names is None:
@@ -130,8 +145,9 @@ def _accuracy(run: Run, entry: Entry, groups: Groups | None, labels: Mapping[tup
         note = "some of the set's classes are 'object' to it"
     if note is not None:
         return {"accuracy": None, "accuracy_note": note}
+    seen.complete(run, at_once)
     right = np.array(
-        [labels.get((str(row["name"]), int(row["label"]))) == row["label"] for row in run.rows], np.float64
+        [seen.labels.get((str(row["name"]), int(row["label"]))) == row["label"] for row in run.rows], np.float64
     )
     settings = run.settings
     drawn = np.concatenate([w @ right / len(right) for w in redraw(len(right), settings.draws, settings.seed)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from molt.data.annotations import LocalizationSet
 
 OUT = Path("molt-ablation")
+HEADS = ("patches", "class_token")  # that --train trains
 WIDTH = 150  # of tables that no terminal limits
 
 
@@ -36,11 +38,13 @@ def ablate(
         list[Path] | None,
         typer.Option(
             metavar="DATA",
-            help="Photos with labels, of DATA's kind or class folders: heads of both kinds are trained on them first.",
+            help="Photos with labels: heads of both kinds are trained on them first. Read with --kind, --photos and "
+            "--classes as DATA is, the last two where --kind auto finds a layout that takes them; not with --split.",
         ),
     ] = None,
     val: Annotated[
-        list[Path] | None, typer.Option(metavar="DATA", help="Photos that pick their best epochs, by labels.")
+        list[Path] | None,
+        typer.Option(metavar="DATA", help="Photos that pick their best epochs, by labels; read as those of --train."),
     ] = None,
     train_seeds: Annotated[int, typer.Option(min=1, help="Heads of each kind to train.")] = 3,
     precision: Annotated[str, typer.Option(help="Of that training: no, bf16 or fp16.")] = "no",
@@ -52,7 +56,7 @@ def ablate(
     ] = None,
     seeds: Annotated[int, typer.Option(help="Of each clusterer with a random start.")] = 5,
     kind: Annotated[str, typer.Option(help="Layout: auto, folder, wsol, voc, coco or yolo.")] = "auto",
-    split: Annotated[str | None, typer.Option(help="Split of the data set.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of DATA; --train and --val name their own.")] = None,
     photos: Annotated[Path | None, typer.Option(help="Folder of the photos, where the set does not say.")] = None,
     classes: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Class names, one a line, of a set that does not name them.")
@@ -73,7 +77,10 @@ def ablate(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1...")] = None,
     source: Annotated[str, typer.Option(help="Where weights come from: auto, package or hub.")] = "auto",
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the run.")] = OUT,
-    restart: Annotated[bool, typer.Option("--restart", help="Throw away what an earlier run left in --out.")] = False,
+    restart: Annotated[
+        bool,
+        typer.Option("--restart", help="Throw away what an earlier run left in --out, and the heads that it trained."),
+    ] = False,
     plots: Annotated[bool, typer.Option(help="Draw what was found as SVG.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON in place of tables.")] = False,
 ) -> None:
@@ -110,12 +117,10 @@ def ablate(
             raise ValueError(f"--class-map: goes with --gt-map label only, got {gt_map}")
         if train and (checkpoint or checkpoint_class_token):
             raise ValueError("--train: takes the place of --checkpoint and --checkpoint-class-token")
-        heads: dict[str, list[Path]] = {"patches": [], "class_token": []}
-        if train:
-            heads = _train_heads(train, val or [], Path(f"{out}-heads"), train_seeds, precision, source, device)
+        data = read(path, kind, split=split, photos=photos, classes=classes, limit=limit, seed=seed)
         plan = ablation.Plan(
-            checkpoints=tuple(checkpoint or heads["patches"]),
-            class_token=tuple(checkpoint_class_token or heads["class_token"]),
+            checkpoints=tuple(checkpoint or ()),
+            class_token=tuple(checkpoint_class_token or ()),
             gt_map=gt_map,
             seeds=seeds,
             device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
@@ -123,7 +128,14 @@ def ablate(
             settings=Settings(draws=draws, seed=seed),
             **options,
         )
-        data = read(path, kind, split=split, photos=photos, classes=classes, limit=limit, seed=seed)
+        if train:
+            sets = [_labelled(one, kind, photos, classes) for one in train]
+            held = [_labelled(one, kind, photos, classes) for one in val or []]
+            folder = Path(f"{out}-heads")
+            if restart:
+                _forget_heads(folder)
+            heads = _train_heads(sets, held, folder, train_seeds, precision, source, device)
+            plan = replace(plan, checkpoints=tuple(heads["patches"]), class_token=tuple(heads["class_token"]))
         report = _run(data, plan, _Classes(data, class_map), out, restart=restart)
         if plots:
             drawn = [file.name for file in draw(report, out)]
@@ -164,17 +176,43 @@ class _Classes:
         return network_classes(self.data, known, None if self.names <= set(known) else self.class_map)[0]
 
 
+def _labelled(path: Path, kind: str, photos: Path | None, classes: Path | None) -> LocalizationSet:
+    """Read photos to train on as DATA is read; where the layout is found by itself, with the options that it takes."""
+    from molt.data.reading import recognise
+
+    if kind == "auto":
+        found = recognise(path)
+        photos = photos if found in ("wsol", "coco") else None
+        classes = classes if found in ("wsol", "voc") else None
+    return read(path, kind, photos=photos, classes=classes)
+
+
+def _forget_heads(out: Path) -> None:
+    """Remove the runs of heads that an earlier call trained, and nothing else; kept features stay."""
+    from molt.training.run_files import BEST, LAST, RUN, STATE
+
+    for head in HEADS:
+        for folder in out.glob(f"{head}-*"):
+            if folder.name.removeprefix(f"{head}-").isdecimal() and any((folder / n).is_file() for n in (STATE, RUN)):
+                for name in (RUN, BEST, LAST, STATE):  # a state without the rest is a run that goes on
+                    (folder / name).unlink(missing_ok=True)
+
+
 def _train_heads(
-    data: list[Path], val: list[Path], out: Path, seeds: int, precision: str, source: str, device: str | None
+    sets: list[LocalizationSet],
+    held: list[LocalizationSet],
+    out: Path,
+    seeds: int,
+    precision: str,
+    source: str,
+    device: str | None,
 ) -> dict[str, list[Path]]:
     """Train heads of both kinds on kept features, those that an earlier call finished as they are."""
     from molt.cli.train import Display
-    from molt.data.reading import read_set
     from molt.training import find_recipe
     from molt.training import train as run_training
 
-    sets, held = [read_set(path) for path in data], [read_set(path) for path in val]
-    found: dict[str, list[Path]] = {"patches": [], "class_token": []}
+    found: dict[str, list[Path]] = {head: [] for head in HEADS}
     for head, files in found.items():
         for seed in range(seeds):
             with Display(quiet=False) as display:

@@ -82,6 +82,10 @@ def benchmark(
     checkpoint: Annotated[
         Path | None, typer.Option("--checkpoint", metavar="FILE", help="Of --methods: the trained MOLT.")
     ] = None,
+    checkpoint_ts_cam: Annotated[
+        Path | None,
+        typer.Option("--checkpoint-ts-cam", metavar="FILE", help="Of --methods: one trained with --pooling mean."),
+    ] = None,
     checkpoint_class_token: Annotated[
         Path | None,
         typer.Option("--checkpoint-class-token", metavar="FILE", help="Of --methods: one with a class token head."),
@@ -127,6 +131,7 @@ def benchmark(
         "class_map": class_map,
         "gt_map": gt_map,
         "checkpoint": checkpoint,
+        "checkpoint_ts_cam": checkpoint_ts_cam,
         "checkpoint_class_token": checkpoint_class_token,
         "checkpoint_spatial": checkpoint_spatial,
         "source": source,

@@ -34,6 +34,7 @@ class Choice:
     class_map: Path | None = None
     gt_map: str = "label"
     checkpoint: Path | None = None
+    checkpoint_ts_cam: Path | None = None
     checkpoint_class_token: Path | None = None
     checkpoint_spatial: Path | None = None
     source: str = "auto"
@@ -131,6 +132,7 @@ def _work(choice: Choice, device: str, out: Path) -> Work:
         raise ValueError(f"--batch {choice.batch}: expected one number with --methods")
     files = {
         "checkpoint": choice.checkpoint,
+        "checkpoint-ts-cam": choice.checkpoint_ts_cam,
         "checkpoint-class-token": choice.checkpoint_class_token,
         "checkpoint-spatial": choice.checkpoint_spatial,
     }
