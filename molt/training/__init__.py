@@ -5,7 +5,7 @@ from molt.training.checkpoints import TrainingError
 from molt.training.convert import Converted, convert_checkpoint
 from molt.training.foreign_files import CheckpointError
 from molt.training.loop import Trained, train
-from molt.training.recipe import RECIPES, Recipe, find_recipe
+from molt.training.recipe import RECIPES, Recipe, find_recipe, read_recipe
 
 __all__ = [
     "AUGMENTATIONS",
@@ -18,5 +18,6 @@ __all__ = [
     "TrainingError",
     "convert_checkpoint",
     "find_recipe",
+    "read_recipe",
     "train",
 ]
