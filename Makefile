@@ -87,10 +87,10 @@ training: $(VENV)/.bench
 	$(BIN)/python benchmarks/training.py composites-data --photos photos-data --runs molt-training
 	$(BIN)/molt train composites-data/photos/train/one --recipe sat --model molt_dinov2_small --sizes 224 --batch 16 --lr 1e-3 \
 		--backbone-lr 2e-5 --precision bf16 --val-share 0.05 --out molt-training/spatial --resume
-	$(BIN)/molt ablate $(TWO) $(OTHERS) --limit 30 --out molt-ablation
+	$(BIN)/molt ablate $(TWO) $(OTHERS) --limit 80 --out molt-ablation
 	$(BIN)/molt benchmark --methods $(TWO) --checkpoint-ts-cam molt-training/mean-pooling-0/best.safetensors \
 		--checkpoint-spatial molt-training/spatial/best.safetensors --limit 40 --out molt-methods
-	$(BIN)/python benchmarks/training_speed.py
+	$(BIN)/python benchmarks/training_speed.py --photos 48 --json molt-training/training_speed.json
 
 # What an earlier build left in build/lib would go into the wheel.
 wheel: $(VENV)/.torch

@@ -2,7 +2,8 @@
 
     python benchmarks/training_tables.py [--results benchmarks/results/cpu-2-cores] [--check]
 
-From training.json (`benchmarks/training.py`), ablation.json (`molt ablate`), methods.json (`molt benchmark --methods`).
+From training.json (`benchmarks/training.py`), ablation.json (`molt ablate`), methods.json (`molt benchmark --methods`)
+and training_speed.json (`benchmarks/training_speed.py`).
 --check changes nothing and fails where a text is not that of the committed results.
 """
 
@@ -195,6 +196,26 @@ def methods(report: Row) -> str:
     return text + ("\n\nNot run: " + "; ".join(lost) + "." if lost else "")
 
 
+def speed(report: Row) -> str:
+    """Return the tables of training_speed.json."""
+    seen, heads, loop = report["features"], report["heads"], report["loop"]
+    lines = []
+    for row in seen:
+        kind = "float32" if row["precision"] == "no" else row["precision"]
+        spread = f"{row['ratio']:.2f} ({min(row['ratios']):.2f} to {max(row['ratios']):.2f})"
+        lines.append([kind, *(f"{1000 * row[key]:.0f}" for key in ("molt_s", "bare_s")), spread])
+    how = f"`{seen[0]['model']}`, {'/'.join(map(str, seen[0]['sizes']))} px, {seen[0]['photos']} photos"
+    made = [f"From photos to features on disk, {how}, the median of {len(seen[0]['ratios'])} turns:"]
+    made += [table(["features", "molt, ms a photo", "bare forward passes, ms", "ratio, lowest to highest turn"], lines)]
+    lines = [[row["provider"], f"{row['loop_s']:.2f}", f"{row['ratio']:.2f}"] for row in heads]
+    made += [f"Heads on {heads[0]['photos']} photos' kept features, {heads[0]['epochs']} epochs:"]
+    made += [table(["heads", "seconds", "x the bare loop's speed"], lines)]
+    lines = [[row["provider"], f"{row['photos_per_s']:.1f}", f"{row['ratio']:.2f}"] for row in loop]
+    how = f"`{loop[0]['model']}` at {loop[0]['sizes'][0]} px, {loop[0]['photos']} photos"
+    made += [f"Fine-tuning {how}, without what is saved after an epoch:"]
+    return "\n\n".join([*made, table(["fine-tuning", "photos/s", "x the bare loop's speed"], lines)])
+
+
 def fill(text: str, marker: str, body: str) -> str:
     """Return a text with what is between its markers replaced."""
     pattern = re.compile(rf"(<!-- {marker}:begin -->\n).*?(<!-- {marker}:end -->)", re.DOTALL)
@@ -221,6 +242,7 @@ def main() -> None:
             "scales": scales(trained),
             "ablation": ablation(ablated),
             "methods": methods(table_of),
+            "speed": speed(read("training_speed.json")),
         },
     }
     changed = {}
