@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import pickle
+import random
 import resource
 import shutil
 import signal
@@ -26,12 +27,14 @@ import torch
 from torch import Tensor
 
 import molt
-from molt.data import Sample
+from molt.data import PhotoError, Sample, images, read_set
+from molt.training import Recipe, features, train
 from molt.training import _feature_files as files
-from molt.training import features
 from molt.training.augment import AUGMENTATIONS
+from molt.training.checkpoints import TrainingError
 from molt.training.feature_cache import CacheError, FeatureCache, photo_identity
 from molt.training.features import FeatureStore
+from molt.training.inputs import _Heads
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROWS, MANY = 12, 80
@@ -273,16 +276,20 @@ def fill_slowly(folder: Path, rows: list[int]) -> None:
         fill(cache, rows, step=1)
 
 
+def fill_almost(folder: Path, rows: list[int]) -> None:
+    fill_slowly(folder, rows[:-1])
+    time.sleep(60)  # still there, however late the kill comes
+
+
 def test_killed_at_any_moment(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).permutation(MANY).tolist()
     with opened(tmp_path / "killed", rows=MANY) as cache:
         for least in (15, 40):
-            child = in_child(partial(fill_slowly, tmp_path / "killed", rows))
-            deadline = time.monotonic() + 20
-            while MANY - len(cache.missing()) < least and time.monotonic() < deadline:
+            child = in_child(partial(fill_almost, tmp_path / "killed", rows))
+            while MANY - len(cache.missing()) < least and os.waitpid(child, os.WNOHANG) == (0, 0):
                 time.sleep(0.001)
             os.kill(child, signal.SIGKILL)
-            assert status(child) == -signal.SIGKILL, "it was still at work"
+            assert status(child) == -signal.SIGKILL
             missing = set(cache.missing())
             there = [row for row in rows if row not in missing]
             assert least <= len(there) < MANY and same(cache.read(there), values(there))
@@ -299,6 +306,37 @@ def test_processes_fill_at_once(tmp_path: Path) -> None:
     with opened(tmp_path, rows=MANY) as cache:
         assert cache.missing() == [] and same(cache.read(range(MANY)), values(list(range(MANY))))
         assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 1
+
+
+def test_processes_fill_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has values of its own: of every row those of one process stay, whole."""
+    monkeypatch.setattr(os, "fdatasync", lambda file: time.sleep(0.002))  # between data and marks
+
+    def work(rank: int) -> None:
+        with opened(tmp_path, rows=MANY) as cache:
+            for first in range(0, MANY, 4):
+                rows = list(range(first, first + 4))
+                cache.write(rows, values([1000 * rank + row for row in rows]), keep_first=True)
+            assert cache.missing() == []
+
+    children = [in_child(partial(work, rank)) for rank in range(3)]
+    assert [status(child) for child in children] == [0, 0, 0]
+    with opened(tmp_path, rows=MANY) as cache:
+        for row in range(MANY):
+            assert any(same(cache.read([row]), values([1000 * rank + row])) for rank in range(3))
+
+
+def test_the_first_of_two_writers_stands(tmp_path: Path) -> None:
+    with opened(tmp_path) as one, opened(tmp_path) as other:
+        assert one.write([3, 4], values([3, 4])) == 2
+        one.mark_bad(6, "why")
+        assert other.write([5, 4, 6, 2], values([5, 0, 0, 2]), keep_first=True) == 2
+        assert other.write([4, 6], values([0, 0]), keep_first=True) == 0
+        other.mark_bad(6, "another reason", keep_first=True)
+        other.mark_bad(4, "another reason", keep_first=True)
+        other.mark_bad(7, "why", keep_first=True)
+        for cache in (one, other):
+            assert same(cache.read([2, 3, 4, 5]), values([2, 3, 4, 5])) and cache.bad() == {6: "why", 7: "why"}
 
 
 def test_one_process_makes_the_files_at_a_time(tmp_path: Path) -> None:
@@ -662,12 +700,243 @@ def test_a_pass_ends_with_the_error_of_a_thread(tmp_path: Path, monkeypatch: pyt
     store = FeatureStore(model, tmp_path / "cache", samples, 1, AUGMENTATIONS["none"], "no")
     original = FeatureCache.write
 
-    def full(cache: FeatureCache, rows: Any, found: Any) -> None:
+    def full(cache: FeatureCache, rows: Any, found: Any, **rest: Any) -> int:
         if 2 in rows:
             raise OSError(errno.ENOSPC, "full")
-        original(cache, rows, found)
+        return original(cache, rows, found, **rest)
 
     monkeypatch.setattr(FeatureCache, "write", full)
     with pytest.raises(OSError, match="full"):
         store.fill(range(6), batch=2, device=torch.device("cpu"))
     assert store.missing(range(6)) == [2, 3] and not [t for t in threading.enumerate() if "molt-" in t.name]
+
+
+CPU = torch.device("cpu")
+
+
+def some_photos(folder: Path, count: int) -> list[Sample]:
+    folder.mkdir()
+    for number in range(count):
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 48, 3), dtype=np.uint8)
+        PIL.Image.fromarray(pixels).save(folder / f"{number}.png")
+    return [Sample(f"{i}.png", folder / f"{i}.png", 0, np.zeros((0, 4))) for i in range(count)]
+
+
+@pytest.fixture(scope="module")
+def tiny() -> molt.MOLT:
+    torch.manual_seed(0)
+    return molt.create_model("molt_deit_tiny", 2, (32, 48), pretrained=False).eval().freeze_backbones()
+
+
+def new_store(model: molt.MOLT, folder: Path, samples: list[Sample]) -> FeatureStore:
+    return FeatureStore(model, folder, samples, 1, AUGMENTATIONS["none"], "no")
+
+
+def test_two_runs_fill_the_same_rows(tmp_path: Path, tiny: molt.MOLT) -> None:
+    """The other fills all while the first is at its first batch; then in processes of their own."""
+    samples = some_photos(tmp_path / "photos", 8)
+    samples[1].path.write_bytes(b"no photo")
+    good = [0, *range(2, 8)]
+    one, other, alone = (new_store(tiny, tmp_path / name, samples) for name in ("shared", "shared", "alone"))
+    alone.fill(range(8), batch=2, device=CPU)
+    seen: list[int] = []
+    see = one._see
+
+    def late(found: Any, device: torch.device) -> Any:
+        seen.extend(row for row, _ in found)
+        values = see(found, device)
+        other.fill(other.missing(range(8)), batch=2, device=device)
+        return values
+
+    one._see = late  # type: ignore[method-assign]
+    done: list[int] = []
+    one.fill(one.missing(range(8)), batch=2, device=CPU, step=done.append)
+    assert done == [2, 4, 6, 8] and seen == [0, 2, 3, 4, 5], "what was read before, and nothing after"
+
+    def work() -> None:
+        store = new_store(tiny, tmp_path / "processes", samples)
+        store.fill(range(8), batch=2, device=CPU)
+        assert store.missing(range(8)) == []
+
+    children = [in_child(work) for _ in range(2)]
+    assert [status(child) for child in children] == [0, 0]
+    for store in (one, other, new_store(tiny, tmp_path / "processes", samples)):
+        store.look(range(8))
+        assert store.missing(range(8)) == [] and list(store.bad) == [1]
+        for found, expected in zip(store.read(good), alone.read(good), strict=True):
+            torch.testing.assert_close(found, expected)
+
+
+def test_two_runs_in_step_part(tmp_path: Path, tiny: molt.MOLT, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run whose row is always there by the time it would write it goes on elsewhere."""
+    samples = some_photos(tmp_path / "photos", 16)
+    one, other = (new_store(tiny, tmp_path / "cache", samples) for _ in range(2))
+    see, calls, seen = one._see, iter(range(16)), []
+    drawn = random.Random(0)
+    monkeypatch.setattr(features.random, "Random", lambda: drawn)
+
+    def in_step(found: Any, device: torch.device) -> Any:
+        values = see(found, device)
+        seen.extend(row for scale, rows, _ in values if scale == 0 for row in rows)
+        other.fill(other.missing([next(calls)]), batch=1, device=device)
+        return values
+
+    one._see = in_step  # type: ignore[method-assign]
+    one.fill(range(16), batch=1, device=CPU)
+    assert one.missing(range(16)) == [] and len(seen) == len(set(seen)) <= 12
+
+
+AWAY = "features done so far are kept, and resume=True (--resume) goes on when it can be read again"
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("folder", f"4.png: no such file; {AWAY}"),
+        ("disk", f"4.png: cannot be read (Input/output error); {AWAY}"),
+        ("files", f"4.png: cannot be read (Too many open files); {AWAY}"),
+        ("changed", "4.png: the file is empty; it was changed while features were computed"),
+    ],
+)
+def test_a_moment_without_photos_is_not_kept(
+    tmp_path: Path, tiny: molt.MOLT, monkeypatch: pytest.MonkeyPatch, what: str, said: str
+) -> None:
+    samples = some_photos(tmp_path / "photos", 6)
+    samples[0].path.write_bytes(b"no photo")
+    alone = new_store(tiny, tmp_path / "alone", samples)
+    alone.fill(range(6), batch=1, device=CPU)
+    store = new_store(tiny, tmp_path / "cache", samples)
+    whole, state = samples[4].path.read_bytes(), samples[4].path.stat()
+    original = images._open
+
+    def failing(path: Path, limit: int) -> Any:
+        if path == samples[4].path:
+            number = errno.EIO if what == "disk" else errno.EMFILE
+            raise OSError(number, os.strerror(number))
+        return original(path, limit)
+
+    with monkeypatch.context() as patch:
+        if what == "folder":
+            samples[4].path.rename(tmp_path / "away.png")
+        elif what == "changed":
+            samples[4].path.write_bytes(b"")
+        else:
+            patch.setattr(images, "_open", failing)
+        with pytest.raises(TrainingError) as raised:
+            store.fill(range(6), batch=1, device=CPU)
+        assert said in str(raised.value) and str(samples[4].path) in str(raised.value)
+        assert not [t for t in threading.enumerate() if "molt-" in t.name]
+    samples[4].path.write_bytes(whole)
+    os.utime(samples[4].path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    again = new_store(tiny, tmp_path / "cache", samples)
+    assert again.missing(range(6)) == [4, 5] and again.caches[0].folder == store.caches[0].folder
+    again.fill([4, 5], batch=1, device=CPU)
+    again.look(range(6))
+    assert list(again.bad) == [0], "a photo that cannot be decoded is bad for good"
+    assert all(torch.equal(a, b) for a, b in zip(again.read(range(1, 6)), alone.read(range(1, 6)), strict=True))
+
+
+@pytest.mark.parametrize("what", ["absent", "forbidden", "late"])
+def test_photos_that_were_never_there_are_looked_for_again(
+    tmp_path: Path, tiny: molt.MOLT, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """They are skipped, and features of the photos with them are others."""
+    samples = some_photos(tmp_path / "photos", 3)
+    original, access = images._open, os.access
+
+    def forbidden(path: Path, limit: int) -> Any:
+        if path == samples[1].path:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return original(path, limit)
+
+    with monkeypatch.context() as patch:
+        if what == "forbidden":  # root may read all
+            patch.setattr(os, "access", lambda path, mode: path != samples[1].path and access(path, mode))
+            patch.setattr(images, "_open", forbidden)
+        else:
+            samples[1].path.rename(tmp_path / "away.png")
+        store = new_store(tiny, tmp_path / "cache", samples)
+        if what == "late":
+            (tmp_path / "away.png").rename(samples[1].path)
+        store.fill(range(3), batch=2, device=CPU)
+        store.look(range(3))
+    reasons = {
+        "absent": "no such file",
+        "forbidden": "cannot be read (Permission denied)",
+        "late": "was not there when the features were begun",
+    }
+    assert store.bad == {1: f"{samples[1].path}: {reasons[what]}"} and store.missing(range(3)) == []
+    if what == "absent":
+        (tmp_path / "away.png").rename(samples[1].path)
+    again = new_store(tiny, tmp_path / "cache", samples)
+    assert again.missing(range(3)) == [0, 1, 2]
+    again.fill(range(3), batch=2, device=CPU)
+    again.look(range(3))
+    assert again.bad == {}
+
+
+def test_a_limit_of_pixels_is_part_of_what_features_are(
+    tmp_path: Path, tiny: molt.MOLT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = some_photos(tmp_path / "photos", 1)
+    monkeypatch.setenv("MOLT_MAX_PIXELS", "100")
+    store = new_store(tiny, tmp_path / "cache", samples)
+    store.fill([0], batch=1, device=CPU)
+    store.look([0])
+    assert "over the limit of 100" in store.bad[0]
+    monkeypatch.setenv("MOLT_MAX_PIXELS", "many")
+    with pytest.raises(PhotoError, match="MOLT_MAX_PIXELS must be a positive integer"):
+        new_store(tiny, tmp_path / "cache", samples)
+    monkeypatch.delenv("MOLT_MAX_PIXELS")
+    store = new_store(tiny, tmp_path / "cache", samples)
+    assert store.missing([0]) == [0]
+    store.fill([0], batch=1, device=CPU)
+    assert store.caches[0].bad() == {}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_models_of_other_dtypes(tmp_path: Path, dtype: torch.dtype) -> None:
+    samples = some_photos(tmp_path / "photos", 3)
+    torch.manual_seed(0)
+    model = molt.create_model("molt_deit_tiny", 2, (32, 48), pretrained=False).eval().freeze_backbones().to(dtype)
+    store = new_store(model, tmp_path / "cache", samples)
+    store.fill(range(3), batch=3, device=CPU)
+    logits, _ = _Heads(model)(store.read(range(3)))
+    pixels = torch.stack([images.read_photo(sample.path, model.finest).pixels for sample in samples]).to(dtype)
+    with torch.inference_mode():
+        expected = [
+            model.transformer(scale).see(shown).logits
+            for scale, shown in enumerate(model.pyramid(model.normalize(pixels)))
+        ]
+    close = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float64 else {"rtol": 1e-2, "atol": 1e-2}
+    for found, one in zip(logits, expected, strict=True):
+        assert found.dtype == dtype and one is not None
+        torch.testing.assert_close(found, one, **close)
+    assert new_store(model.float(), tmp_path / "cache", samples).missing(range(3)) == [0, 1, 2], "of another precision"
+
+
+@pytest.mark.parametrize(("workers", "readers"), [(0, None), (3, 3)])
+def test_workers_read_photos_of_kept_features(
+    tmp_path: Path, tiny: molt.MOLT, monkeypatch: pytest.MonkeyPatch, workers: int, readers: int | None
+) -> None:
+    class Reached(Exception):
+        pass
+
+    def stopped(store: FeatureStore, rows: Any, **rest: Any) -> None:
+        assert rest["readers"] == readers
+        raise Reached
+
+    for name in ("a", "b"):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        some_photos(tmp_path / "photos" / name, 3)
+    monkeypatch.setattr(FeatureStore, "fill", stopped)
+    recipe = Recipe(name="tiny", model="molt_deit_tiny", sizes=((32, 32),), epochs=1, batch=2)
+    with pytest.raises(Reached):
+        train(
+            read_set(tmp_path / "photos"),
+            tmp_path / "out",
+            recipe=recipe,
+            pretrained=False,
+            device="cpu",
+            workers=workers,
+        )

@@ -38,7 +38,7 @@ logger = logging.getLogger("molt")
 class FeatureCache:
     """Rows of named arrays on disk, filled once and in any order; made by :meth:`open`.
 
-    Several processes may fill it at once, each its own rows, and any may be killed at any moment. Rows are read and
+    Several processes may fill it at once, one writing at a time, and any may be killed at any moment. Rows are read and
     written without mapping the files, so that a full or failing disk is an error and not the end of the process.
 
     Attributes:
@@ -126,12 +126,13 @@ class FeatureCache:
         state, _ = self._state(asked)
         return [int(row) for row in asked[state == 0]]
 
-    def write(self, rows: Any, values: Mapping[str, Tensor | NDArray]) -> None:
-        """Keep rows; they count when this returns.
+    def write(self, rows: Any, values: Mapping[str, Tensor | NDArray], *, keep_first: bool = False) -> int:
+        """Keep rows; they count when this returns, which is with the number of rows that were written.
 
         Args:
             rows: (n,) integers, each once, of rows that are missing.
             values: (n, *shape) of each array, of exactly its dtype, on any device.
+            keep_first: leave rows as they are that another process has filled or marked bad, in place of an error.
 
         Raises:
             TypeError, ValueError: an argument of another type, shape or range, or rows that are there already.
@@ -139,21 +140,32 @@ class FeatureCache:
         """
         asked = self._rows(rows)
         blocks = self._blocks(asked, values)
-        self._check_missing(asked)
-        sums = np.zeros(len(asked), np.uint32)
-        with self._told("features cannot be written"):
-            for name, block in blocks.items():
-                width = block.shape[1]
-                for place, row in enumerate(asked.tolist()):
-                    files.write_at(self._files[name], block[place].data, self._starts[name] + row * width)
-                    sums[place] = zlib.crc32(block[place].data, int(sums[place]))
-            for name in blocks:
-                os.fdatasync(self._files[name])
-            self._mark(asked, sums, IS_DONE)
+        # Until the marks are written: the data of two processes would not fit one checksum.
+        with files.locked(self.folder):
+            places = self._missing_places(asked, keep_first)
+            asked = asked[places]
+            if len(asked) == 0:
+                return 0
+            sums = np.zeros(len(asked), np.uint32)
+            with self._told("features cannot be written"):
+                for name, block in blocks.items():
+                    width = block.shape[1]
+                    for number, (place, row) in enumerate(zip(places.tolist(), asked.tolist(), strict=True)):
+                        files.write_at(self._files[name], block[place].data, self._starts[name] + row * width)
+                        sums[number] = zlib.crc32(block[place].data, int(sums[number]))
+                for name in blocks:
+                    os.fdatasync(self._files[name])
+                self._mark(asked, sums, IS_DONE)
         self._sound[asked] = True
+        return len(asked)
 
-    def mark_bad(self, row: int, message: str) -> None:
+    def mark_bad(self, row: int, message: str, *, keep_first: bool = False) -> None:
         """Remember that a row's photo cannot be read, and why.
+
+        Args:
+            row: one that is missing.
+            message: why.
+            keep_first: as for :meth:`write`.
 
         Raises:
             TypeError, ValueError: a row out of range or there already, or a message that is no text.
@@ -162,10 +174,11 @@ class FeatureCache:
         asked = self._rows([row])
         if not isinstance(message, str):
             raise TypeError(f"message must be text, got {type(message).__name__}")
-        self._check_missing(asked)
         # A new line on both sides: what another process left unfinished must not take this one along.
         line = f"\n{json.dumps({'row': int(asked[0]), 'message': message})}\n".encode()
-        with self._told("a bad photo cannot be noted"):
+        with files.locked(self.folder), self._told("a bad photo cannot be noted"):
+            if len(self._missing_places(asked, keep_first)) == 0:
+                return
             if (written := os.write(self._messages, line)) < len(line):
                 raise OSError(errno.ENOSPC, f"{written} of {len(line)} bytes written")
             os.fdatasync(self._messages)
@@ -308,10 +321,12 @@ class FeatureCache:
         state[(marks["seal"] == 0) & (marks["sum"] == 0)] = 0
         return state, marks["sum"]
 
-    def _check_missing(self, rows: NDArray[np.int64]) -> None:
+    def _missing_places(self, rows: NDArray[np.int64], keep_first: bool) -> NDArray[np.int64]:
+        """Return the places of those of the rows that are missing, all of them unless ``keep_first``."""
         state, _ = self._state(rows)
-        if state.any():
+        if state.any() and not keep_first:
             raise ValueError(f"rows must be missing, got row {rows[int(state.argmax())]}, which is there or bad")
+        return np.flatnonzero(state == 0)
 
     def _mark(self, rows: NDArray[np.int64], sums: NDArray[np.uint32], kind: int) -> None:
         marks = np.empty(len(rows), MARK)
@@ -334,14 +349,15 @@ class FeatureCache:
 
 
 def photo_identity(samples: Sequence[Sample]) -> list[list[Any]]:
-    """Return name, bytes and time of change in ns of each photo, for an identity; None where a file is not there."""
+    """Return name, bytes and time of change in ns of each photo, for an identity; None where it may not be read."""
     found: list[list[Any]] = []
     for sample in samples:
         try:
             state = sample.path.stat()
-            found.append([sample.name, state.st_size, state.st_mtime_ns])
+            readable = os.access(sample.path, os.R_OK)  # leave to read it changes neither bytes nor time
         except (OSError, ValueError):
-            found.append([sample.name, None, None])
+            readable = False
+        found.append([sample.name, state.st_size, state.st_mtime_ns] if readable else [sample.name, None, None])
     return found
 
 

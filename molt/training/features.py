@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,11 +14,12 @@ import torch
 from torch import Tensor
 
 from molt.data.annotations import Sample
-from molt.data.images import PhotoError
+from molt.data.images import _MAX_PIXELS, PhotoError, _limit
 from molt.methods.molt import MOLT, backbone_digest
 from molt.methods.transformer import class_attention, pooled_windows
 from molt.structures import Features
 from molt.training.augment import Augmentation, find_augmentation, view
+from molt.training.checkpoints import TrainingError
 from molt.training.feature_cache import FeatureCache, photo_identity
 
 SEED = 0  # of views: runs of any seed share them
@@ -65,7 +67,12 @@ class FeatureStore:
         self.bad: dict[int, str] = {}
         self._held: list[Tensor] | None = None
         self._here = torch.zeros(0, dtype=torch.bool)  # rows that are held
-        photos = photo_identity(samples)
+        self._photos = photo_identity(samples)
+        self._dtype = next(model.parameters()).dtype
+        # What most people never change is left out, so that their features are found.
+        changed: dict[str, object] = {"max_pixels": limit} if (limit := _limit()) != _MAX_PIXELS else {}
+        if self._dtype != torch.float32:
+            changed["dtype"] = str(self._dtype)
         self.caches = []
         for scale, size in enumerate(model.config.sizes):
             transformer = model.transformer(scale)
@@ -78,7 +85,8 @@ class FeatureStore:
                 "precision": precision,
                 "views": views,
                 "augmentation": augmentation.settings() if views > 1 else None,
-                "photos": photos,
+                "photos": self._photos,
+                **changed,
             }
             arrays = {
                 "mean": ((9 * width,), torch.float32),
@@ -90,7 +98,12 @@ class FeatureStore:
 
     def missing(self, photos: Sequence[int], views: int | None = None) -> list[int]:
         """Return the rows, photo * views + view, that no pass has filled yet, of some photos and their first views."""
-        rows = [i * self.views + v for i in photos for v in range(self.views if views is None else views)]
+        return self._lacking(
+            [i * self.views + v for i in photos for v in range(self.views if views is None else views)]
+        )
+
+    def _lacking(self, rows: Sequence[int]) -> list[int]:
+        """Return those of the rows that a scale lacks."""
         lacking = set()
         for cache in self.caches:
             lacking |= set(cache.missing(rows))
@@ -106,9 +119,10 @@ class FeatureStore:
         step: Callable[[int], None] | None = None,
         readers: int | None = None,
     ) -> None:
-        """Compute rows; those of photos that cannot be read are marked bad, and never tried again.
+        """Compute rows; those of photos that cannot be decoded are marked bad, and never tried again.
 
-        While the network looks at a batch, threads read the next ones and write those before.
+        While the network looks at a batch, threads read the next ones and write those before. Rows that another run
+        has filled by then are left out; where two runs meet, they share what is left.
 
         Args:
             rows: of :meth:`missing`.
@@ -116,35 +130,44 @@ class FeatureStore:
             device: where the model is.
             step: called with the number of rows done.
             readers: threads that read photos; None takes one on the CPU, whose cores the network needs, else up to 8.
+
+        Raises:
+            TrainingError: a photo that could be read when the store was made cannot be now; its row stays missing.
         """
         for transformer in {self.model.transformer(scale) for scale in range(len(self.caches))}:
             transformer.backbone.eval()  # stochastic depth would be kept for good
         if readers is None:
             readers = min(MOST_READERS, os.cpu_count() or 1) if device.type == "cuda" else 1
-        cuts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
+        left = deque(rows[start : start + batch] for start in range(0, len(rows), batch))
         threads = torch.get_num_threads()
         reading = ThreadPoolExecutor(readers, "molt-read", initializer=_alone)
         writing = ThreadPoolExecutor(1, "molt-write", initializer=_alone)
-        ahead: deque[list[Future[Tensor | str]]] = deque()
-        behind: deque[tuple[int, Future[None]]] = deque()
+        ahead: deque[tuple[int, list[int], list[Future[Tensor | str]]]] = deque()
+        behind: deque[tuple[int, Future[bool]]] = deque()
+        done = 0
 
         def settle(most: int) -> None:
             while len(behind) > most:
-                done, write = behind.popleft()
-                write.result()
+                written, write = behind.popleft()
+                if write.result():  # in the same order both would go on to compute the same rows
+                    random.Random().shuffle(left)
                 if step is not None:
-                    step(done)
+                    step(written)
 
         try:
-            for number, cut in enumerate(cuts):
-                while len(ahead) <= AHEAD and number + len(ahead) < len(cuts):
-                    ahead.append([reading.submit(self._view, row) for row in cuts[number + len(ahead)]])
-                found = [(row, seen.result()) for row, seen in zip(cut, ahead.popleft(), strict=True)]
+            while left or ahead:
+                while left and len(ahead) <= AHEAD:
+                    cut = left.popleft()
+                    lacking = self._lacking(cut)
+                    ahead.append((len(cut), lacking, [reading.submit(self._view, row) for row in lacking]))
+                count, lacking, views = ahead.popleft()
+                done += count
+                found = [(row, seen.result()) for row, seen in zip(lacking, views, strict=True)]
                 values = self._see([(row, one) for row, one in found if isinstance(one, Tensor)], device)
                 bad = [(row, message) for row, message in found if isinstance(message, str)]
                 # Two at most: on a GPU the first waits for what the network has been given since.
                 settle(1)
-                behind.append((min((number + 1) * batch, len(rows)), writing.submit(self._write, values, bad)))
+                behind.append((done, writing.submit(self._write, values, bad)))
             settle(0)
         finally:
             reading.shutdown(cancel_futures=True)
@@ -152,13 +175,31 @@ class FeatureStore:
             torch.set_num_threads(threads)  # what threads to come begin with
 
     def _view(self, row: int) -> Tensor | str:
-        """Return a row's pixels, or why its photo cannot be read."""
+        """Return a row's pixels, or why its photo, as the store knows it, can never be read.
+
+        Raises:
+            TrainingError: it cannot be read now.
+        """
         index, number = divmod(row, self.views)
-        augmentation = PLAIN if number == 0 else self._augmentation(number)
+        sample, augmentation = self.samples[index], PLAIN if number == 0 else self._augmentation(number)
+        known = self._photos[index]
         try:
-            return view(self.samples[index].path, self.size, augmentation, seed=SEED, epoch=number, index=index)
+            seen = view(sample.path, self.size, augmentation, seed=SEED, epoch=number, index=index)
         except (PhotoError, OSError) as error:
-            return str(error)
+            if known[1] is None:
+                return str(error)
+            cause = error if isinstance(error, OSError) else error.__cause__
+            failed = isinstance(cause, OSError) and cause.errno is not None  # without one it is the decoder's
+            if not failed and photo_identity([sample]) == [known]:
+                return str(error)
+            what = (
+                "features done so far are kept, and resume=True (--resume) goes on when it can be read again"
+                if failed
+                else "it was changed while features were computed: begin again when photos stay as they are"
+            )
+            raise TrainingError(f"{error}; {what}") from error
+        # Features of a file that nobody knows the bytes of would be found where it is away again.
+        return seen if known[1] is not None else f"{sample.path}: was not there when the features were begun"
 
     def _see(self, found: Sequence[tuple[int, Tensor]], device: torch.device) -> list[Found]:
         """Return rows and features of each scale that lacks them."""
@@ -168,7 +209,7 @@ class FeatureStore:
         # Page-locked, so that the copy to a GPU does not keep the network waiting.
         pixels = torch.empty(len(rows), 3, *self.size, pin_memory=device.type == "cuda")
         torch.stack([one for _, one in found], out=pixels)
-        x = self.model.normalize(pixels.to(device, non_blocking=True))
+        x = self.model.normalize(pixels.to(device, non_blocking=True).to(self._dtype))
         seen = []
         for scale, shown in enumerate(self.model.pyramid(x)):
             if absent := set(self.caches[scale].missing(rows)):
@@ -179,13 +220,15 @@ class FeatureStore:
                 seen.append((scale, [rows[i] for i in picked], _pooled(features)))
         return seen
 
-    def _write(self, found: Sequence[Found], bad: Sequence[tuple[int, str]]) -> None:
+    def _write(self, found: Sequence[Found], bad: Sequence[tuple[int, str]]) -> bool:
+        """Write what no other run has written; return whether one has."""
         for row, message in bad:
             for cache in self.caches:
-                if cache.missing([row]):
-                    cache.mark_bad(row, message)
+                cache.mark_bad(row, message, keep_first=True)
+        met = False
         for scale, rows, values in found:
-            self.caches[scale].write(rows, values)
+            met |= self.caches[scale].write(rows, values, keep_first=True) < len(rows)
+        return met
 
     def _augmentation(self, number: int) -> Augmentation:
         """Return what view ``number`` is made by; where there are flips, views are flipped in turns."""

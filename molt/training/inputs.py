@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from molt.backbones.spatial import spatial_map
@@ -101,10 +102,11 @@ class KeptFeatures:
         accelerator: Accelerator,
         seed: int,
         micro: int | None,
+        workers: int,
         folder: Path,
     ) -> None:
         self.model, self.photos, self.recipe, self.seed, self.micro = model, photos, recipe, seed, micro
-        self.accelerator = accelerator
+        self.accelerator, self.readers = accelerator, workers or None
         self.store = FeatureStore(
             model, folder, photos.samples, recipe.views, find_augmentation(recipe.augment), recipe.precision
         )
@@ -114,9 +116,9 @@ class KeptFeatures:
         """Compute what is missing, each process its share; return the seconds that took."""
         device, store = self.accelerator.device, self.store
         train, held = list(self.photos.train), list(self.photos.held)
-        rows = sorted({*store.missing(train), *store.missing(held, 1)})
+        # Shares are cut from one and the same list, whatever another run fills meanwhile.
+        (rows,) = broadcast_object_list([sorted({*store.missing(train), *store.missing(held, 1)})])
         began = time.monotonic()
-        self.accelerator.wait_for_everyone()  # shares are cut from one and the same list
         if rows:
             share = self._share(torch.tensor(rows)).tolist()
 
@@ -124,7 +126,8 @@ class KeptFeatures:
                 tell("features", {"done": done, "total": len(share), "bytes": store.bytes})
 
             step(0)
-            store.fill(share, batch=self.micro or (64 if device.type == "cuda" else 8), device=device, step=step)
+            batch = self.micro or (64 if device.type == "cuda" else 8)
+            store.fill(share, batch=batch, device=device, step=step, readers=self.readers)
         self.accelerator.wait_for_everyone()
         if store.missing(train) or store.missing(held, 1):
             raise TrainingError("cache must be a folder that all processes share: features of others are missing here")
@@ -191,4 +194,5 @@ class _Heads(nn.Module):
         self.heads = nn.ModuleList(transformer.head for transformer in networks(model))
 
     def forward(self, pooled: list[Tensor]) -> Outputs:
-        return [t.classify(p) for t, p in zip(self.per_scale, pooled, strict=True)], None
+        pairs = zip(self.per_scale, pooled, strict=True)
+        return [t.classify(p.to(t.head.weight.dtype)) for t, p in pairs], None

@@ -75,7 +75,7 @@ class Run:
         self.kept = cache is not None
         self.source: KeptFeatures | LivePhotos
         if cache is not None:
-            self.source = KeptFeatures(model, photos, recipe, accelerator, seed, micro, cache)
+            self.source = KeptFeatures(model, photos, recipe, accelerator, seed, micro, workers, cache)
         else:
             self.source = LivePhotos(model, photos, recipe, accelerator, seed, micro, workers, self.note_bad)
 
