@@ -88,6 +88,9 @@ training: $(VENV)/.bench
 	$(BIN)/molt train composites-data/photos/train/one --recipe sat --model molt_dinov2_small --sizes 224 --batch 16 --lr 1e-3 \
 		--backbone-lr 2e-5 --precision bf16 --val-share 0.05 --out molt-training/spatial --resume
 	$(BIN)/molt ablate $(TWO) $(OTHERS) --limit 80 --out molt-ablation
+	$(BIN)/molt ablate $(subst test-two,test-one,$(TWO)) --groups clusterers --limit 80 --out molt-ablation-one
+	$(BIN)/molt ablate photos-data/metadata --photos photos-data --classes photos-data/metadata/classes.txt --gt-map top1 \
+		--checkpoint molt-training/default-0/best.safetensors --groups clusterers --out molt-ablation-animals
 	$(BIN)/molt benchmark --methods $(TWO) --checkpoint-ts-cam molt-training/mean-pooling-0/best.safetensors \
 		--checkpoint-spatial molt-training/spatial/best.safetensors --limit 40 --out molt-methods
 	$(BIN)/python benchmarks/training_speed.py --photos 48 --json molt-training/training_speed.json

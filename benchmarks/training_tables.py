@@ -170,6 +170,21 @@ def ablation(report: Row) -> str:
     return "\n\n".join(parts)
 
 
+REFINERS = ("k-means, tokens", "k-means, colour", "SLIC", "deep clustering")
+
+
+def refiners(reports: Mapping[str, Row]) -> str:
+    """Return the table of what refines the trained MOLT's maps, on several sets."""
+    lines = []
+    for name in ("MOLT, alpha 0", *(f"MOLT + {refiner}, alpha auto" for refiner in REFINERS)):
+        found = [find(report["rows"], group="clusterers", name=name)[0] for report in reports.values()]
+        times = [f"{row['ms']:.0f}" if row["ms"] is not None else "" for row in found]
+        title = name.removeprefix("MOLT + ").removesuffix(", alpha auto").replace("MOLT, alpha 0", "not refined")
+        lines.append([title, *(cell for row in found for cell in (score(row), change(row))), times[0]])
+    heads = [cell for title in reports for cell in (title, "against unrefined")]
+    return table(["clusters", *heads, "ms a photo, one thread"], lines)
+
+
 def methods(report: Row) -> str:
     """Return the table of methods.json."""
     lines, lost = [], []
@@ -235,6 +250,7 @@ def main() -> None:
         return json.loads((chosen.results / name).read_text(encoding="utf-8"))
 
     trained, ablated, table_of = read("training.json"), read("ablation.json"), read("methods.json")
+    one, animals = read("ablation-one.json"), read("ablation-animals.json")
     wanted = {
         "README.md": {"training": readme(trained, read("evaluation.json"))},
         "docs/training.md": {
@@ -242,6 +258,13 @@ def main() -> None:
             "scales": scales(trained),
             "ablation": ablation(ablated),
             "methods": methods(table_of),
+            "refiners": refiners(
+                {
+                    f"two objects, {ablated['data']['photos']}": ablated,
+                    f"one object, {one['data']['photos']}": one,
+                    f"animals, {animals['data']['photos']}": animals,
+                }
+            ),
             "speed": speed(read("training_speed.json")),
         },
     }

@@ -230,7 +230,9 @@ def _by_scales(networks: Networks) -> list[Plan]:
         some = tuple(sorted(order[:number]))
         found.append(plan(f"molt-{number}", f"the {number} smallest scales, not refined", some))
     every = tuple(range(len(sizes)))
-    found.append(plan(f"molt-{len(sizes)}+refined", "all scales, refined by the method's own clusters", every, refined=True))
+    found.append(
+        plan(f"molt-{len(sizes)}+refined", "all scales, refined by the method's own clusters", every, refined=True)
+    )
     return found
 
 

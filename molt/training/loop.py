@@ -93,7 +93,7 @@ def train(
         cache: folder of features where backbones are frozen; ``"auto"`` is ``out/features``; None computes them anew in
             each epoch, with new augmentations.
         micro: photos a forward pass and process, at least 1; None takes a process's whole share of a batch.
-        workers: processes that read photos; 0 reads in this one.
+        workers: processes that read photos, 0 reads in this one; for kept features threads, 0 picks their number.
         device: ``"cpu"`` or ``"cuda"``; None takes a GPU where there is one.
         seed: of new heads, of the order of photos, of augmentations and of the photos held out.
         resume: go on with the run in ``out``.
