@@ -151,7 +151,6 @@ def test_views_of_flips_double_the_features(folder: Path, tmp_path: Path) -> Non
     )
     filled = [values["total"] for kind, values in seen if kind == "features"]
     before, now = (set(gather_photos(read_set(folder), None, 0.2, seed).held) for seed in (0, 7))
-    # One photo a class may be held out by both seeds.
     assert before - now and set(filled) == {len(before - now)}, "all but photos that were held out before are there"
 
 
