@@ -158,6 +158,7 @@ class Run:
                 on_epoch(entry)
             left = (self.recipe.epochs - self.epoch) * entry["seconds"]
             self.tell("epoch", entry | {"epochs": self.recipe.epochs, "seconds_left": left})
+        self.accelerator.wait_for_everyone()  # the first one writes what all may read from here on
 
     def skipped(self) -> list[tuple[str, str]]:
         """Return name and reason of every photo that could not be read."""
