@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +14,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_PART = re.compile(r"\.[a-z0-9_]{8}\.part")
+_BEGAN = time.time()  # nothing older is this process's own
 
 
 @contextmanager
@@ -37,6 +43,29 @@ def whole_file(path: Path) -> Iterator[Path]:
         raise
 
 
+def remove_parts(folder: Path) -> None:
+    """Remove what killed processes left of :func:`whole_file` and :func:`save_tensors` in a folder, not below it.
+
+    What was written to since this process began stays: another one may be at it.
+
+    Raises:
+        OSError: the folder cannot be read, or a file not removed.
+    """
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if not _PART.fullmatch(path.name) or path.is_symlink():
+            continue
+        try:
+            inside = list(path.iterdir()) if path.is_dir() else []
+            if max(one.lstat().st_mtime for one in [path, *inside]) >= _BEGAN:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        except FileNotFoundError:  # another process was quicker
+            continue
+
+
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file whole or not at all.
 
@@ -46,8 +75,14 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    with whole_file(path) as part:
+    # safetensors writes to a file of its own naming beside the one it is given: a folder holds both.
+    with (
+        whole_file(path) as part,
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=".", suffix=".part") as room,
+    ):
+        made = Path(room) / path.name
         try:
-            save_file(tensors, part, metadata=metadata)
+            save_file(tensors, made, metadata=metadata)
         except SafetensorError as error:
             raise OSError(f"{path} cannot be written: {error}") from error
+        made.replace(part)

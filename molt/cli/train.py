@@ -270,8 +270,8 @@ class Display:
         sizes = ", ".join(str(h) if h == w else f"{h}x{w}" for h, w in values["sizes"])
         what = "all of it"
         if values["frozen"]:
-            what = "its heads and spatial token alone" if values.get("head") == "spatial" else "its heads alone"
-            what += f", on features that are {'kept' if values.get('kept', True) else 'computed anew in each epoch'}"
+            what = "its heads and spatial token alone" if values["head"] == "spatial" else "its heads alone"
+            what += f", on features that are {'kept' if values['kept'] else 'computed anew in each epoch'}"
         held = f"{values['held'] or 'none'} held out"
         held += " to pick the best epoch" if values["held"] else ": the last epoch will be the best"
         lines = [

@@ -38,7 +38,7 @@ class Trained:
         best_epoch: counted from 1.
         history: one entry an epoch: loss, accuracy, val_loss, val_accuracy, rate, seconds, photos_per_second.
         skipped: name and reason of photos that could not be read.
-        feature_seconds: what computing features took in this call.
+        feature_seconds: what computing features took, all calls together that left a state.
         seconds: what the training itself took, all calls together.
     """
 
@@ -107,8 +107,8 @@ def train(
     Raises:
         TypeError, ValueError: an argument of another type or range, classes that do not fit, too few photos.
         TrainingError: ``out`` holds a run and ``resume`` is False, or another run; a loss that is not finite (the state
-            from before it is kept).
-        OSError: a file cannot be written (the one from before is kept).
+            from before it is kept); the best model is gone.
+        OSError: a file cannot be written (the one from before is kept, and where that is the state all others are).
         ImportError: tensorboard is asked for and not installed.
     """
     if not isinstance(out, str | os.PathLike):

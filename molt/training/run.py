@@ -14,13 +14,14 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from molt._files import remove_parts
 from molt.methods.molt import MOLT
 from molt.training.batches import Order
 from molt.training.checkpoints import TrainingError, read_state
 from molt.training.inputs import Inputs, KeptFeatures, LivePhotos
 from molt.training.objectives import classification_loss
 from molt.training.recipe import Recipe
-from molt.training.run_files import BEST, LAST, STATE, check_same, resume_run, save_model, save_run, trained_tensors
+from molt.training.run_files import STATE, check_same, resume_run, save_outcome, save_run, trained_tensors
 from molt.training.setup import LabelledPhotos, build_optimizer, networks, set_drop_path
 from molt.training.spatial_loss import spatial_loss
 
@@ -38,6 +39,8 @@ class Run:
         best: epoch, from 1, and score of the best one so far.
         bad: why photos could not be read, by place.
         kept: whether features are kept in place of photos.
+        seconds, feature_seconds: what training, and computing features, took in all calls together.
+        feature_photos: of how many photos features were computed.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Run:
         self.best: dict[str, Any] | None = None
         self.bad: dict[int, str] = {}
         self.seconds = self.feature_seconds = 0.0
+        self.feature_photos = 0
         self.pending: tuple[int, Tensor] | None = None
         if recipe.freeze:
             model.freeze_backbones()
@@ -83,6 +87,8 @@ class Run:
         """Compute features that are missing, wrap the network, and take up where an earlier run stopped."""
         if resume:  # before hours are spent on features
             check_same(self, read_state(self.out / STATE)[1])
+        if self.accelerator.is_main_process:
+            remove_parts(self.out)
         config = self.model.config
         self.tell(
             "begin",
@@ -90,7 +96,9 @@ class Run:
                 "model": config.name,
                 "sizes": config.sizes,
                 "recipe": self.recipe.name,
+                "head": self.recipe.head,
                 "frozen": self.recipe.freeze,
+                "kept": self.kept,
                 "classes": len(self.photos.classes),
                 "train": len(self.photos.train),
                 "held": len(self.photos.held),
@@ -101,8 +109,12 @@ class Run:
             },
         )
         if isinstance(self.source, KeptFeatures):
-            self.feature_seconds = self.source.fill(self.tell)
-            for index, message in self.source.store.bad.items():
+            store = self.source.store
+            rows = {*store.missing(self.photos.train), *store.missing(self.photos.held, 1)}
+            took = self.source.fill(self.tell)
+            self.feature_seconds = took if rows else 0.0
+            self.feature_photos = len({row // store.views for row in rows} - set(store.bad))
+            for index, message in store.bad.items():
                 self.note_bad(index, message)
             self._some_photo(len(set(self.photos.train) - set(self.bad)))
         self.optimizer = build_optimizer(self.model, self.recipe)
@@ -113,6 +125,8 @@ class Run:
             places = gather_object([(resume, self.epoch, self.step)])
             if len(set(places)) > 1:
                 raise TrainingError(f"{self.out} must be a folder that all processes share: they found {places}")
+        if resume:
+            save_outcome(self)
         net = torch.compile(self.source.net) if compile else self.source.net
         self.net, self.stepper = self.accelerator.prepare(net, self.optimizer)
 
@@ -144,6 +158,7 @@ class Run:
                 on_epoch(entry)
             left = (self.recipe.epochs - self.epoch) * entry["seconds"]
             self.tell("epoch", entry | {"epochs": self.recipe.epochs, "seconds_left": left})
+        self.accelerator.wait_for_everyone()  # the first one writes what all may read from here on
 
     def skipped(self) -> list[tuple[str, str]]:
         """Return name and reason of every photo that could not be read."""
@@ -193,15 +208,18 @@ class Run:
 
     def _losses(self, part: Inputs) -> tuple[Tensor, Tensor]:
         """Return (b,) losses, and (b,) 1 where the mean logits name the class, else 0."""
-        labels = part.labels.to(self.device)
-        logits, maps = self.net(self._moved(part.values))
+        logits, maps, labels = self._see(part)
         losses = classification_loss(
             logits, labels, loss_on=self.recipe.loss_on, label_smoothing=self.recipe.label_smoothing
         )
         if maps is not None:
             losses = losses + self.recipe.spatial_weight * torch.stack([spatial_loss(one) for one in maps]).mean()
-        fused = torch.stack([one.detach().float() for one in logits]).mean(0)
-        return losses, (fused.argmax(-1) == labels).double()
+        return losses, _correct(logits, labels)
+
+    def _see(self, part: Inputs) -> tuple[list[Tensor], list[Tensor] | None, Tensor]:
+        """Return logits a scale, maps of spatial tokens or None, and labels."""
+        logits, maps = self.net(self._moved(part.values))
+        return logits, maps, part.labels.to(self.device)
 
     def _moved(self, values: Any) -> Any:
         if not isinstance(values, Tensor):
@@ -224,7 +242,7 @@ class Run:
             listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
             raise TrainingError(
                 f"the loss is {float(values[0])} in epoch {self.epoch + 1}, batch {step + 1} of {self.steps} "
-                f"({listed}); {self._kept_state()}. A lower lr, clip_grad, or precision 'no' may help"
+                f"({listed}); {self._kept_state()}. A lower lr, clip_grad (--clip-grad) or precision 'no' may help"
             )
         self.sums += values
         total, correct, count = self.sums.tolist()
@@ -251,12 +269,15 @@ class Run:
 
     @torch.no_grad()
     def _validate(self) -> tuple[float | None, float | None]:
-        """Return loss and accuracy on the photos held out, or None where there are none."""
+        """Return cross-entropy and accuracy on the photos held out, or None where there are none."""
         self._train_mode(False)
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         for inputs in self.source.held():
             for part in inputs:
-                losses, correct = self._losses(part)
+                logits, _, labels = self._see(part)
+                # Not what training lowers: neither smoothing nor a mask's size tells how well classes are known.
+                losses = classification_loss(logits, labels, loss_on=self.recipe.loss_on)
+                correct = _correct(logits, labels)
                 sums += torch.stack([losses.double().sum(), correct.sum(), correct.new_ones(()) * len(losses)])
         if self.world > 1:
             sums = self.accelerator.reduce(sums, "sum")
@@ -278,7 +299,7 @@ class Run:
         if lost:
             raise TrainingError(
                 f"{lost[0]} is not finite after epoch {self.epoch + 1}, batch {self.step or self.steps} of "
-                f"{self.steps}; {self._kept_state()}. A lower lr, clip_grad, or precision 'no' may help"
+                f"{self.steps}; {self._kept_state()}. A lower lr, clip_grad (--clip-grad) or precision 'no' may help"
             )
 
     def _kept_state(self) -> str:
@@ -286,17 +307,12 @@ class Run:
         return f"{path} is from before" if path.is_file() else "nothing was written yet"
 
     def _save_epoch(self, entry: dict[str, Any]) -> None:
-        """Write the epoch's model, the best one if it is that, and the state."""
+        """Write the state, the epoch's model, and the best one if it is that."""
         score = entry["val_loss" if self.recipe.best == "loss" else "val_accuracy"]
         held = None if self.best is None else self.best["score"]
         better = held is None or score is None or (score < held if self.recipe.best == "loss" else score > held)
         if better:
             self.best = {"epoch": entry["epoch"], "score": score}
-        if self.accelerator.is_main_process:
-            if better:
-                save_model(self.model, self.out / BEST)
-            save_model(self.model, self.out / LAST)
-        # The state comes last: a run killed before it does this epoch again, and writes the same files.
         save_run(self)
 
     def _agreed(self, wish: bool) -> bool:
@@ -312,3 +328,9 @@ class Run:
         if not count:
             first = next(iter(self.bad.values()), "")
             raise TrainingError(f"none of the {len(self.photos.train)} photos can be read: {first}")
+
+
+def _correct(logits: list[Tensor], labels: Tensor) -> Tensor:
+    """Return (b,) 1 where the mean logits name the class, else 0."""
+    fused = torch.stack([one.detach().float() for one in logits]).mean(0)
+    return (fused.argmax(-1) == labels).double()

@@ -51,7 +51,11 @@ def identity(run: Run) -> dict[str, Any]:
 
 
 def save_run(run: Run) -> None:
-    """Write the state and run.json, in the first process; all processes must call it."""
+    """Write the state, and then what follows from it; all processes must call it.
+
+    Where the state cannot be written all files are from before. A run killed after it was written gets the others when
+    it is resumed.
+    """
     random = _random_states(run)
     if run.world > 1:  # each process knows the photos that it could not read itself
         for bad in gather_object([run.bad]):
@@ -69,10 +73,23 @@ def save_run(run: Run) -> None:
         "best": run.best,
         "bad": {str(i): text for i, text in run.bad.items()},
         "seconds": run.seconds,
+        "feature_seconds": run.feature_seconds,
+        "feature_photos": run.feature_photos,
         "optimizer": about,
         "scaler": scaler.state_dict() if scaler is not None else None,
     }
     write_state(run.out / STATE, tensors, header)
+    save_outcome(run)
+
+
+def save_outcome(run: Run) -> None:
+    """Write what follows from a run's state, in the first process: models where an epoch has just ended, run.json."""
+    if not run.accelerator.is_main_process:
+        return
+    if run.best is not None and run.step == 0:
+        if run.best["epoch"] == run.epoch:
+            save_model(run.model, run.out / BEST)
+        save_model(run.model, run.out / LAST)
     with whole_file(run.out / RUN) as part:
         part.write_text(json.dumps(_summary(run), indent=1) + "\n", encoding="utf-8")
 
@@ -81,7 +98,7 @@ def check_same(run: Run, header: dict[str, Any]) -> None:
     """Hold a state's header to a run.
 
     Raises:
-        TrainingError: it is that of another run.
+        TrainingError: it is that of another run, or the best model is gone and the state is of a later moment.
     """
     for key, own in identity(run).items():
         theirs = header.get(key)
@@ -92,6 +109,14 @@ def check_same(run: Run, header: dict[str, Any]) -> None:
             raise TrainingError(
                 f"{run.out} holds a run with other {key}: {theirs!r:.100}, now {own!r:.100}; take another folder"
             )
+    best, place = header.get("best"), [header.get("epoch"), header.get("step")]
+    if not isinstance(best, dict) or best.get("score") is None:  # every epoch is the best so far
+        return
+    if place != [best.get("epoch"), 0] and not (run.out / BEST).is_file():
+        raise TrainingError(
+            f"{run.out / BEST} is gone, the model of epoch {best.get('epoch')}, and the state is of a later moment: "
+            "put the file back, or begin anew in another folder"
+        )
 
 
 def resume_run(run: Run) -> None:
@@ -113,6 +138,8 @@ def resume_run(run: Run) -> None:
         load_optimizer(run.optimizer, tensors, header["optimizer"])
         run.epoch, run.step, run.history, run.best = (header[key] for key in ("epoch", "step", "history", "best"))
         run.sums, run.seconds = torch.tensor(header["sums"], dtype=torch.float64), header["seconds"]
+        run.feature_seconds += header["feature_seconds"]
+        run.feature_photos += header["feature_photos"]
         run.bad |= {int(i): text for i, text in header["bad"].items()}
         scaler = getattr(run.accelerator, "scaler", None)
         if scaler is not None and header["scaler"]:
@@ -149,6 +176,7 @@ def _summary(run: Run) -> dict[str, Any]:
         "best_rule": f"{run.recipe.best} on the photos held out" if run.photos.held else "the last epoch",
         "seconds": run.seconds,
         "feature_seconds": run.feature_seconds,
+        "feature_photos": run.feature_photos,
         "skipped": run.skipped(),
         "history": run.history,
     }
