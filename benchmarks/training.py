@@ -46,7 +46,15 @@ def train(data: Path, runs: Path, precision: str) -> list[dict[str, Any]]:
             subprocess.run([*command, *options], check=True)
             run = json.loads((out / "run.json").read_text(encoding="utf-8"))
             best = run["history"][run["best"]["epoch"] - 1]
-            keys = ("seconds", "feature_seconds", "feature_photos", "trained_parameters", "photos", "best_rule", "weights")
+            keys = (
+                "seconds",
+                "feature_seconds",
+                "feature_photos",
+                "trained_parameters",
+                "photos",
+                "best_rule",
+                "weights",
+            )
             found.append({"kind": kind, "seed": seed, "best": best} | {key: run[key] for key in keys})
     return found
 
