@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,14 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
     with pytest.raises(RunError, match="is a file"):
         evaluate(photos(2), never, SMALL, out=tmp_path / "thesis.txt")
+
+
+def test_what_a_kill_left_in_a_new_folder_is_no_file(tmp_path: Path) -> None:
+    data, maps = photos(2), blobs(2)
+    left = tmp_path / ".abcdefgh.part"
+    left.write_text("half a state")
+    os.utime(left, (0, 0))
+    assert evaluate(data, by_name(maps), SMALL, out=tmp_path).name and not left.exists()
 
 
 @pytest.mark.parametrize(
