@@ -93,7 +93,7 @@ training: $(VENV)/.bench
 		--checkpoint molt-training/default-0/best.safetensors --groups clusterers --out molt-ablation-animals
 	$(BIN)/molt benchmark --methods $(TWO) --checkpoint-ts-cam molt-training/mean-pooling-0/best.safetensors \
 		--checkpoint-spatial molt-training/spatial/best.safetensors --limit 40 --out molt-methods
-	$(BIN)/python benchmarks/training_speed.py --photos 48 --json molt-training/training_speed.json
+	$(BIN)/python benchmarks/training_speed.py --rounds 5 --json molt-training/training_speed.json
 
 # What an earlier build left in build/lib would go into the wheel.
 wheel: $(VENV)/.torch

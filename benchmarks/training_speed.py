@@ -1,6 +1,6 @@
 """Time training: computing features, heads on kept features, and fine-tuning beside loops that one would write.
 
-    python benchmarks/training_speed.py [--device cuda] [--photos 1024] [--rounds 3] [--data FOLDER] [--json FILE]
+    python benchmarks/training_speed.py [--device cuda] [--photos 1024] [--loop-photos 1024] [--rounds 3] [--data FOLDER] [--json FILE]
 
 Everything is warmed up once and then run in turns; medians of wall time until the device is done. Weights are random,
 photos made up unless --data names class folders; of these the first --photos are taken, spread evenly.
@@ -45,6 +45,7 @@ LOOPS = {
     "cuda": [("molt_deit_small", (224,), "bf16", 64), ("molt_deit_small", (224, 336, 448), "bf16", 64)],
 }
 PHOTOS = {"cpu": 16, "cuda": 1024}
+LOOP_PHOTOS = {"cpu": 48, "cuda": 1024}  # an epoch of fewer is too short to be told from its beginning
 MOST_FEATURES = 384  # photos: enough for a median, and waiting at every stage costs time
 TARGETS = {"features": 1.1, "loop": 0.9}
 MOST_WORKERS = 8
@@ -74,16 +75,17 @@ def measure(given: argparse.Namespace, console: Console) -> dict[str, list[dict[
     device = torch.device(given.device)
     with tempfile.TemporaryDirectory() as folder:
         setting = Setting(device, Path(folder), given.rounds)
-        source = given.data or make_photos(Path(folder, "photos"), given.photos)
-        data = spread(read_set(source), given.photos)
+        source = given.data or make_photos(Path(folder, "photos"), max(given.photos, given.loop_photos))
+        data = read_set(source)
         model, sizes = given.model or FEATURE_MODEL, given.size or FEATURE_SIZES
         if "features" in given.parts:
             found["features"] = []
+            most = min(given.photos, MOST_FEATURES)
             for precision in ("no", "bf16"):
                 console.print(f"features, precision {precision}")
                 batch = given.batch or (64 if given.device == "cuda" else 8)
                 how = {"name": model, "sizes": sizes, "precision": precision, "batch": batch}
-                found["features"].append(time_features(setting, spread(data, MOST_FEATURES).samples, **how))
+                found["features"].append(time_features(setting, spread(data, most).samples, **how))
         if "heads" in given.parts:
             console.print("heads")
             how = {"name": model, "sizes": sizes, "epochs": given.epochs, "photos": given.kept}
@@ -99,7 +101,7 @@ def measure(given: argparse.Namespace, console: Console) -> dict[str, list[dict[
                 }
                 console.print(f"loop, {how['name']}, {how['sizes']} px, precision {precision}")
                 workers = find_workers(given.workers, given.device, how["batch"], max(how["sizes"]))
-                found["loop"] += time_loop(replace(setting, workers=workers), data, **how)
+                found["loop"] += time_loop(replace(setting, workers=workers), spread(data, given.loop_photos), **how)
     return found
 
 
@@ -139,9 +141,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure, print tables, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument(
-        "--photos", type=int, help="of features and loop (default: 16, on a GPU 1024, of which features take 384)"
-    )
+    parser.add_argument("--photos", type=int, help="of features (default: 16, on a GPU 1024, of which 384 are taken)")
+    parser.add_argument("--loop-photos", type=int, help="of the loop (default: 48, on a GPU 1024)")
     parser.add_argument("--kept", type=int, default=1000, help="photos whose features heads are trained on")
     parser.add_argument("--epochs", type=int, help="of heads (default: the recipe's)")
     parser.add_argument("--rounds", type=int, default=3)
@@ -154,9 +155,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here, too; - prints them")
     given = parser.parse_args(arguments)
     given.photos = PHOTOS[given.device] if given.photos is None else given.photos
-    for name in ("photos", "kept", "rounds"):
+    given.loop_photos = LOOP_PHOTOS[given.device] if given.loop_photos is None else given.loop_photos
+    for name in ("photos", "loop_photos", "kept", "rounds"):
         if getattr(given, name) < 1:
-            parser.error(f"--{name} must be at least 1")
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
     # With --json - what is printed is JSON alone.
     console = Console(stderr=given.json == Path("-"), width=None if sys.stdout.isatty() else 120)
     found = measure(given, console)
