@@ -1,9 +1,9 @@
 """Time training: computing features, heads on kept features, and fine-tuning beside loops that one would write.
 
-    python benchmarks/training_speed.py [--device cuda] [--photos 1024] [--loop-photos 1024] [--rounds 3] [--data FOLDER] [--json FILE]
+    python benchmarks/training_speed.py [--device cuda] [--photos 1024] [--rounds 3] [--data FOLDER] [--json FILE]
 
 Everything is warmed up once and then run in turns; medians of wall time until the device is done. Weights are random,
-photos made up unless --data names class folders; of these the first --photos are taken, spread evenly.
+photos made up unless --data names class folders; of these --photos are taken, of the loop --loop-photos, spread evenly.
 
 features  seconds a photo from files to features on disk, over those of the bare forward passes of the same backbones on
           decoded pixels on the device: no hooks, no classifier. Stages are timed one after the other; in the pass

@@ -16,7 +16,20 @@ from molt.data import read_set
 from molt.training import run, train
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-SMALL = ["--model", "molt_deit_tiny", "--size", "32", "--photos", "4", "--rounds", "1", "--batch", "2"]
+SMALL = [
+    "--model",
+    "molt_deit_tiny",
+    "--size",
+    "32",
+    "--photos",
+    "4",
+    "--loop-photos",
+    "4",
+    "--rounds",
+    "1",
+    "--batch",
+    "2",
+]
 
 
 @pytest.fixture(scope="module")
