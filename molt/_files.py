@@ -43,6 +43,11 @@ def whole_file(path: Path) -> Iterator[Path]:
         raise
 
 
+def is_part(path: Path) -> bool:
+    """Return whether a name is that of a file or folder that :func:`whole_file` or :func:`save_tensors` writes to."""
+    return _PART.fullmatch(path.name) is not None
+
+
 def remove_parts(folder: Path) -> None:
     """Remove what killed processes left of :func:`whole_file` and :func:`save_tensors` in a folder, not below it.
 
@@ -52,7 +57,7 @@ def remove_parts(folder: Path) -> None:
         OSError: the folder cannot be read, or a file not removed.
     """
     for path in folder.iterdir() if folder.is_dir() else ():
-        if not _PART.fullmatch(path.name) or path.is_symlink():
+        if not is_part(path) or path.is_symlink():
             continue
         try:
             inside = list(path.iterdir()) if path.is_dir() else []

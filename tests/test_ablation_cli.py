@@ -141,6 +141,7 @@ def test_a_photo_that_cannot_be_read_ends_with_1(there: SimpleNamespace, tmp_pat
         (("--groups", "scales,colour"), "got colour"),
         (("--groups", "scales,"), "--groups 'scales,': expected names parted by commas"),
         (("--backbones", "resnet51"), "'resnet51' is not a timm model name"),
+        (("--val", "x"), "--val x: goes with --train"),
         (("--seeds", "0"), "seeds must be in 1..1000, got 0"),
         (("--limit", "0"), "--limit 0: expected at least 1"),
         (("--gt-map", "agnostic"), "label or top1"),

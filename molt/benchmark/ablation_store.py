@@ -15,14 +15,13 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from molt._files import whole_file
+from molt._files import is_part, whole_file
 from molt.evaluation._spool import RunError, open_array, parse_rows, read_json, write_json
 from molt.evaluation.scores import Curves
 
 FORMAT = 1
 STATE, DONE, CURVES, KEPT, SHEETS = "state.json", "done.jsonl", "curves.npy", "kept", "sheets"
 REPORT = "ablation.json"
-PART = re.compile(r"\.[a-z0-9_]{8}\.part")  # of molt._files.whole_file
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -60,7 +59,7 @@ def begin(folder: Path, identity: Mapping[str, Any], *, restart: bool) -> None:
     wanted = json.loads(json.dumps({"format": FORMAT, **identity}))
     state = folder / STATE
     # What a kill left of a file that was being written is nobody's.
-    stale = [path for path in folder.iterdir() if PART.fullmatch(path.name) and path.is_file()]
+    stale = [path for path in folder.iterdir() if is_part(path) and path.is_file()]
     if not state.exists():
         if any(path not in stale for path in folder.iterdir()):
             raise RunError(f"{folder}: holds other files, expected a new or empty folder, or one of an earlier run")

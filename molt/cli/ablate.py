@@ -115,6 +115,8 @@ def ablate(
             options["backbones"] = _names("--backbones", backbones)
         if class_map is not None and gt_map != "label":
             raise ValueError(f"--class-map: goes with --gt-map label only, got {gt_map}")
+        if val and not train:
+            raise ValueError(f"--val {val[0]}: goes with --train")
         if train and (checkpoint or checkpoint_class_token):
             raise ValueError("--train: takes the place of --checkpoint and --checkpoint-class-token")
         data = read(path, kind, split=split, photos=photos, classes=classes, limit=limit, seed=seed)

@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from molt._files import remove_parts, whole_file
+from molt._files import is_part, remove_parts, whole_file
 
 STATE, DONE, RUN, ROWS = "state.json", "done.jsonl", "run.json", "photos.jsonl"
 ARRAYS = ("curves.npy", "boxes.npy", "pixels.npy")
@@ -195,9 +195,11 @@ def _open(path: Path, dtype: np.dtype, shape: tuple[int, ...], mode: Any) -> NDA
 
 def _check_ours(folder: Path) -> None:
     """Refuse a folder that holds files but no run; what a kill left of a file that was being written is none."""
-    remove_parts(folder)
-    if any(folder.iterdir()) and not ((folder / STATE).is_file() or (folder / ARRAYS[0]).is_file()):
+    if any(not is_part(path) for path in folder.iterdir()) and not (
+        (folder / STATE).is_file() or (folder / ARRAYS[0]).is_file()
+    ):
         raise RunError(f"{folder}: holds other files, expected a new or empty folder, or one of an earlier run")
+    remove_parts(folder)
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:

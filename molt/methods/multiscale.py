@@ -28,7 +28,7 @@ class Multiscale(Method):
     """Multiscale object localization transformers with deep-clustering-guided refinement (the MOLT paper).
 
     Where the network is DINOv2's, k-means on its tokens takes the place of deep clustering (our choice): on the three
-    sets measured (docs/training.md) it refined the maps of trained heads better, in a thirtieth of the time.
+    sets measured (docs/training.md) it refined the maps of trained heads better, in a twenty-fifth of the time.
 
     Args:
         model: a trained MOLT, which is put into evaluation mode, or the name of one, whose weights are then in
