@@ -309,11 +309,11 @@ std::tuple<Tensor, Tensor> slic_cpu(const Tensor& images, int64_t num_segments, 
 STABLE_TORCH_LIBRARY(molt, m) {
   m.def("upsample_normalize(Tensor maps, SymInt height, SymInt width) -> Tensor");
   m.def("fuse_maps(Tensor[] maps, SymInt height, SymInt width, float[] weights) -> Tensor");
-  m.def("cluster_mean(Tensor values, Tensor labels, SymInt num_clusters, Tensor? counts=None) -> (Tensor, Tensor)");
-  m.def("cluster_refine(Tensor maps, Tensor labels, float alpha, SymInt num_clusters, Tensor? counts=None) -> Tensor");
+  m.def("cluster_mean(Tensor values, Tensor labels, SymInt num_clusters, Tensor? counts) -> (Tensor, Tensor)");
+  m.def("cluster_refine(Tensor maps, Tensor labels, float alpha, SymInt num_clusters, Tensor? counts) -> Tensor");
   m.def(
       "fuse_and_refine(Tensor[] maps, Tensor labels, float[] weights, float alpha, SymInt num_clusters, "
-      "Tensor? counts=None) -> Tensor");
+      "Tensor? counts) -> Tensor");
   m.def("cluster_vote(Tensor labels, Tensor segments, SymInt num_clusters, SymInt num_segments) -> Tensor");
   m.def(
       "component_boxes(Tensor maps, float threshold, int connectivity, bool largest) -> "

@@ -72,7 +72,7 @@ def check_cluster_refine() -> None:
     except ValueError as error:
         message = str(error)
     assert "expected values in [0, 3)" in message, message
-    torch.library.opcheck(torch.ops.molt.cluster_refine.default, (maps, LABELS, 0.5, 7))
+    torch.library.opcheck(torch.ops.molt.cluster_refine.default, (maps, LABELS, 0.5, 7, None))
 
 
 if __name__ == "__main__":

@@ -310,13 +310,13 @@ def test_bad_arguments(arguments, error, text, backend):
 def test_operator_called_directly_stays_inside_its_memory():
     op = torch.ops.molt.cluster_refine
     for arguments in [
-        (MAPS[0], LABELS, 0.5, 1),
-        (MAPS, LABELS[:, :2], 0.5, 1),
-        (MAPS, LABELS.short(), 0.5, 1),
+        (MAPS[0], LABELS, 0.5, 1, None),
+        (MAPS, LABELS[:, :2], 0.5, 1, None),
+        (MAPS, LABELS.short(), 0.5, 1, None),
         (MAPS, LABELS, 0.5, -1, torch.tensor([1])),
         (MAPS, LABELS, 0.5, -1, torch.tensor([1, -1])),
-        (MAPS, LABELS + 1, 0.5, 1),
-        (MAPS, LABELS - 1, 0.5, -1),
+        (MAPS, LABELS + 1, 0.5, 1, None),
+        (MAPS, LABELS - 1, 0.5, -1, None),
     ]:
         with pytest.raises(RuntimeError, match=r"^(maps|labels|counts|num_clusters): "):
             op(*arguments)

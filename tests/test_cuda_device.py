@@ -38,9 +38,9 @@ def expected(maps, labels, alpha, clusters):
 @pytest.mark.parametrize("clusters", [1, 31, 33, 256, 1025, 20_000])
 def test_refine_sanitized(ops, clusters):
     maps, labels = case((2, 2, 67, 71), clusters)
-    out = ops.cluster_refine(maps.cuda(), labels.cuda(), 0.5, clusters).cpu()
+    out = ops.cluster_refine(maps.cuda(), labels.cuda(), 0.5, clusters, None).cpu()
     torch.testing.assert_close(out.double(), expected(maps, labels, 0.5, clusters), rtol=0, atol=3e-6)
-    means, counts = ops.cluster_mean(maps.cuda(), labels.cuda(), clusters)
+    means, counts = ops.cluster_mean(maps.cuda(), labels.cuda(), clusters, None)
     assert counts.sum(1).tolist() == [67 * 71] * 2
     whole = (means.cpu().double() * counts.cpu()[:, None]).sum(2)
     torch.testing.assert_close(whole, maps.double().sum((2, 3)), rtol=1e-5, atol=0)
@@ -49,9 +49,9 @@ def test_refine_sanitized(ops, clusters):
 def test_fuse_sanitized(ops):
     maps, labels = case((2, 2, 67, 70), 9)
     small = [maps[:, :, :7, :9].contiguous().cuda(), maps[:, :, 9:14, :5].contiguous().cuda()]
-    plain = ops.fuse_and_refine(small, labels.cuda(), [0.5, 0.5], 0.0, 9)
-    out = ops.fuse_and_refine(small, labels.cuda(), [0.5, 0.5], 0.5, 9)
-    assert torch.equal(out, ops.cluster_refine(plain, labels.cuda(), 0.5, 9))
+    plain = ops.fuse_and_refine(small, labels.cuda(), [0.5, 0.5], 0.0, 9, None)
+    out = ops.fuse_and_refine(small, labels.cuda(), [0.5, 0.5], 0.5, 9, None)
+    assert torch.equal(out, ops.cluster_refine(plain, labels.cuda(), 0.5, 9, None))
     total = torch.zeros(2, 2, 67, 70, dtype=torch.float64)
     for scale in small:
         large = torch.nn.functional.interpolate(scale.cpu().double(), (67, 70), mode="bilinear")
@@ -102,25 +102,25 @@ def test_refine_of_a_large_batch(ops, dtype, label_dtype):
     """Enough maps for every block, the look-ahead and several rounds of tickets."""
     maps, labels = case((600, 1, 224, 224), 32, dtype, label_dtype)
     maps, labels = maps.cuda(), labels.cuda()
-    out = ops.cluster_refine(maps, labels, 0.5, 32)
+    out = ops.cluster_refine(maps, labels, 0.5, 32, None)
     for i in (0, 1, 299, 599):
         want = expected(maps[i : i + 1].cpu(), labels[i : i + 1].cpu(), 0.5, 32)
         torch.testing.assert_close(out[i : i + 1].cpu().double(), want, rtol=0, atol=TOLERANCE[dtype])
-        assert torch.equal(out[i : i + 1], ops.cluster_refine(maps[i : i + 1], labels[i : i + 1], 0.5, 32))
+        assert torch.equal(out[i : i + 1], ops.cluster_refine(maps[i : i + 1], labels[i : i + 1], 0.5, 32, None))
     for _ in range(3):
-        assert torch.equal(out, ops.cluster_refine(maps, labels, 0.5, 32))
+        assert torch.equal(out, ops.cluster_refine(maps, labels, 0.5, 32, None))
 
 
 def test_bits_do_not_depend_on_what_else_runs(ops):
     maps, labels = (t.cuda() for t in case((64, 3, 225, 223), 100))
-    want = ops.cluster_refine(maps, labels, 0.5, 100)
+    want = ops.cluster_refine(maps, labels, 0.5, 100, None)
     streams = [torch.cuda.Stream() for _ in range(3)]
     outs = []
     torch.cuda.synchronize()
     for _ in range(3):
         for stream in streams:
             with torch.cuda.stream(stream):
-                outs.append(ops.cluster_refine(maps, labels, 0.5, 100))
+                outs.append(ops.cluster_refine(maps, labels, 0.5, 100, None))
     torch.cuda.synchronize()
     assert all(torch.equal(out, want) for out in outs)
 
@@ -130,10 +130,10 @@ def test_graph_capture(ops):
     small = [maps[:, :, :9, :9].contiguous()]
 
     def step():
-        refined = ops.cluster_refine(maps, labels, 0.5, 40)
-        fused = ops.fuse_and_refine(small, labels, [1.0], 0.5, 40)
+        refined = ops.cluster_refine(maps, labels, 0.5, 40, None)
+        fused = ops.fuse_and_refine(small, labels, [1.0], 0.5, 40, None)
         voted = ops.cluster_vote(labels, labels, 40, 40)
-        return (refined, fused, voted, *ops.cluster_mean(maps, labels, 40), *ops.largest_box(refined, 0.5, 8))
+        return (refined, fused, voted, *ops.cluster_mean(maps, labels, 40, None), *ops.largest_box(refined, 0.5, 8))
 
     want = step()
     torch.cuda.synchronize()
@@ -162,18 +162,24 @@ def test_more_than_two_to_the_31_elements(ops):
         pytest.skip("needs 24 GiB of free device memory")
     maps = torch.rand(1, 1, 224, 224).half().cuda().expand(43_000, 1, -1, -1).contiguous()
     labels = torch.randint(0, 9, (1, 224, 224), dtype=torch.uint8).cuda().expand(43_000, -1, -1).contiguous()
-    out = ops.cluster_refine(maps, labels, 0.5, 9)
+    out = ops.cluster_refine(maps, labels, 0.5, 9, None)
     assert torch.equal(out[-1], out[0])
-    assert torch.equal(out[:1], ops.cluster_refine(maps[:1], labels[:1], 0.5, 9))
+    assert torch.equal(out[:1], ops.cluster_refine(maps[:1], labels[:1], 0.5, 9, None))
 
 
 def test_wrong_arguments_say_what_was_expected(ops):
     maps, labels = (t.cuda() for t in case((2, 1, 4, 5), 3))
     for call, text in [
-        (lambda: ops.cluster_refine(maps, labels, 0.5, -1), "num_clusters: got -1, expected a number >= 0"),
-        (lambda: ops.cluster_refine(maps, labels[:, :3], 0.5, 3), r"labels: got shape \(2, 3, 5\), expected shape"),
-        (lambda: ops.cluster_refine(maps, labels.cpu(), 0.5, 3), "labels: got a tensor not on CUDA, expected cuda:0"),
-        (lambda: ops.cluster_refine(maps, labels.short(), 0.5, 3), "labels: got scalar type"),
+        (lambda: ops.cluster_refine(maps, labels, 0.5, -1, None), "num_clusters: got -1, expected a number >= 0"),
+        (
+            lambda: ops.cluster_refine(maps, labels[:, :3], 0.5, 3, None),
+            r"labels: got shape \(2, 3, 5\), expected shape",
+        ),
+        (
+            lambda: ops.cluster_refine(maps, labels.cpu(), 0.5, 3, None),
+            "labels: got a tensor not on CUDA, expected cuda:0",
+        ),
+        (lambda: ops.cluster_refine(maps, labels.short(), 0.5, 3, None), "labels: got scalar type"),
         (lambda: ops.largest_box(maps, 0.0, 8), "threshold: got 0"),
         (lambda: ops.cluster_vote(labels, labels, 1 << 20, 1 << 20), "num_segments: got .* at most 2"),
     ]:

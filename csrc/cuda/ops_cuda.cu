@@ -108,7 +108,10 @@ class Call final : public cuda::Scratch {
  public:
   explicit Call(const Tensor& like) : like_(like), guard_(like.get_device_index()) {
     void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(like.get_device_index(), &stream));
+    // The headers' own check has another name in some versions of torch.
+    if (aoti_torch_get_current_cuda_stream(like.get_device_index(), &stream) != AOTI_TORCH_SUCCESS) {
+      throw std::runtime_error("molt, CUDA: torch gave no current stream");
+    }
     stream_ = static_cast<cudaStream_t>(stream);
   }
 

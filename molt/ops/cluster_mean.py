@@ -55,7 +55,7 @@ def _size(labels: Tensor, counts: Tensor | None) -> int:
     return max(0, int(labels.max()) + 1) if labels.numel() else 0
 
 
-def _fake(values: Tensor, labels: Tensor, num_clusters: int, counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def _fake(values: Tensor, labels: Tensor, num_clusters: int, counts: Tensor | None) -> tuple[Tensor, Tensor]:
     wide = torch.float64 if values.dtype == torch.float64 else torch.float32
     means = values.new_empty((values.shape[0], values.shape[1], num_clusters), dtype=wide)
     return means, values.new_empty((values.shape[0], num_clusters), dtype=torch.int64)

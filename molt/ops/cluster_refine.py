@@ -103,7 +103,7 @@ def _numpy(maps: object, labels: object, alpha: float, num_clusters: object, bac
     return result
 
 
-def _fake(maps: Tensor, labels: Tensor, alpha: float, num_clusters: int, counts: Tensor | None = None) -> Tensor:
+def _fake(maps: Tensor, labels: Tensor, alpha: float, num_clusters: int, counts: Tensor | None) -> Tensor:
     return maps.new_empty(maps.shape)
 
 

@@ -72,7 +72,7 @@ def _fake(
     weights: list[float],
     alpha: float,
     num_clusters: int,
-    counts: Tensor | None = None,
+    counts: Tensor | None,
 ) -> Tensor:
     return maps[0].new_empty((maps[0].shape[0], maps[0].shape[1], labels.shape[1], labels.shape[2]))
 
