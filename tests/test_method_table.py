@@ -339,6 +339,12 @@ def test_multiply_adds_of_attention_and_of_kmeans_count() -> None:
     query = torch.rand(1, 2, 50, 16)
     found = method_costs.gmacs(lambda: F.scaled_dot_product_attention(query, query, query))
     assert found == pytest.approx(2 * 2 * 50 * 50 * 16 / 1e9)
+    query.requires_grad_()
+
+    def there_and_back() -> None:
+        F.scaled_dot_product_attention(query, query, query).sum().backward()
+
+    assert method_costs.gmacs(there_and_back) == pytest.approx(3 * 2 * 2 * 50 * 50 * 16 / 1e9)
     points = torch.rand(1, 100, 8)
     assert method_costs.gmacs(lambda: molt.ops.kmeans(points, 3, iterations=2)) > 2 * 100 * 8 * 3 / 1e9
 
