@@ -72,7 +72,9 @@ def raw(name: str, batch: int = 2, dtype: torch.dtype = torch.float32) -> tuple[
     return {
         "upsample_normalize": lambda: (given[0], 11, 13),
         "fuse_maps": lambda: (given[0], 11, 13, [0.25, 0.75]),
-        "fuse_and_refine": lambda: (*given[:2], [0.25, 0.75], 0.4, 6),
+        "cluster_mean": lambda: (*given, None),
+        "cluster_refine": lambda: (*given, None),
+        "fuse_and_refine": lambda: (*given[:2], [0.25, 0.75], 0.4, 6, None),
         "component_boxes": lambda: (*given, 8, False),
         "largest_box": lambda: (*given, 8),
         "kmeans": lambda: (given[0], torch.randn(batch, 3, 4, 5, dtype=wide), 5, True),
@@ -391,9 +393,11 @@ WRONG: dict[str, list[tuple]] = {
 @pytest.mark.parametrize("name", OPERATORS)
 def test_a_wrong_direct_call_raises(name: str) -> None:
     operator = getattr(torch.ops.molt, name)
+    takes = len(operator.default._schema.arguments)
     for given in WRONG[name]:
-        with pytest.raises(RuntimeError):
-            operator(*given)
+        with pytest.raises(RuntimeError) as raised:
+            operator(*given, *[None] * (takes - len(given)))  # without counts
+        assert "missing value" not in str(raised.value)
     given = raw(name)
     for one in tensors(given)[1:]:
         with pytest.raises(RuntimeError, match=f"^{name}: got tensors on cpu and meta, expected one device"):
