@@ -20,7 +20,8 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
-ABI_TARGET = "0x020a000000000000"  # torch 2.10
+ABI_TARGET = "0x020a000000000000"
+OLDEST_TORCH = (2, 10)  # which ABI_TARGET means; molt/_extension.py refuses older ones too
 # No fused multiply-add, so that every x86 CPU computes the same bits; traps off lets half conversions vectorise.
 FLAGS = ["-O3", "-fvisibility=hidden", "-ffp-contract=off", "-fno-trapping-math", "-g0", "-Wall"]
 # As on the CPU, no fused multiply-add; line numbers cost no speed and let profilers name them.
@@ -92,6 +93,9 @@ def extensions(env: Mapping[str, str]) -> tuple[list[Any], str]:
     import torch
     from torch.utils import cpp_extension
 
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH:
+        wanted = f"torch {'.'.join(map(str, OLDEST_TORCH))} or later (it had {torch.__version__})"
+        raise ImportError(f"the build needs {wanted}", name=wanted)
     flags = ["/O2"] if os.name == "nt" else FLAGS
     cuda_sources = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cuda/*.cu"))
     nvcc = find_nvcc(env)
@@ -140,9 +144,12 @@ def builder(require: bool) -> type[build_ext]:
         def run(self) -> None:
             for extension in self.extensions:
                 extension.define_macros.append(("MOLT_VERSION", f'"{self.distribution.get_version()}"'))
-            folder = Path(self.get_ext_fullpath("molt._C")).parent
+            files = [Path(self.get_ext_fullpath(extension.name)) for extension in self.extensions]
+            folder = files[0].parent
             asked = {"compiler": self.compiler, "inplace": self.inplace, "force": True}
             reason = self.attempt()
+            for file in files if reason is not None else ():
+                file.unlink(missing_ok=True)  # an older build's, with other operators
             if reason is not None and len(self.extensions) > 1:
                 # A CUDA compiler that fails must not take the CPU operators along.
                 self.extensions = [e for e in self.extensions if e.name == "molt._C"]

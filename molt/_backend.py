@@ -78,7 +78,11 @@ def _missing(op: str, device: torch.device) -> str | None:
         return f"there is no native kernel for {device.type} tensors, only for cpu and cuda"
     if op in TRITON_OPS:
         return _extension.TRITON_MISSING
-    return None if _extension.CUDA.module else f"{_extension.CUDA.reason}; {_extension.HOW_TO_GET_CUDA}"
+    if _extension.CUDA.module is None:
+        return f"{_extension.CUDA.reason}; {_extension.HOW_TO_GET_CUDA}"
+    if torch.compiler.is_compiling():
+        return None  # which cannot ask the device; the launch tells
+    return _extension.unfit_gpu(torch.cuda.current_device() if device.index is None else device.index)
 
 
 def use_native(op: str, device: torch.device, requested: str | None, without: str | None = None) -> bool:

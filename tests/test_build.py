@@ -1,13 +1,15 @@
 import importlib.util
+import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import setuptools
 import torch
 
 import molt
-from molt import _extension
+from molt import _backend, _extension
 
 ROOT = Path(__file__).resolve().parents[1]
 CU = ["csrc/cuda/some.cu"]
@@ -137,6 +139,49 @@ def test_reason_when_the_module_does_not_load(monkeypatch, tmp_path):
     assert "No module named 'not_there_at_all'" in _extension._load("needy_extension").reason
 
 
+@pytest.mark.parametrize("version", ["2.9.1+cu130", "1.13.0"])
+def test_a_torch_too_old_is_told_when_built_and_when_loaded(script, monkeypatch, version):
+    monkeypatch.setattr(torch, "__version__", version)
+    with pytest.raises(ImportError, match=rf"needs torch 2\.10 or later \(it had {re.escape(version)}\)") as raised:
+        script.extensions({})
+    assert "\n" not in f"the build had no {raised.value.name}"
+    found = _extension._load("molt._C")
+    assert found.module is None
+    assert found.reason == f"this is torch {version}, and molt needs 2.10 or later"
+    assert script.OLDEST_TORCH == _extension.OLDEST_TORCH
+    assert int(script.ABI_TARGET, 16) >> 48 == script.OLDEST_TORCH[0] << 8 | script.OLDEST_TORCH[1]
+
+
+@pytest.mark.parametrize(
+    ("compiled", "capability", "fits"),
+    [
+        ("8.0;9.0+PTX", (7, 5), False),
+        ("8.0;9.0+PTX", (8, 9), True),
+        ("8.0;9.0+PTX", (9, 0), True),
+        ("8.0;9.0+PTX", (12, 0), True),
+        ("8.6", (8, 0), False),
+        ("8.0 8.6", (9, 0), False),
+        ("9.0a", (9, 0), True),
+        ("Hopper", (7, 0), True),
+    ],
+)
+def test_a_gpu_older_than_the_kernels_gets_the_reference(monkeypatch, compiled, capability, fits):
+    """A name like Hopper is nobody's number here: the launch tells."""
+    module = SimpleNamespace(build_config=lambda: {"cuda_archs": compiled})
+    monkeypatch.setattr(_extension, "CPU", _extension.Extension("molt._C", module, None))
+    monkeypatch.setattr(_extension, "CUDA", _extension.Extension("molt._C_cuda", module, None))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Tesla T4")
+    monkeypatch.setattr(_extension, "unfit_gpu", _extension.unfit_gpu.__wrapped__)
+    device = torch.device("cuda", 0)
+    assert _backend.use_native("cluster_refine", device, "auto") is fits
+    if not fits:
+        number = ".".join(map(str, capability))
+        text = f"Tesla T4 has compute capability {number}, and molt._C_cuda was compiled for {compiled}; "
+        with pytest.raises(RuntimeError, match=re.escape(text) + f".*TORCH_CUDA_ARCH_LIST={number} "):
+            _backend.use_native("cluster_refine", device, "native")
+
+
 def test_bare_kernels_is_refused(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
     monkeypatch.delitem(sys.modules, "kernels", raising=False)
@@ -166,8 +211,11 @@ def test_a_failed_cuda_build_keeps_the_cpu_half(script, monkeypatch, tmp_path):
         build = script.builder(require)(Distribution({"name": "molt", "version": "1", "ext_modules": extensions}))
         build.initialize_options()
         build.build_lib, build.build_temp, build.inplace = str(tmp_path), str(tmp_path), True
-        monkeypatch.setattr(build, "get_ext_fullpath", lambda name: str(tmp_path / "molt" / "_C.so"))
+        monkeypatch.setattr(build, "get_ext_fullpath", lambda name: str(tmp_path / f"{name.replace('.', '/')}.so"))
         build.extensions = extensions
+        older = tmp_path / "molt" / "_C_cuda.so"
+        older.parent.mkdir(exist_ok=True)
+        older.touch()
         if require:
             with pytest.raises(OSError, match="nvcc broke"):
                 build.run()
@@ -177,6 +225,7 @@ def test_a_failed_cuda_build_keeps_the_cpu_half(script, monkeypatch, tmp_path):
         said = dict(extensions[0].define_macros)
         assert said["MOLT_CUDA_NOTE"] == '"off (the build failed)"' and said["MOLT_CUDA_ARCHS"] == '""'
         assert (tmp_path / "molt" / script.NOTE).read_text().startswith("CUDA: the build failed: OSError: nvcc broke")
+        assert not older.exists(), "an older build's kernels would be loaded beside new schemas"
 
 
 def macros():

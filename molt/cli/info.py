@@ -75,7 +75,8 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = 
     line("devices", ", ".join(found["devices"]))
     line("backend", f"{config['backend']} (auto, reference or native; MOLT_BACKEND)")
     if config["native"]:
-        line("native", f"CPU operators: {build['compiler']}, for torch >= {build['torch_abi_target']}")
+        made = f"{build['compiler']}, built with torch {build['torch']} for {build['torch_abi_target']} and later"
+        line("native", f"CPU operators: {made}; runs on torch {config['torch']}")
         line("cuda", f"for {build['cuda_archs']}" if config["cuda"] else f"no CUDA operators: {config['cuda_missing']}")
     else:
         line("native", f"not compiled in: {config['native_missing']}")
