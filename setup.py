@@ -7,6 +7,7 @@ MOLT_CUDA=auto|0|1 chooses CUDA, TORCH_CUDA_ARCH_LIST its architectures, MAX_JOB
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -58,6 +59,13 @@ def cuda_home(nvcc: str) -> str:
     return str(Path(nvcc).parent.parent)
 
 
+def cuda_version(nvcc: str) -> str:
+    """Return the version that nvcc says it is of, or "" where it says none."""
+    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"release (\d+\.\d+)", said)
+    return found[1] if found else ""
+
+
 def decide_cuda(env: Mapping[str, str], torch_cuda: str | None, nvcc: str | None, sources: list) -> tuple[bool, str]:
     """Say whether to build the CUDA extension, and why. No GPU is looked for."""
     wish = env.get("MOLT_CUDA", "auto") or "auto"
@@ -72,6 +80,8 @@ def decide_cuda(env: Mapping[str, str], torch_cuda: str | None, nvcc: str | None
         missing = "this torch is a CPU build (torch.version.cuda is None)"
     elif nvcc is None:
         missing = "nvcc was not found (CUDA_HOME, PATH, /usr/local/cuda)"
+    elif (version := cuda_version(nvcc)).partition(".")[0] not in ("", torch_cuda.partition(".")[0]):
+        missing = f"nvcc {nvcc} is of CUDA {version} and torch of CUDA {torch_cuda}, another major version"
     if missing is None:
         return True, f"on (nvcc {nvcc}, torch's CUDA {torch_cuda})"
     if wish == "1":

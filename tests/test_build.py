@@ -41,6 +41,7 @@ def test_cuda_is_decided_by_torch_and_nvcc(script, env, torch_cuda, nvcc, source
 
     monkeypatch.setattr(torch.cuda, "is_available", no_gpu)
     monkeypatch.setattr(torch.cuda, "device_count", no_gpu)
+    monkeypatch.setattr(script, "cuda_version", lambda nvcc: "13.0")
     decision, reason = script.decide_cuda(env, torch_cuda, nvcc, sources)
     assert decision is wanted
     assert why in reason
@@ -53,6 +54,18 @@ def test_cuda_is_decided_by_torch_and_nvcc(script, env, torch_cuda, nvcc, source
 def test_forced_cuda_that_cannot_be_is_an_error(script, torch_cuda, nvcc, sources, why):
     with pytest.raises(SystemExit, match=f"MOLT_CUDA=1, but .*{why}"):
         script.decide_cuda({"MOLT_CUDA": "1"}, torch_cuda, nvcc, sources)
+
+
+def test_an_nvcc_of_another_major_version_builds_no_cuda(script, tmp_path):
+    """torch refuses to compile with it; what it says of itself decides, a minor version does not."""
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 13.0, V13.0.88'\n")
+    nvcc.chmod(0o755)
+    why = f"nvcc {nvcc} is of CUDA 13.0 and torch of CUDA 12.8, another major version"
+    assert script.decide_cuda({}, "12.8", str(nvcc), CU) == (False, f"off ({why})")
+    assert script.decide_cuda({}, "13.2", str(nvcc), CU)[0]
+    with pytest.raises(SystemExit, match=re.escape(f"MOLT_CUDA=1, but {why}")):
+        script.decide_cuda({"MOLT_CUDA": "1"}, "12.8", str(nvcc), CU)
 
 
 def test_wrong_switches_are_errors(script):
