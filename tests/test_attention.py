@@ -306,8 +306,9 @@ def test_a_copy_records_its_own() -> None:
     again = backbone(images)
     assert torch.equal(again.attention, before.attention) and torch.equal(again.keys, before.keys)
     for one, other in ((backbone, twin), (twin, backbone)):
-        with one._rows as recording:
-            other(images)
+        recording = one._rows.start()
+        other(images)
+        one._rows.stop()
         assert recording.rows == [] and recording.keys is None
 
 

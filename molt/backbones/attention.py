@@ -58,12 +58,14 @@ class ClassRows:
             attention.q_norm.register_forward_hook(self._on_query)
             attention.k_norm.register_forward_hook(partial(self._on_keys, attention))
 
-    def __enter__(self) -> Recording:
+    def start(self) -> Recording:
+        """Record what the network does in this thread until `stop`."""
         recording = Recording()
         self._running[_thread()] = recording
         return recording
 
-    def __exit__(self, *error: object) -> None:
+    def stop(self) -> None:
+        """End this thread's recording."""
         self._running.pop(_thread(), None)
 
     def _on_attention(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

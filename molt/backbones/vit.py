@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +76,14 @@ class ViTBackbone(nn.Module):
 
     def see(self, pixels: Tensor, *, attention: bool = True) -> Features:
         """Return Features of normalised pixels (B, 3, H, W) whose sides are multiples of the patch size."""
-        with self._rows if self._rows is not None and attention else nullcontext() as recording:
+        rows = self._rows if attention else None
+        # No context manager, as torch.compile of 2.10 enters none that it did not make.
+        recording = None if rows is None else rows.start()
+        try:
             tokens = self.model.forward_features(pixels)
+        finally:
+            if rows is not None:
+                rows.stop()
         prefix = self.model.num_prefix_tokens
         size = (pixels.shape[2], pixels.shape[3])
         return Features(
