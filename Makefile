@@ -12,7 +12,7 @@ BIN = $(VENV)/bin
 BUILD = MOLT_REQUIRE_EXT=1 PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --no-build-isolation
 SOURCES = setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*)
 
-.PHONY: help demo test lint bench photos evaluation training wheel test-install gpu clean
+.PHONY: help demo test lint bench photos evaluation training wheel test-install test-oldest gpu clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -22,8 +22,9 @@ help:
 	@echo "make evaluation    MaxBoxAcc, MaxBoxAccV2 on these photos and on composites (Debian or Ubuntu; half an hour)"
 	@echo "make training      heads trained on the composites, what each part is worth, methods and their cost (Debian; 2 hours)"
 	@echo "make wheel         a wheel for this Python in dist/, repaired by auditwheel (docs/wheels.md)"
-	@echo "make test-install  isolated build, oldest and newest torch: before a release (tens of GB, minutes);"
-	@echo "                   WHEEL=dist/FILE.whl tries that file instead of building one"
+	@echo "make test-install  tests of tests/every_torch.txt on every torch from 2.10 on, from source and from one wheel:"
+	@echo "                   before a release (an hour, 10 GB at a time); WHEEL=dist/FILE.whl tries that file"
+	@echo "make test-oldest   the same from source on the oldest torch alone, as CI does (minutes)"
 	@echo "make gpu           build in place, GPU tests and benchmarks, 12 minutes; 8 files go to OUT=$(OUT);"
 	@echo "                   PYTHON=.venv/bin/python names a Python with torch, timm, pytest and pytest-benchmark"
 	@echo "make clean         remove what was built"
@@ -111,7 +112,10 @@ print(command.format(dest_dir="dist", wheel="build/wheel/*.whl"))
 endef
 
 test-install:
-	bash tests/install_matrix.sh $(WHEEL)
+	PYTHON=$(PYTHON) WHEEL=$(WHEEL) bash tests/install_matrix.sh
+
+test-oldest:
+	PYTHON=$(PYTHON) HOW=source bash tests/install_matrix.sh 2.10.0
 
 gpu:
 	@$(PYTHON) -c 'import torch' 2>/dev/null || { echo "make gpu: $(PYTHON) has no torch; try make gpu PYTHON=.venv/bin/python after make test"; exit 1; }

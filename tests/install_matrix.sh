@@ -1,32 +1,78 @@
 #!/usr/bin/env bash
-# Runs one wheel on the oldest and the newest torch: the file named, else one built here once, isolated.
-# Downloads torch three times and needs some 20 GB in TMPDIR while it runs, which it frees at the end.
+# Runs the tests of tests/every_torch.txt on every torch that molt names, from source and from one wheel:
+#   bash tests/install_matrix.sh [TORCH...]        2.10.0, 2.11.0, 2.14.1 and the newest that pip offers by default
+# HOW="source wheel" chooses; WHEEL names a file to try instead of one built here, isolated. Each torch has a new
+# environment under TMPDIR, 7 GB that are freed before the next. What fails is told at the end; the rest still runs.
 set -euo pipefail
 
 python=${PYTHON:-python3}
-oldest=${OLDEST_TORCH:-2.10.0}
+how=${HOW:-source wheel}
+wheel=${WHEEL:+$(realpath "$WHEEL")}
+[ $# -gt 0 ] || set -- 2.10.0 2.11.0 2.14.1 newest
 root=$(cd "$(dirname "$0")/.." && pwd)
-given=${1:+$(realpath "$1")}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-cd "$work"
-mkdir wheels
+export MOLT_REQUIRE_EXT=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_QUIET=1 PIP_NO_CACHE_DIR=1
+unset PYTHONPATH
 
-if [ -n "$given" ]; then
-  echo "== wheel $given"
-  cp "$given" wheels/
-else
-  echo "== wheel, with build isolation"
-  MOLT_REQUIRE_EXT=1 "$python" -m pip wheel --quiet --no-cache-dir --no-deps --wheel-dir wheels "$root"
+# A copy without what was built in the tree: tests there must find the installed package and no other.
+mkdir "$work/tree"
+cd "$root"
+git ls-files -z --cached --others --exclude-standard | tar -c --null -T - | tar -x -C "$work/tree"
+cd "$work/tree"
+pip="$work/venv/bin/pip"
+summary="$work/summary"
+
+if [[ $how == *wheel* && -z $wheel ]]; then
+  echo "== a wheel, with build isolation"
+  "$python" -m pip wheel --no-deps --wheel-dir "$work/wheels" .
+  wheel=$(ls "$work"/wheels/*.whl)
 fi
-ls -l wheels
-cp "$root/tests/check_installed.py" .
 
-for wanted in "torch==$oldest" torch; do
-  echo "== $wanted"
-  rm -rf venv
-  "$python" -m venv venv
-  venv/bin/pip install --quiet --no-cache-dir "$wanted" numpy scipy
-  venv/bin/pip install --quiet --no-deps wheels/*.whl
-  env -u PYTHONPATH venv/bin/python -P check_installed.py
+try() {  # HOW WHAT: installs and tests; a line of the summary
+  local start=$SECONDS result="FAILED"
+  echo "== torch $("$work/venv/bin/python" -c 'import torch; print(torch.__version__)'), $1"
+  rm -rf build  # what another torch left
+  if "$pip" install --no-build-isolation --no-deps --force-reinstall "$2" &&
+    PYTHONSAFEPATH=1 "$work/venv/bin/python" tests/check_installed.py &&
+    PYTHONSAFEPATH=1 "$work/venv/bin/python" -m pytest -q -n 2 --dist loadfile @tests/every_torch.txt | tee "$work/log"
+  then
+    result="ok"
+  fi
+  "$work/venv/bin/python" - "$1" "$result" "$((SECONDS - start))" "$work/log" >> "$summary" <<'PY'
+import pathlib, platform, sys
+import torch
+how, result, seconds, log = sys.argv[1:]
+last = pathlib.Path(log).read_text().strip().splitlines()[-1].strip("= ") if pathlib.Path(log).exists() else "no tests"
+print(f"torch {torch.__version__}, Python {platform.python_version()}, {how}: {result}, {seconds} s; {last}")
+PY
+  rm -f "$work/log"
+}
+
+seen=
+for version in "$@"; do
+  wanted="torch==$version"
+  [ "$version" = newest ] && wanted=torch
+  start=$SECONDS
+  rm -rf "$work/venv"
+  "$python" -m venv "$work/venv"
+  "$pip" install --upgrade pip "setuptools>=77" wheel "pybind11>=2.13" ninja
+  "$pip" install "$wanted"
+  torch=$("$work/venv/bin/python" -c 'import torch; print(torch.__version__)' 2>/dev/null)
+  if [[ $version == newest && $seen == *" $torch "* ]]; then
+    echo "newest: torch $torch, as above" >> "$summary"
+    continue
+  fi
+  seen="$seen $torch "
+  # What molt and the tests need, at this torch; the interpreter of Triton before 3.7 fails with a newer NumPy.
+  needs=("$wanted")
+  [[ $version == 2.10.* || $version == 2.11.* ]] && needs+=("numpy<2.4")
+  MOLT_SKIP_EXT=1 MOLT_REQUIRE_EXT=0 "$pip" install --no-build-isolation "${needs[@]}" '.[test]'
+  echo "torch $torch: environment in $((SECONDS - start)) s" >> "$summary"
+  [[ $how == *source* ]] && try source .
+  [[ $how == *wheel* ]] && try wheel "$wheel"
 done
+
+echo "== what ran"
+cat "$summary"
+! grep -q FAILED "$summary"
