@@ -12,15 +12,30 @@ from types import ModuleType
 
 import torch
 
+OLDEST_TORCH = (2, 10)  # what the compiled halves are made for: ABI_TARGET in setup.py
+
+
+def _too_old() -> bool:
+    return tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH
+
+
+_UPGRADE = "to use it, run `pip install --upgrade torch`"
 HOW_TO_GET = (
-    "to compile it, install a C++ compiler and run `MOLT_REQUIRE_EXT=1 pip install --no-build-isolation .` "
-    "in molt's source tree"
+    _UPGRADE
+    if _too_old()
+    else (
+        "to compile it, install a C++ compiler and run `MOLT_REQUIRE_EXT=1 pip install --no-build-isolation .` "
+        "in molt's source tree"
+    )
 )
 HOW_TO_GET_CUDA = (
-    "to compile it, install nvcc and a CUDA build of torch and run "
-    "`MOLT_CUDA=1 MOLT_REQUIRE_EXT=1 pip install --no-build-isolation .` in molt's source tree"
+    _UPGRADE
+    if _too_old()
+    else (
+        "to compile it, install nvcc and a CUDA build of torch and run "
+        "`MOLT_CUDA=1 MOLT_REQUIRE_EXT=1 pip install --no-build-isolation .` in molt's source tree"
+    )
 )
-OLDEST_TORCH = (2, 10)  # what the compiled halves are made for: ABI_TARGET in setup.py
 _NOTE = Path(__file__).with_name("_build_note.txt")
 
 
@@ -34,7 +49,7 @@ class Extension:
 
 
 def _load(name: str) -> Extension:
-    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH:
+    if _too_old():
         oldest = ".".join(map(str, OLDEST_TORCH))
         return Extension(name, None, f"this is torch {torch.__version__}, and molt needs {oldest} or later")
     try:

@@ -88,7 +88,9 @@ def tensors(result: Any) -> list[torch.Tensor]:
     """The tensors of a result or of arguments, in order."""
     if isinstance(result, torch.Tensor):
         return [result]
-    if isinstance(result, list | tuple):  # first, as compiled code of torch 2.10 asks no tuple whether it is a dataclass
+    if isinstance(
+        result, list | tuple
+    ):  # first, as compiled code of torch 2.10 asks no tuple whether it is a dataclass
         return [tensor for part in result for tensor in tensors(part)]
     if dataclasses.is_dataclass(result):
         return [getattr(result, field.name) for field in dataclasses.fields(result)]

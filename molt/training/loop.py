@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin
 
-from molt._arguments import LARGEST_SEED, check_int, check_number
+from molt._arguments import LARGEST_SEED, check_device, check_int, check_number
 from molt.data.annotations import LocalizationSet
 from molt.methods.molt import MOLT
 from molt.training.augment import find_augmentation
@@ -160,9 +160,9 @@ def train(
     if resume and not (out / STATE).is_file() and (out / RUN).exists():
         raise TrainingError(f"{out} has no {STATE}: its state is lost, take another folder")
     writer = _tensorboard(out) if tensorboard else None
+    if device == "cuda":
+        check_device(device)  # accelerate would take the CPU
     accelerator = _accelerator(device, recipe.precision)
-    if device == "cuda" and accelerator.device.type != "cuda":
-        raise ValueError("device 'cuda' cannot be used here")
     with torch.random.fork_rng():
         built = (
             build_model(recipe, photos.classes, seed, source, pretrained)
