@@ -146,6 +146,22 @@ def entry(ptx: str, *parts: str) -> str:
     return found[0]
 
 
+def test_blocks_hand_over_by_release_and_acquire(compiled):
+    """One ordered instruction a step, which carries its own fence; tickets order nothing."""
+    for source in REFINE:
+        for maps in ("Stored", "Fused"):
+            text = entry(compiled[source.stem].ptx, "refine_kernel", maps)
+            counted = re.findall(r"^\s*((?:atom|red)\.\S+)", text, re.MULTILINE)
+            ticket = "atom.global.add.u32"
+            given = ["atom.acq_rel.gpu.global.add.u32", "red.release.gpu.global.add.u32"]
+            assert sorted(counted) == sorted([ticket, ticket, *given])
+            assert set(re.findall(r"ld\.(?:acquire|relaxed)\S*", text)) == {"ld.acquire.gpu.global.u32"}
+    for stem, file in compiled.items():
+        assert not re.search(
+            r"^\s*(?:@!?%?\w+\s+)?(?:membar|fence|ld\.volatile|st\.volatile)", file.ptx, re.MULTILINE
+        ), stem
+
+
 def test_maps_move_sixteen_bytes_at_a_time(compiled):
     stored = entry(compiled["refine_float32"].ptx, "refine_kernel", "Stored")
     assert len(re.findall(r"ld\.global\.cg\.v4\.f32", stored)) >= 4

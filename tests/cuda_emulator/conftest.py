@@ -78,6 +78,7 @@ class Emulator:
         resident: int = 4,
         alignment: int | None = 16,
         processors: int = 1,
+        look_ahead: int = 0,
     ) -> tuple[Tensor, ...]:
         """Return the refined maps, or with `means` the means and counts of cluster_mean."""
         scales = [] if isinstance(maps, Tensor) else list(maps)
@@ -112,6 +113,7 @@ class Emulator:
                 ctypes.c_int64(limit),
                 ctypes.c_double(alpha),
                 processors,
+                ctypes.c_int64(look_ahead),
             )
             self.check(error)
             return tuple(memory.take(place, out) for place, out in zip(places, outs, strict=True))
@@ -309,6 +311,12 @@ def wrong_kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 def wrong_sweep(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """The threshold sweep, with a barrier left out at a line of choice."""
     return ctypes.CDLL(str(build(tmp_path_factory.mktemp("wrong_sweep"), ["wrong_sweep.cpp"])))
+
+
+@pytest.fixture(scope="session")
+def wrong_refine(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """Refinement with a barrier left out or an order lost, at a line of choice."""
+    return ctypes.CDLL(str(build(tmp_path_factory.mktemp("wrong_refine"), ["wrong_refine.cpp"])))
 
 
 @pytest.fixture(scope="session")

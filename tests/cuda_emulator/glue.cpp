@@ -14,10 +14,6 @@
 #include "../../csrc/cuda/refine_launch.cuh"
 #include "../../csrc/cuda/sweep_launch.cuh"
 
-namespace emulator {
-void reset(uint64_t seed, unsigned resident);
-}
-
 namespace molt::cuda {
 
 cudaError_t refine_float16(const Refine& job, Scratch& scratch, int processors, cudaStream_t stream) {
