@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <atomic>
 #include <initializer_list>
 #include <optional>
 #include <stdexcept>
@@ -108,11 +109,19 @@ class Call final : public cuda::Scratch {
  public:
   explicit Call(const Tensor& like) : like_(like), guard_(like.get_device_index()) {
     void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(like.get_device_index(), &stream));
+    if (aoti_torch_get_current_cuda_stream(like.get_device_index(), &stream) != AOTI_TORCH_SUCCESS) {
+      throw std::runtime_error("molt, CUDA: torch has no stream on cuda:" + std::to_string(like.get_device_index()));
+    }
     stream_ = static_cast<cudaStream_t>(stream);
   }
 
   cudaStream_t stream() const { return stream_; }
+
+  bool captured() const {
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    check(cudaStreamIsCapturing(stream_, &status));
+    return status != cudaStreamCaptureStatusNone;
+  }
 
   // Freed memory goes back to the stream's own pool, which reuses it in the stream's order.
   void* get(size_t bytes) override {
@@ -134,6 +143,11 @@ class Call final : public cuda::Scratch {
 
   static void check(cudaError_t error) {
     if (error == cudaSuccess) return;
+    if (error == cudaErrorNoKernelImageForDevice) {
+      throw std::runtime_error(
+          "molt, CUDA: no kernel runs on this GPU, which is older than, or other than, what molt was compiled for "
+          "(" MOLT_CUDA_ARCHS "); set TORCH_CUDA_ARCH_LIST to the GPU's compute capability and install molt again");
+    }
     throw std::runtime_error(std::string("molt, CUDA: ") + cudaGetErrorName(error) + ": " + cudaGetErrorString(error));
   }
 
@@ -156,9 +170,7 @@ const int64_t* check_counts(const std::optional<Tensor>& counts, const Tensor& l
   // Counts may stay on the CPU, where the public functions put them: the copy waits for nothing on the device. A graph
   // would read them again, when they are gone.
   if (counts->is_cpu()) {
-    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-    Call::check(cudaStreamIsCapturing(call.stream(), &status));
-    if (status != cudaStreamCaptureStatusNone) {
+    if (call.captured()) {
       refuse("counts", "a CPU tensor while a CUDA graph is captured", "a tensor on the maps' device");
     }
     const Tensor here = torch::stable::contiguous(*counts);
@@ -170,6 +182,16 @@ const int64_t* check_counts(const std::optional<Tensor>& counts, const Tensor& l
   check_device("counts", *counts, like);
   return static_cast<const int64_t*>(call.contiguous(*counts).const_data_ptr());
 }
+
+// Where the results' size has to be read back, which a graph cannot do.
+void check_not_captured(const std::string& name, const std::string& instead, const Call& call) {
+  if (call.captured()) {
+    refuse(name, "a call while a CUDA graph is captured",
+           instead + ", whose results' size does not depend on the values");
+  }
+}
+
+std::atomic<int64_t> look_ahead{0};  // of cluster_refine, see launch.h
 
 void fill_job(cuda::Refine& job, const Tensor& maps, const Tensor& labels, const std::optional<Tensor>& counts,
               int64_t num_clusters, Call& call) {
@@ -183,6 +205,7 @@ void fill_job(cuda::Refine& job, const Tensor& maps, const Tensor& labels, const
   job.label_type = label_type("labels", labels);
   job.counts = check_counts(counts, maps, job.batch, call);
   job.limit = num_clusters;
+  job.look_ahead = look_ahead;
 }
 
 void check_alpha(double alpha) {
@@ -364,6 +387,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> component_boxes(
     const Tensor& maps, double threshold, int64_t connectivity, bool largest) {
   cuda::Components job = component_job(maps, threshold, connectivity);
   Call call(maps);
+  check_not_captured("component_boxes", "largest_box", call);
   std::vector<cuda::Component> found;
   if (maps.numel() > 0) {
     job.maps = call.contiguous(maps).const_data_ptr();
@@ -410,6 +434,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sweep_boxes(
     const Tensor& levels, bool contours, int64_t connectivity) {
   cuda::Sweep job = sweep_job(levels, contours, connectivity);
   Call call(levels);
+  check_not_captured("sweep_boxes", "largest_at_cuts", call);
   std::vector<cuda::SweptChunk> found;
   if (levels.numel() > 0) {
     job.levels = static_cast<const uint8_t*>(call.contiguous(levels).const_data_ptr());
@@ -484,8 +509,18 @@ STABLE_TORCH_LIBRARY_IMPL(molt, CUDA, m) {
   m.impl("largest_at_cuts", TORCH_BOX(&largest_at_cuts));
 }
 
-// Importing the module is what registers the operators; there is nothing in it.
+// For tests, which starve it: sets how many maps cluster_refine sums before it paints the first, 0 for its own choice.
+static PyObject* set_look_ahead(PyObject*, PyObject* maps) {
+  const long long asked = PyLong_AsLongLong(maps);
+  if (asked == -1 && PyErr_Occurred() != nullptr) return nullptr;
+  look_ahead = asked;
+  Py_RETURN_NONE;
+}
+
+// Importing the module is what registers the operators.
 PyMODINIT_FUNC PyInit__C_cuda() {
-  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C_cuda", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  static PyMethodDef methods[] = {{"set_look_ahead", set_look_ahead, METH_O, nullptr}, {nullptr, nullptr, 0, nullptr}};
+  static PyModuleDef module = {
+      PyModuleDef_HEAD_INIT, "_C_cuda", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&module);
 }

@@ -277,9 +277,9 @@ void on_fault(int) { siglongjmp(escape, 1); }
 
 }  // namespace
 
-void fail(const char* what) {
+void fail(const char* what, cudaError_t code) {
   if (error == cudaSuccess) {
-    error = cudaErrorLaunchFailure;
+    error = code;
     message = what;
   }
 }

@@ -23,7 +23,12 @@
 #include "../../csrc/cpu/half.h"
 
 using cudaStream_t = void*;
-enum cudaError_t { cudaSuccess = 0, cudaErrorIllegalAddress = 700, cudaErrorLaunchFailure = 719 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorNoKernelImageForDevice = 209,
+  cudaErrorIllegalAddress = 700,
+  cudaErrorLaunchFailure = 719
+};
 enum cudaFuncAttribute { cudaFuncAttributePreferredSharedMemoryCarveout };
 enum cudaSharedCarveout { cudaSharedmemCarveoutMaxShared = 100 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
@@ -61,7 +66,7 @@ void reset(uint64_t seed, unsigned resident);
 const char* last_message();
 void launch(dim3 grid, dim3 block, const std::function<void()>& body);
 cudaError_t last_error();
-void fail(const char* what);
+void fail(const char* what, cudaError_t code = cudaErrorLaunchFailure);
 // Lets the scheduler run others; `sleeping` where the thread can do nothing but wait.
 void give_way(bool sleeping = false);
 void barrier();

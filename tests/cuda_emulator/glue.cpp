@@ -52,9 +52,20 @@ cudaError_t write_swept(
 
 }  // namespace molt::cuda
 
+// What the device is to pretend.
+static cudaError_t launch_error = cudaSuccess;
+static bool capturing = false;
+extern "C" void pretend(int error, bool captures) {
+  launch_error = static_cast<cudaError_t>(error);
+  capturing = captures;
+}
+
 namespace torch::stable::accelerator {
 struct NoGuard {
-  explicit NoGuard(int64_t) { emulator::reset(7, 5); }
+  explicit NoGuard(int64_t) {
+    emulator::reset(7, 5);
+    if (launch_error != cudaSuccess) emulator::fail("as asked", launch_error);
+  }
 };
 }  // namespace torch::stable::accelerator
 
@@ -70,12 +81,16 @@ cudaError_t two_processors(int* count, int, int64_t) {
   *count = 2;
   return cudaSuccess;
 }
-enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone };
-cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus*) { return cudaSuccess; }
+enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone, cudaStreamCaptureStatusActive };
+cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
+  *status = capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+  return cudaSuccess;
+}
 const char* error_name(cudaError_t) { return "emulated"; }
 
 }  // namespace
 
+#define MOLT_CUDA_ARCHS "8.0;9.0+PTX"
 #define DeviceGuard NoGuard
 #define aoti_torch_get_current_cuda_stream no_stream
 #define cudaDeviceGetAttribute two_processors
