@@ -68,9 +68,8 @@ def auto_alpha(maps: Tensor, labels: Tensor, num_clusters: int | Tensor | None =
     unit = torch.where(sound, (values - low) / (high - low), torch.zeros_like(values))
     means, counts = ops.cluster_mean(unit.view(maps.shape), labels, num_clusters)
     level = (unit * LEVELS).long().clamp_(0, LEVELS - 1)
-    histogram = unit.new_zeros(*values.shape[:2], LEVELS).scatter_add_(2, level, torch.ones_like(unit))
-    centres = (torch.arange(LEVELS, device=maps.device, dtype=torch.float64) + 0.5) / LEVELS
-    contrast, variance = _contrast(centres.expand_as(histogram), histogram)
+    histogram = level.new_zeros(*values.shape[:2], LEVELS).scatter_add_(2, level, torch.ones_like(level))
+    contrast, variance = _contrast(histogram)
     shares = counts[:, None].double() / counts.sum(1)[:, None, None].clamp_min(1)
     centre = (shares * means).sum(2, keepdim=True)
     explained = (shares * (means - centre).square()).sum(2) / variance.clamp_min(1e-12)
@@ -78,15 +77,18 @@ def auto_alpha(maps: Tensor, labels: Tensor, num_clusters: int | Tensor | None =
     return torch.where(sound[..., 0], alpha, torch.zeros_like(alpha)).float()
 
 
-def _contrast(levels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the largest share of the variance that a split of rising levels in two explains, and the variance, (...).
+def _contrast(histogram: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the largest share of the variance that a split of the levels in two explains, and the variance, (...).
 
     Args:
-        levels: (..., K), rising.
-        weights: (..., K), how often each occurs.
+        histogram: (..., LEVELS) int64, how often each occurs. Added up as it is: on a GPU a sum of floating point is in
+            no fixed order.
     """
-    shares = weights / weights.sum(-1, keepdim=True).clamp_min(1)
-    below, sums = shares.cumsum(-1), (shares * levels).cumsum(-1)
+    twice = 2 * torch.arange(LEVELS, device=histogram.device) + 1  # a level's centre, in halves
+    number = histogram.sum(-1, keepdim=True).clamp_min(1).double()
+    shares, levels = histogram / number, twice.double() / (2 * LEVELS)
+    below = histogram.cumsum(-1) / number
+    sums = (histogram * twice).cumsum(-1) / (2 * LEVELS * number)
     mean = sums[..., -1:]
     variance = (shares * (levels - mean).square()).sum(-1)
     apart = (mean * below - sums).square() / (below * (1 - below)).clamp_min(1e-12)

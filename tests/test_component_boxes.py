@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from molt import ops
 
@@ -289,3 +290,21 @@ def test_results_carry_no_gradient(backend: str) -> None:
 def test_arguments_are_checked(operator: object, given: dict, error: type, word: str, backend: str) -> None:
     with pytest.raises(error, match="^" + word):
         operator(**{"maps": torch.rand(1, 1, 4, 4), "backend": backend} | given)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_graph_being_captured_is_refused(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the maps are looked at, and on a GPU alone."""
+    with FakeTensorMode():
+        maps = torch.empty(1, 1, 4, 5, device="cuda", dtype=torch.uint8)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    for operator, instead in ((ops.component_boxes, "largest_box"), (ops.sweep_boxes, "largest_at_cuts")):
+        name = operator.__name__
+        with pytest.raises(
+            RuntimeError, match=f"^{name}: got a call while a CUDA graph is captured, expected {instead}"
+        ):
+            operator(maps, backend=backend)
+    assert len(ops.component_boxes(torch.ones(1, 1, 4, 5)).area) == 1
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    with pytest.raises(TypeError, match="^maps: got uint8"):
+        ops.component_boxes(maps, backend=backend)

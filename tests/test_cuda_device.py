@@ -125,6 +125,37 @@ def test_bits_do_not_depend_on_what_else_runs(ops):
     assert all(torch.equal(out, want) for out in outs)
 
 
+@pytest.mark.parametrize("clusters", [3, 200])
+def test_starved_calls_on_poisoned_scratch_give_the_same_bits(ops, clusters):
+    """Painters wait for the very map before theirs, scratch is full of NaN, and another kernel takes the GPU away."""
+    module = importlib.import_module("molt._C_cuda")
+    maps, labels = (t.cuda() for t in case((64, 2, 130, 131), clusters))
+    want = ops.cluster_refine(maps, labels, 0.5, clusters, None)
+    table = 128 * 5 * clusters * 4  # of maps, strips and clusters
+    sizes = [maps.nbytes, table, table, 128 * clusters * 4, 129 * 4]
+    rival, product, stream = torch.rand(4096, 4096).cuda(), torch.empty(4096, 4096).cuda(), torch.cuda.Stream()
+    wrong = torch.zeros((), dtype=torch.int64).cuda()
+    torch.cuda.synchronize()
+    module.set_look_ahead(1)
+    try:
+        for turn in range(1000):
+            if turn % 50 == 0:
+                with torch.cuda.stream(stream):
+                    torch.mm(rival, rival, out=product)
+            freed = [torch.full((size,), 255, dtype=torch.uint8, device="cuda") for size in sizes]
+            del freed
+            if turn == 0:
+                again = [torch.empty(size, dtype=torch.uint8, device="cuda") for size in sizes]
+                assert all(bool((t == 255).all()) for t in again), "the allocator gives other memory than was freed"
+                del again
+            out = ops.cluster_refine(maps, labels, 0.5, clusters, None)
+            wrong += (out != want).any()
+            del out
+        assert int(wrong) == 0
+    finally:
+        module.set_look_ahead(0)
+
+
 def test_graph_capture(ops):
     maps, labels = (t.cuda() for t in case((8, 2, 65, 67), 40))
     small = [maps[:, :, :9, :9].contiguous()]
@@ -154,6 +185,24 @@ def test_counts_on_the_cpu_are_refused_in_a_graph(ops):
     torch.cuda.synchronize()
     with torch.cuda.graph(torch.cuda.CUDAGraph()), pytest.raises(RuntimeError, match="counts: got a CPU tensor while"):
         ops.cluster_refine(maps, labels, 0.5, 4, counts)
+
+
+@pytest.mark.parametrize(("name", "instead"), [("component_boxes", "largest_box"), ("sweep_boxes", "largest_at_cuts")])
+def test_a_size_read_back_is_refused_in_a_graph(ops, name, instead):
+    public = importlib.import_module("molt.ops")
+    levels = torch.randint(0, 255, (2, 1, 9, 9), dtype=torch.uint8).cuda()
+    calls = {
+        "component_boxes": lambda: ops.component_boxes(levels.float(), 0.5, 8, False),
+        "sweep_boxes": lambda: ops.sweep_boxes(levels, False, 8),
+    }
+    text = f"^{name}: got a call while a CUDA graph is captured, expected {instead}"
+    torch.cuda.synchronize()
+    with torch.cuda.graph(torch.cuda.CUDAGraph()):
+        kept = levels + 1  # an empty graph is warned of
+        for call in (calls[name], lambda: getattr(public, name)(levels, backend="reference")):
+            with pytest.raises(RuntimeError, match=text):
+                call()
+    assert kept.shape == levels.shape
 
 
 def test_more_than_two_to_the_31_elements(ops):

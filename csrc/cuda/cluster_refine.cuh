@@ -85,7 +85,7 @@ __device__ void finish_map(const RefineArguments<T, Source>& a, unsigned map, in
         count += __ldcg(a.members + at + int64_t{s} * a.rows);
       }
     }
-    a.blend[int64_t{map} * a.rows + k] = a.how.of_mean(mean_of(sum, count));
+    __stcg(a.blend + int64_t{map} * a.rows + k, a.how.of_mean(mean_of(sum, count)));
     if (counts) a.totals[image * a.rows + k] = count;
   }
 }
@@ -103,32 +103,24 @@ __device__ void sum_item(const RefineArguments<T, Source>& a, const Item& item, 
   const int64_t at = (int64_t{item.map} * a.strips + item.strip) * a.rows;
   for (int k = threadIdx.x; k < limit; k += kThreads) {
     const Cell<A> total = fold_warps<A>(tables, k, shift);
-    a.sums[at + k] = total.sum;
-    a.members[at + k] = total.count;
+    __stcg(a.sums + at + k, total.sum);
+    __stcg(a.members + at + k, total.count);
   }
   __syncthreads();
-  if (threadIdx.x == 0) {
-    __threadfence();  // publishes what the barrier brought together
-    *flag = atomicAdd(a.done + item.map, 1u) + 1;
-    __threadfence();
-  }
+  // Gives away this strip's sums; the last to come has everybody's.
+  if (threadIdx.x == 0) *flag = add_acq_rel(a.done + item.map, 1u) + 1;
   __syncthreads();
   if (*flag != a.strips) return;
   finish_map(a, item.map, image, limit);
   __syncthreads();
-  if (threadIdx.x == 0) {
-    __threadfence();
-    atomicAdd(a.done + item.map, 1u);
-  }
+  if (threadIdx.x == 0) add_release(a.done + item.map, 1u);
 }
 
 // Brings a map's table to shared memory once its sums are complete.
 template <class T, class Source>
 __device__ void wait_for_blend(const RefineArguments<T, Source>& a, unsigned map, int limit, Acc<T>* blend) {
   if (threadIdx.x == 0) {
-    const volatile unsigned* done = a.done + map;
-    while (*done <= a.strips) __nanosleep(100);
-    __threadfence();
+    while (load_acquire(a.done + map) <= a.strips) __nanosleep(100);
   }
   __syncthreads();
   for (int k = static_cast<int>(threadIdx.x); k < limit; k += kThreads) {
@@ -243,7 +235,7 @@ cudaError_t refine_narrow(
   int64_t ahead = kInFlight / map_bytes;
   const int64_t least = divide_up(int64_t{processors} * kBlocks / 2, strips);
   ahead = ahead < least ? least : ahead;
-  ahead = ahead < 1 ? 1 : ahead;
+  ahead = job.look_ahead > 0 ? job.look_ahead : ahead < 1 ? 1 : ahead;
   const auto kernel = refine_kernel<T, Source>;
   // Shared memory, not L1, is what limits the blocks of an SM.
   MOLT_CHECK(cudaFuncSetAttribute(

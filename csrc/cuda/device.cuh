@@ -49,6 +49,29 @@ __device__ inline void narrow(double value, double& to) { to = value; }
 __device__ inline void narrow(float value, half& to) { to.bits = __half_as_ushort(__float2half_rn(value)); }
 __device__ inline void narrow(float value, bfloat16& to) { to.bits = __bfloat16_as_ushort(__float2bfloat16_rn(value)); }
 
+#ifndef MOLT_EMULATE
+// Counters that order what blocks write for each other, at the GPU's scope: an acquire sees all that came before the
+// release it reads from. A barrier passes both on to the block's other threads.
+__device__ inline unsigned add_acq_rel(unsigned* at, unsigned value) {
+  unsigned before;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;"
+               : "=r"(before) : "l"(__cvta_generic_to_global(at)), "r"(value) : "memory");
+  return before;
+}
+
+__device__ inline void add_release(unsigned* at, unsigned value) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], %1;"
+               : : "l"(__cvta_generic_to_global(at)), "r"(value) : "memory");
+}
+
+__device__ inline unsigned load_acquire(const unsigned* at) {
+  unsigned value;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
+               : "=r"(value) : "l"(__cvta_generic_to_global(at)) : "memory");
+  return value;
+}
+#endif
+
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Blocks of a kernel that strides over its work: enough to fill any GPU, never beyond a grid's limit.

@@ -60,9 +60,11 @@ struct Refine {
   int64_t pixels;
   int64_t limit;  // labels are in [0, limit)
   double alpha;
+  int64_t look_ahead;  // maps summed before the first is painted; 0: as many as fill the cache
 };
 
-// cluster_refine, cluster_mean and fuse_and_refine. `processors` sets the grid and no bit of the result.
+// cluster_refine, cluster_mean and fuse_and_refine. `processors` and `look_ahead` set the order of work
+// and no bit of the result.
 cudaError_t cluster_refine(const Refine& job, Scratch& scratch, int processors, cudaStream_t stream);
 
 struct Vote {

@@ -1,178 +1,21 @@
 #include <Python.h>
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 
+#include <atomic>
 #include <initializer_list>
 #include <optional>
-#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
 
-#include "launch.h"
+#include "call.h"
 
 // Fits tensors to the launchers. The public functions check more, in words; what is checked here keeps a direct call of
 // an operator inside its memory.
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-namespace cuda = molt::cuda;
-
-[[noreturn]] void refuse(const std::string& name, const std::string& got, const std::string& expected) {
-  throw std::runtime_error(name + ": got " + got + ", expected " + expected);
-}
-
-std::string shape_of(const Tensor& tensor) {
-  std::string text = "shape (";
-  for (int64_t i = 0; i < tensor.dim(); ++i) text += (i > 0 ? ", " : "") + std::to_string(tensor.size(i));
-  return text + ")";
-}
-
-std::string type_number(const Tensor& tensor) {
-  return "scalar type " + std::to_string(static_cast<int>(tensor.scalar_type()));
-}
-
-cuda::MapType map_type(const std::string& name, const Tensor& maps) {
-  switch (maps.scalar_type()) {
-    case ScalarType::Half:
-      return cuda::MapType::float16;
-    case ScalarType::BFloat16:
-      return cuda::MapType::bfloat16;
-    case ScalarType::Float:
-      return cuda::MapType::float32;
-    case ScalarType::Double:
-      return cuda::MapType::float64;
-    default:
-      refuse(name, type_number(maps), "float16, bfloat16, float32 or float64");
-  }
-}
-
-cuda::LabelType label_type(const std::string& name, const Tensor& labels) {
-  switch (labels.scalar_type()) {
-    case ScalarType::Byte:
-      return cuda::LabelType::uint8;
-    case ScalarType::Int:
-      return cuda::LabelType::int32;
-    case ScalarType::Long:
-      return cuda::LabelType::int64;
-    default:
-      refuse(name, type_number(labels), "uint8, int32 or int64");
-  }
-}
-
-void check_dim(const std::string& name, const Tensor& tensor, int64_t dim, const std::string& expected) {
-  if (tensor.dim() != dim) refuse(name, shape_of(tensor), expected);
-}
-
-void check_device(const std::string& name, const Tensor& tensor, const Tensor& like) {
-  if (tensor.is_cuda() && tensor.get_device_index() == like.get_device_index()) return;
-  const std::string index = std::to_string(like.get_device_index());
-  refuse(name, tensor.is_cuda() ? "a tensor on cuda:" + std::to_string(tensor.get_device_index()) : "a tensor not on CUDA",
-         "cuda:" + index);
-}
-
-void check_limit(const std::string& name, int64_t limit) {
-  if (limit < 0) refuse(name, std::to_string(limit), "a number >= 0 (on CUDA it is not taken from the labels)");
-}
-
-void check_pixels(const std::string& name, int64_t height, int64_t width) {
-  if (height > 0 && width > cuda::kMaxPixels / height) {
-    refuse(name, std::to_string(height) + " x " + std::to_string(width) + " pixels", "at most 2^30");
-  }
-}
-
-void check_maps(const std::string& name, const Tensor& maps) {
-  const int64_t batch = maps.size(0);
-  if (batch > 0 && maps.size(1) > cuda::kMaxMaps / batch) refuse(name, shape_of(maps), "at most 2^30 maps");
-}
-
-void check_labels(const std::string& name, const Tensor& labels, const Tensor& like, int64_t batch, int64_t height,
-                  int64_t width) {
-  check_dim(name, labels, 3, "(B, H, W)");
-  if (labels.size(0) != batch || labels.size(1) != height || labels.size(2) != width) {
-    refuse(name, shape_of(labels),
-           "shape (" + std::to_string(batch) + ", " + std::to_string(height) + ", " + std::to_string(width) + ")");
-  }
-  label_type(name, labels);
-  check_device(name, labels, like);
-}
-
-// The device and stream of a call, and memory that the stream may still use when the call has returned.
-class Call final : public cuda::Scratch {
- public:
-  explicit Call(const Tensor& like) : like_(like), guard_(like.get_device_index()) {
-    void* stream = nullptr;
-    // The headers' own check has another name in some versions of torch.
-    if (aoti_torch_get_current_cuda_stream(like.get_device_index(), &stream) != AOTI_TORCH_SUCCESS) {
-      throw std::runtime_error("molt, CUDA: torch gave no current stream");
-    }
-    stream_ = static_cast<cudaStream_t>(stream);
-  }
-
-  cudaStream_t stream() const { return stream_; }
-
-  // Freed memory goes back to the stream's own pool, which reuses it in the stream's order.
-  void* get(size_t bytes) override {
-    if (bytes == 0) return nullptr;
-    kept_.push_back(torch::stable::new_empty(like_, {static_cast<int64_t>(bytes)}, ScalarType::Byte));
-    return kept_.back().mutable_data_ptr();
-  }
-
-  Tensor contiguous(const Tensor& tensor) {
-    kept_.push_back(torch::stable::contiguous(tensor));
-    return kept_.back();
-  }
-
-  int processors() const {
-    int count = 0;
-    check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, like_.get_device_index()));
-    return count;
-  }
-
-  static void check(cudaError_t error) {
-    if (error == cudaSuccess) return;
-    throw std::runtime_error(std::string("molt, CUDA: ") + cudaGetErrorName(error) + ": " + cudaGetErrorString(error));
-  }
-
- private:
-  Tensor like_;
-  torch::stable::accelerator::DeviceGuard guard_;
-  cudaStream_t stream_ = nullptr;
-  std::vector<Tensor> kept_;
-};
-
-ScalarType sum_type(const Tensor& maps) {
-  return maps.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-const int64_t* check_counts(const std::optional<Tensor>& counts, const Tensor& like, int64_t batch, Call& call) {
-  if (!counts) return nullptr;
-  check_dim("counts", *counts, 1, "(B,)");
-  if (counts->size(0) != batch) refuse("counts", shape_of(*counts), "shape (" + std::to_string(batch) + ",)");
-  if (counts->scalar_type() != ScalarType::Long) refuse("counts", type_number(*counts), "int64");
-  // Counts may stay on the CPU, where the public functions put them: the copy waits for nothing on the device. A graph
-  // would read them again, when they are gone.
-  if (counts->is_cpu()) {
-    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-    Call::check(cudaStreamIsCapturing(call.stream(), &status));
-    if (status != cudaStreamCaptureStatusNone) {
-      refuse("counts", "a CPU tensor while a CUDA graph is captured", "a tensor on the maps' device");
-    }
-    const Tensor here = torch::stable::contiguous(*counts);
-    int64_t* to = static_cast<int64_t*>(call.get(static_cast<size_t>(batch) * sizeof(int64_t)));
-    Call::check(cudaMemcpyAsync(to, here.const_data_ptr(), static_cast<size_t>(batch) * sizeof(int64_t),
-                                cudaMemcpyHostToDevice, call.stream()));
-    return to;
-  }
-  check_device("counts", *counts, like);
-  return static_cast<const int64_t*>(call.contiguous(*counts).const_data_ptr());
-}
+std::atomic<int64_t> look_ahead{0};  // of cluster_refine, see launch.h
 
 void fill_job(cuda::Refine& job, const Tensor& maps, const Tensor& labels, const std::optional<Tensor>& counts,
               int64_t num_clusters, Call& call) {
@@ -186,6 +29,7 @@ void fill_job(cuda::Refine& job, const Tensor& maps, const Tensor& labels, const
   job.label_type = label_type("labels", labels);
   job.counts = check_counts(counts, maps, job.batch, call);
   job.limit = num_clusters;
+  job.look_ahead = look_ahead;
 }
 
 void check_alpha(double alpha) {
@@ -367,6 +211,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> component_boxes(
     const Tensor& maps, double threshold, int64_t connectivity, bool largest) {
   cuda::Components job = component_job(maps, threshold, connectivity);
   Call call(maps);
+  check_not_captured("component_boxes", "largest_box", call);
   std::vector<cuda::Component> found;
   if (maps.numel() > 0) {
     job.maps = call.contiguous(maps).const_data_ptr();
@@ -413,6 +258,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sweep_boxes(
     const Tensor& levels, bool contours, int64_t connectivity) {
   cuda::Sweep job = sweep_job(levels, contours, connectivity);
   Call call(levels);
+  check_not_captured("sweep_boxes", "largest_at_cuts", call);
   std::vector<cuda::SweptChunk> found;
   if (levels.numel() > 0) {
     job.levels = static_cast<const uint8_t*>(call.contiguous(levels).const_data_ptr());
@@ -487,8 +333,18 @@ STABLE_TORCH_LIBRARY_IMPL(molt, CUDA, m) {
   m.impl("largest_at_cuts", TORCH_BOX(&largest_at_cuts));
 }
 
-// Importing the module is what registers the operators; there is nothing in it.
+// For tests, which starve it: sets how many maps cluster_refine sums before it paints the first, 0 for its own choice.
+static PyObject* set_look_ahead(PyObject*, PyObject* maps) {
+  const long long asked = PyLong_AsLongLong(maps);
+  if (asked == -1 && PyErr_Occurred() != nullptr) return nullptr;
+  look_ahead = asked;
+  Py_RETURN_NONE;
+}
+
+// Importing the module is what registers the operators.
 PyMODINIT_FUNC PyInit__C_cuda() {
-  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C_cuda", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  static PyMethodDef methods[] = {{"set_look_ahead", set_look_ahead, METH_O, nullptr}, {nullptr, nullptr, 0, nullptr}};
+  static PyModuleDef module = {
+      PyModuleDef_HEAD_INIT, "_C_cuda", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&module);
 }

@@ -19,11 +19,13 @@ __device__ inline int strip_end(int begin, int64_t pixels) {
   return static_cast<int>(begin + kStrip < pixels ? begin + kStrip : pixels);
 }
 
+// Aligned as add_run moves it: the sum and the count of float in one word.
 template <class A>
-struct Cell {
+struct alignas(8) Cell {
   A sum;
   int count;
 };
+static_assert(sizeof(Cell<float>) == 8 && sizeof(Cell<double>) == 16);
 
 template <class A>
 constexpr int kCells = 8192 / sizeof(Cell<A>);
@@ -72,6 +74,7 @@ __device__ inline Address<A> address_of(Cell<A>* cells) {
 
 template <class A>
 __device__ inline void add_run(const Run<A>& run, Address<A> cells, unsigned at) {
+  emulator::aligned(reinterpret_cast<const uint64_t*>(cells + at));  // as the instructions below
   cells[at] = {cells[at].sum + run.sum, cells[at].count + run.count};
 }
 #else

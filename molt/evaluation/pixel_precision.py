@@ -110,7 +110,8 @@ class PxAP(PhotoMetric):
             RuntimeError: no photo came yet, or none of their pixels is an object's.
         """
         self._totals()
-        positive, negative = self.histograms.flip(2).cumsum(2).unbind(1)
+        # Whole numbers, which a GPU adds up in any order alike.
+        positive, negative = self.histograms.long().flip(2).cumsum(2).double().unbind(1)
         whole = positive[:, -1:]
         if whole[0] == 0:
             raise RuntimeError(

@@ -47,6 +47,19 @@ def check_maps(maps: object, name: str = "maps", *, empty: bool = False) -> None
         raise ValueError(f"{name}: got shape {tuple(maps.shape)}, expected maps of at least one pixel")
 
 
+def check_not_captured(operator: str, instead: str, maps: object) -> None:
+    """Check that no CUDA graph is captured on the maps' device, for an operator that reads its result's size back.
+
+    Raises:
+        RuntimeError: one is; names what can be captured instead.
+    """
+    if not isinstance(maps, Tensor) or not maps.is_cuda or torch.compiler.is_compiling():
+        return
+    if torch.cuda.is_current_stream_capturing():
+        fixed = f"{instead}, whose results' size does not depend on the values"
+        raise RuntimeError(f"{operator}: got a call while a CUDA graph is captured, expected {fixed}")
+
+
 def check_size(size: object, name: str = "size") -> tuple[int, int]:
     """Check for (H, W) in pixels and return it.
 

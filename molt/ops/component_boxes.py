@@ -10,7 +10,7 @@ from torch import Tensor
 
 from molt._backend import Backend, use_native
 from molt.ops import reference
-from molt.ops._checks import check_maps
+from molt.ops._checks import check_maps, check_not_captured
 from molt.ops._native import call, register
 
 
@@ -64,8 +64,10 @@ def component_boxes(
 
     Raises:
         TypeError, ValueError: an argument of another type, shape or range, or maps without a pixel.
-        RuntimeError: backend ``"native"`` where there is none.
+        RuntimeError: backend ``"native"`` where there is none; maps on a GPU while a CUDA graph is captured, which
+            :func:`largest_box` can be.
     """
+    check_not_captured("component_boxes", "largest_box", maps)
     threshold = _check(maps, threshold, connectivity)
     if use_native("component_boxes", maps.device, backend):
         return Components(*call("component_boxes", maps.detach(), threshold, connectivity, bool(largest)))

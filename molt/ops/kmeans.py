@@ -17,6 +17,7 @@ from molt.ops._native import call, register
 METRICS = ("cosine", "l2")
 MAX_CLUSTERS = 256
 MAX_ON_GPU = 32
+FIXED = 2.0**31  # a share of at most 1 times it, added up over 2^31 points, fits 64 bits
 
 
 class KMeans(NamedTuple):
@@ -120,11 +121,25 @@ def spread_starts(vectors: Tensor, num_clusters: int, restarts: int, seed: int) 
     chosen = [wide[image, pick]]
     distance = _distance(wide, chosen[0])
     for draw in draws[1:]:
-        total = distance.double().cumsum(1).transpose(1, 2).contiguous()
-        pick = torch.searchsorted(total, draw[:, None] * total[..., -1:])[..., 0].clamp_max(number - 1)
+        pick = _draw(distance.double(), draw)
         chosen.append(wide[image, pick])
         distance = torch.minimum(distance, _distance(wide, chosen[-1]))
     return torch.stack(chosen, 2)
+
+
+def _draw(distance: Tensor, draw: Tensor) -> Tensor:
+    """Return the point (B, R) that a draw (R,) in [0, 1) falls on when each of distance (B, N, R) has its share.
+
+    Added up in integers: sums of floating point on a GPU are in no fixed order, which PyTorch refuses where it is asked
+    for determinism. The last point where a distance is NaN, else the first at infinity where there is one.
+    """
+    peak = distance.amax(1, keepdim=True)
+    share = distance / torch.where(peak > 0, peak, 1.0)
+    total = (share * FIXED).round().long().cumsum(1).double().transpose(1, 2).contiguous()
+    last = distance.shape[1] - 1
+    pick = torch.searchsorted(total, draw[:, None] * total[..., -1:])[..., 0].clamp_max(last)
+    odd = torch.where(peak.isnan(), last, distance.argmax(1, keepdim=True))
+    return torch.where(peak.isfinite()[:, 0], pick, odd[:, 0])
 
 
 def _distance(vectors: Tensor, centres: Tensor) -> Tensor:

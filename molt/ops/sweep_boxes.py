@@ -13,7 +13,7 @@ from torch import Tensor
 
 from molt._backend import Backend, use_native
 from molt.ops import reference
-from molt.ops._checks import FLOATS, check_tensor
+from molt.ops._checks import FLOATS, check_not_captured, check_tensor
 from molt.ops._native import call, register
 
 CUTS = 255  # of 8-bit levels, and the most thresholds that one pass takes
@@ -86,8 +86,10 @@ def sweep_boxes(
 
     Raises:
         TypeError, ValueError: an argument of another type, shape or range, or maps without a pixel.
-        RuntimeError: backend ``"native"`` where there is none.
+        RuntimeError: backend ``"native"`` where there is none; maps on a GPU while a CUDA graph is captured, which
+            :func:`largest_at_cuts` can be.
     """
+    check_not_captured("sweep_boxes", "largest_at_cuts", maps)
     levels, _ = _levels(maps, thresholds, contours, connectivity)
     if use_native("sweep_boxes", levels.device, backend):
         found = SweptBoxes(*call("sweep_boxes", levels, bool(contours), connectivity))

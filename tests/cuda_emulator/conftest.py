@@ -6,7 +6,7 @@ import ctypes
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -78,6 +78,7 @@ class Emulator:
         resident: int = 4,
         alignment: int | None = 16,
         processors: int = 1,
+        look_ahead: int = 0,
     ) -> tuple[Tensor, ...]:
         """Return the refined maps, or with `means` the means and counts of cluster_mean."""
         scales = [] if isinstance(maps, Tensor) else list(maps)
@@ -112,6 +113,7 @@ class Emulator:
                 ctypes.c_int64(limit),
                 ctypes.c_double(alpha),
                 processors,
+                ctypes.c_int64(look_ahead),
             )
             self.check(error)
             return tuple(memory.take(place, out) for place, out in zip(places, outs, strict=True))
@@ -312,12 +314,33 @@ def wrong_sweep(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 
 @pytest.fixture(scope="session")
-def emulated_ops(tmp_path_factory: pytest.TempPathFactory) -> object:
-    """The operators' stable-ABI functions over the emulated kernels, for CPU tensors."""
+def wrong_refine(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """Refinement with a barrier left out or an order lost, at a line of choice."""
+    return ctypes.CDLL(str(build(tmp_path_factory.mktemp("wrong_refine"), ["wrong_refine.cpp"])))
+
+
+@pytest.fixture(scope="session")
+def glue(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The operators' stable-ABI functions over the emulated kernels."""
     torch_folder = Path(torch.__file__).parent
     headers = [torch_folder / "include", sysconfig.get_path("include")]
     flags = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY", "-DUSE_CUDA"]
     flags += [f"-isystem{folder}" for folder in headers]
     flags += [f"-L{torch_folder / 'lib'}", "-lc10", "-ltorch", "-ltorch_cpu"]
-    torch.ops.load_library(build(tmp_path_factory.mktemp("glue"), ["glue.cpp"], flags))
+    return build(tmp_path_factory.mktemp("glue"), ["glue.cpp"], flags)
+
+
+@pytest.fixture(scope="session")
+def emulated_ops(glue: Path) -> object:
+    """The same, for CPU tensors."""
+    torch.ops.load_library(glue)
     return torch.ops.molt_emulated
+
+
+@pytest.fixture
+def pretend(glue: Path) -> Iterator[Callable[[int, bool], None]]:
+    """Let the device refuse every launch with an error, or say that a CUDA graph is captured."""
+    call = ctypes.CDLL(str(glue)).pretend
+    call.argtypes = [ctypes.c_int, ctypes.c_bool]
+    yield call
+    call(0, False)

@@ -4,6 +4,7 @@
 #include <csignal>
 #include <memory>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include <sys/mman.h>
@@ -26,6 +27,7 @@ constexpr long kPatience = 200000;  // turns in which every thread only slept
 cudaError_t error = cudaSuccess;
 std::string message;
 uint64_t state = 1;
+uint64_t seed = 0;
 unsigned resident_blocks = 4;
 const std::function<void()>* kernel = nullptr;
 sigjmp_buf escape;
@@ -120,7 +122,27 @@ struct Block {
   char* stacks = nullptr;
   unsigned alive = 0;
   bool busy = false;
+  unsigned epoch = 0;  // barriers so far
+  Clock acquired;      // by any thread, before the last barrier
 };
+
+struct Write {
+  unsigned block;
+  unsigned epoch;
+  unsigned thread;
+};
+
+std::unordered_map<const void*, Write> writes_so_far;  // of a launch
+std::unordered_map<const void*, Clock> published;       // by counter
+
+void join(Clock& to, const Clock& from) {
+  for (const auto& [block, epochs] : from) to[block] = std::max(to[block], epochs);
+}
+
+bool knows(const Clock& clock, const Write& write) {
+  const auto found = clock.find(write.block);
+  return found != clock.end() && found->second > write.epoch;
+}
 
 std::vector<std::unique_ptr<Block>> blocks;
 Block* current_block = nullptr;
@@ -140,10 +162,13 @@ void start(Block& block, unsigned number, dim3 size) {
     thread.block = dim3(number, 0, 0);
     thread.lane = t % 32;
     thread.wait = Wait::none;
+    thread.acquired.clear();
     prepare(thread, block.stacks + kStack * t);
   }
   block.alive = count;
   block.busy = true;
+  block.epoch = 0;
+  block.acquired.clear();
 }
 
 void finish(Block& block) {
@@ -199,7 +224,12 @@ void release_barrier(Block& block, unsigned count) {
   if (waiting == 0) return;
   if (waiting < block.alive) return;
   if (block.alive < count) return fail("a barrier that some threads of the block have left behind");
-  for (unsigned t = 0; t < count; ++t) block.threads[t].wait = Wait::none;
+  for (unsigned t = 0; t < count; ++t) {
+    block.threads[t].wait = Wait::none;
+    join(block.acquired, block.threads[t].acquired);
+    block.threads[t].acquired.clear();
+  }
+  ++block.epoch;
   slept_only = false;
 }
 
@@ -247,9 +277,9 @@ void on_fault(int) { siglongjmp(escape, 1); }
 
 }  // namespace
 
-void fail(const char* what) {
+void fail(const char* what, cudaError_t code) {
   if (error == cudaSuccess) {
-    error = cudaErrorLaunchFailure;
+    error = code;
     message = what;
   }
 }
@@ -278,11 +308,35 @@ const uint64_t* exchange(unsigned mask, uint64_t value) {
   return current->values;
 }
 
-void* shared_array(const void* site, size_t bytes) {
+void note_access(const void* at, bool writes) {
+  const Write own{current->block.x, current_block->epoch, current->index.x};
+  const auto found = writes_so_far.find(at);
+  if (found != writes_so_far.end()) {
+    const Write& last = found->second;
+    const bool before = last.block != own.block
+                            ? knows(current_block->acquired, last) || knows(current->acquired, last)
+                            : last.epoch < own.epoch || last.thread == own.thread;
+    if (!before) fail("an access that nothing orders after another thread's write");
+  }
+  if (writes) writes_so_far[at] = own;
+}
+
+// What the thread itself wrote since the last barrier is left out, which asks for more than a GPU would.
+void publish(const void* counter) {
+  Clock& clock = published[counter];
+  join(clock, current_block->acquired);
+  join(clock, current->acquired);
+  join(clock, {{current->block.x, current_block->epoch}});
+}
+
+void acquire(const void* counter) { join(current->acquired, published[counter]); }
+
+void* shared_array(const void* site, size_t bytes, size_t alignment) {
   for (auto& [known, data] : current_block->shared) {
     if (known == site) return data;
   }
-  void* data = allocate(bytes, 16);
+  // Some blocks find accesses beyond the end, the others those that ask for more than the type's alignment.
+  void* data = allocate(bytes, alignment, (current->block.x + seed) % 2 == 0);
   current_block->shared.emplace_back(site, data);
   return data;
 }
@@ -297,14 +351,16 @@ std::vector<Allocation> allocations;
 }  // namespace
 
 // Between two pages that fault, ending at the second; filled with bytes that make NaN and absurd integers.
-void* allocate(size_t bytes, size_t alignment) {
+void* allocate(size_t bytes, size_t alignment, bool tight) {
   const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-  const size_t body = (bytes + page - 1) / page * page + (bytes == 0 ? page : 0);
+  const size_t room = bytes + (tight ? 0 : alignment);
+  const size_t body = (room + page - 1) / page * page + (room == 0 ? page : 0);
   char* pages = static_cast<char*>(
       mmap(nullptr, body + 2 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
   mprotect(pages + page, body, PROT_READ | PROT_WRITE);
   std::memset(pages + page, 0xff, body);
   char* data = pages + page + (body - bytes) / alignment * alignment;
+  if (!tight && reinterpret_cast<uintptr_t>(data) % (2 * alignment) == 0) data -= alignment;
   allocations.push_back({data, pages, body + 2 * page});
   return data;
 }
@@ -325,6 +381,8 @@ void launch(dim3 grid, dim3 block, const std::function<void()>& body) {
   kernel = &body;
   grid_size = grid;
   block_size = block;
+  writes_so_far.clear();
+  published.clear();
   static char signal_stack[size_t{64} << 10];
   stack_t stack{};
   stack.ss_sp = signal_stack;
@@ -354,7 +412,8 @@ void launch(dim3 grid, dim3 block, const std::function<void()>& body) {
 
 cudaError_t last_error() { return error; }
 
-void reset(uint64_t seed, unsigned resident) {
+void reset(uint64_t chosen, unsigned resident) {
+  seed = chosen;
   error = cudaSuccess;
   message.clear();
   state = seed * 0x9e3779b97f4a7c15u + 0x1234567u;

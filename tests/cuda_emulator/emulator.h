@@ -2,7 +2,11 @@
 
 // Runs CUDA kernels on the CPU, for tests: every thread of a block is a fiber, several blocks are resident at once, and
 // a seed decides who runs next. What waits for others (barriers, warp intrinsics) or touches what others see (atomics,
-// volatile loads, fences) may hand over to any of them. Arrays end at pages that must not be touched.
+// sleeps) may hand over to any of them. Arrays end at pages that must not be touched.
+//
+// Memory itself is in order here, unlike a GPU's. So what blocks write for each other with __stcg is kept track of: who
+// reads it with __ldcg must have it by barriers, releases and acquires. Plain accesses are not looked at, and the
+// union-find kernels read integers that race, on purpose.
 
 #include <algorithm>
 #include <bit>
@@ -13,12 +17,18 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <type_traits>
 
 #include "../../csrc/cpu/half.h"
 
 using cudaStream_t = void*;
-enum cudaError_t { cudaSuccess = 0, cudaErrorIllegalAddress = 700, cudaErrorLaunchFailure = 719 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorNoKernelImageForDevice = 209,
+  cudaErrorIllegalAddress = 700,
+  cudaErrorLaunchFailure = 719
+};
 enum cudaFuncAttribute { cudaFuncAttributePreferredSharedMemoryCarveout };
 enum cudaSharedCarveout { cudaSharedmemCarveoutMaxShared = 100 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
@@ -29,6 +39,9 @@ struct dim3 {
 };
 
 namespace emulator {
+
+// Of blocks, how many of their barriers' epochs came before.
+using Clock = std::map<unsigned, unsigned>;
 
 // What a fiber stops for.
 enum class Wait { none, block, warp, done };
@@ -41,6 +54,7 @@ struct Thread {
   unsigned mask = 0;
   uint64_t value = 0;
   uint64_t values[32];  // of all lanes, after a warp intrinsic
+  Clock acquired;       // since the last barrier
   void* stack_pointer = nullptr;
 };
 
@@ -48,16 +62,25 @@ extern Thread* current;
 extern dim3 grid_size;
 extern dim3 block_size;
 
+void reset(uint64_t seed, unsigned resident);
+const char* last_message();
 void launch(dim3 grid, dim3 block, const std::function<void()>& body);
 cudaError_t last_error();
-void fail(const char* what);
+void fail(const char* what, cudaError_t code = cudaErrorLaunchFailure);
 // Lets the scheduler run others; `sleeping` where the thread can do nothing but wait.
 void give_way(bool sleeping = false);
 void barrier();
 const uint64_t* exchange(unsigned mask, uint64_t value);
-void* shared_array(const void* site, size_t bytes);
-void* allocate(size_t bytes, size_t alignment);
+void* shared_array(const void* site, size_t bytes, size_t alignment);
+// Where `tight`, as close to the page behind as `alignment` allows; else on an address of no more than that alignment.
+void* allocate(size_t bytes, size_t alignment, bool tight = true);
 void release(void* data);
+
+// What a thread wrote or reads; an error where another thread's write does not come before.
+void note_access(const void* at, bool writes);
+// Gives to `counter` what this block's barriers and its own acquires brought together; takes what was given.
+void publish(const void* counter);
+void acquire(const void* counter);
 
 template <class T>
 T* aligned(T* pointer) {
@@ -93,7 +116,8 @@ T from_bits(uint64_t bits) {
   (static_cast<void>(stream), emulator::launch(grid, block, [=] { kernel(__VA_ARGS__); }))
 #define MOLT_SHARED(type, name, count)  \
   static const char name##_site = 0;    \
-  type* const name = static_cast<type*>(emulator::shared_array(&name##_site, sizeof(type) * static_cast<size_t>(count)))
+  type* const name = static_cast<type*>(    \
+      emulator::shared_array(&name##_site, sizeof(type) * static_cast<size_t>(count), alignof(type)))
 
 struct alignas(16) float4 {
   float x, y, z, w;
@@ -137,7 +161,6 @@ inline int __popc(unsigned value) { return std::popcount(value); }
 inline int __ffs(int value) { return value == 0 ? 0 : std::countr_zero(static_cast<unsigned>(value)) + 1; }
 
 inline void __syncthreads() { emulator::barrier(); }
-inline void __threadfence() { emulator::give_way(); }
 inline void __nanosleep(unsigned) { emulator::give_way(true); }
 inline void __syncwarp(unsigned mask = 0xffffffffu) { emulator::exchange(mask, 0); }
 
@@ -179,7 +202,13 @@ T __shfl_down_sync(unsigned mask, T value, unsigned step) {
 template <class T>
 T __ldcg(const T* from) {
   if constexpr (std::is_integral_v<T>) emulator::give_way();
+  emulator::note_access(from, false);
   return *emulator::aligned(from);
+}
+template <class T>
+void __stcg(T* to, std::type_identity_t<T> value) {
+  emulator::note_access(to, true);
+  *emulator::aligned(to) = value;
 }
 template <class T>
 T __ldcs(const T* from) {
@@ -222,6 +251,20 @@ T atomicOr(T* at, std::type_identity_t<T> value) {
 template <class T>
 T atomicCAS(T* at, std::type_identity_t<T> expected, std::type_identity_t<T> value) {
   return atomic_change(at, [=](T old) { return old == expected ? value : old; });
+}
+
+// What device.cuh has in PTX.
+inline unsigned ordered_add(unsigned* at, unsigned value, bool acquires, bool releases) {
+  const unsigned before = atomicAdd(at, value);
+  if (acquires) emulator::acquire(at);
+  if (releases) emulator::publish(at);
+  return before;
+}
+inline unsigned add_acq_rel(unsigned* at, unsigned value) { return ordered_add(at, value, true, true); }
+inline void add_release(unsigned* at, unsigned value) { ordered_add(at, value, false, true); }
+inline unsigned load_acquire(const unsigned* at) {
+  emulator::acquire(at);
+  return *emulator::aligned(at);
 }
 
 template <class Kernel>

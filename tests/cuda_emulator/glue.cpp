@@ -1,5 +1,5 @@
-// The stable-ABI side of the CUDA operators, on CPU tensors: csrc/cuda/ops_cuda.cu as it is, but for the names of what
-// only a device has. Registered as molt_emulated::*.
+// The stable-ABI side of the CUDA operators, on CPU tensors: ops_cuda.cu and call.h of csrc/cuda as they are, but for
+// the names of what only a device has. Registered as molt_emulated::*.
 #include <Python.h>
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -13,10 +13,6 @@
 #include "../../csrc/cuda/components.cuh"
 #include "../../csrc/cuda/refine_launch.cuh"
 #include "../../csrc/cuda/sweep_launch.cuh"
-
-namespace emulator {
-void reset(uint64_t seed, unsigned resident);
-}
 
 namespace molt::cuda {
 
@@ -56,9 +52,20 @@ cudaError_t write_swept(
 
 }  // namespace molt::cuda
 
+// What the device is to pretend.
+static cudaError_t launch_error = cudaSuccess;
+static bool capturing = false;
+extern "C" void pretend(int error, bool captures) {
+  launch_error = static_cast<cudaError_t>(error);
+  capturing = captures;
+}
+
 namespace torch::stable::accelerator {
 struct NoGuard {
-  explicit NoGuard(int64_t) { emulator::reset(7, 5); }
+  explicit NoGuard(int64_t) {
+    emulator::reset(7, 5);
+    if (launch_error != cudaSuccess) emulator::fail("as asked", launch_error);
+  }
 };
 }  // namespace torch::stable::accelerator
 
@@ -74,12 +81,16 @@ cudaError_t two_processors(int* count, int, int64_t) {
   *count = 2;
   return cudaSuccess;
 }
-enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone };
-cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus*) { return cudaSuccess; }
+enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone, cudaStreamCaptureStatusActive };
+cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
+  *status = capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+  return cudaSuccess;
+}
 const char* error_name(cudaError_t) { return "emulated"; }
 
 }  // namespace
 
+#define MOLT_CUDA_ARCHS "8.0;9.0+PTX"
 #define DeviceGuard NoGuard
 #define aoti_torch_get_current_cuda_stream no_stream
 #define cudaDeviceGetAttribute two_processors

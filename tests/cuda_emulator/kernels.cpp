@@ -1,38 +1,11 @@
 // The CUDA kernels, compiled for the CPU, behind a C interface for ctypes. Types are numbers of molt::cuda's enums.
-#include <vector>
-
 #include "../../csrc/cuda/cluster_vote.cuh"
 #include "../../csrc/cuda/components.cuh"
 #include "../../csrc/cuda/refine_launch.cuh"
 #include "../../csrc/cuda/sweep_launch.cuh"
-
-namespace emulator {
-void reset(uint64_t seed, unsigned resident);
-const char* last_message();
-}  // namespace emulator
+#include "memory.h"
 
 using namespace molt::cuda;
-
-namespace {
-
-int64_t most_scratch = 0;
-
-class Memory final : public Scratch {
- public:
-  int64_t most() const override { return most_scratch; }
-  ~Memory() {
-    for (void* data : kept_) emulator::release(data);
-  }
-  void* get(size_t bytes) override {
-    kept_.push_back(emulator::allocate(bytes, 16));
-    return kept_.back();
-  }
-
- private:
-  std::vector<void*> kept_;
-};
-
-}  // namespace
 
 extern "C" {
 
@@ -40,7 +13,7 @@ void* emulator_allocate(size_t bytes, size_t alignment) { return emulator::alloc
 void emulator_release(void* data) { emulator::release(data); }
 void emulator_reset(uint64_t seed, unsigned resident, int64_t most) {
   emulator::reset(seed, resident);
-  most_scratch = most;
+  Memory::most_bytes = most;
 }
 const char* emulator_message() { return emulator::last_message(); }
 
@@ -48,7 +21,7 @@ const char* emulator_message() { return emulator::last_message(); }
 int emulator_refine(const void* const* maps, int scales, const int* sizes, const double* weights, const void* labels,
                     const int64_t* counts, void* out, void* means, int64_t* totals, int type, int label_type,
                     int64_t batch, int64_t channels, int height, int width, int64_t limit, double alpha,
-                    int processors) {
+                    int processors, int64_t look_ahead) {
   Refine job{};
   if (scales == 0) job.maps = maps[0];
   for (int s = 0; s < scales; ++s) job.scales.push_back({maps[s], sizes[2 * s], sizes[2 * s + 1], weights[s]});
@@ -66,6 +39,7 @@ int emulator_refine(const void* const* maps, int scales, const int* sizes, const
   job.pixels = int64_t{height} * width;
   job.limit = limit;
   job.alpha = alpha;
+  job.look_ahead = look_ahead;
   Memory memory;
   switch (job.type) {
     case MapType::float16:

@@ -23,6 +23,9 @@ def run(library: ctypes.CDLL, which: int, seed: int = 0) -> tuple[int, str, list
         (3, "a barrier that some threads"),
         (4, "a warp intrinsic that not all lanes"),
         (5, "threads wait for what nobody does"),
+        (8, "misaligned access"),
+        (9, "an access that nothing orders"),
+        (10, "an access that nothing orders"),
     ],
 )
 def test_mistakes_are_errors(wrong_kernels, which, text):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 
 import pytest
@@ -140,6 +141,47 @@ def test_empty(emulated_ops, shape):
     assert boxes.eq(0).all() and area.eq(0).all() and mean.eq(0).all()
     fused = emulated_ops.fuse_and_refine([torch.rand(*shape[:2], 2, 2)], labels, [1.0], 0.5, 3)
     assert fused.shape == shape
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 4, 5), (0, 1, 4, 5)], ids=str)
+def test_what_reads_its_size_back_is_refused_in_a_graph(emulated_ops, pretend, shape):
+    """Before anything is launched: every launch fails here."""
+    maps, no_kernel_image = torch.rand(shape), 209
+    pretend(no_kernel_image, True)
+    text = r"^{}: got a call while a CUDA graph is captured, expected {}, whose"
+    with pytest.raises(RuntimeError, match=text.format("component_boxes", "largest_box")):
+        emulated_ops.component_boxes(maps, 0.5, 8, False)
+    with pytest.raises(RuntimeError, match=text.format("sweep_boxes", "largest_at_cuts")):
+        emulated_ops.sweep_boxes(maps.byte(), False, 8)
+    pretend(0, True)
+    emulated_ops.largest_box(maps, 0.5, 8)
+    emulated_ops.largest_at_cuts(maps.byte(), False, 8)
+    labels = torch.zeros(shape[0], 4, 5, dtype=torch.int64)
+    counts = torch.ones(shape[0], dtype=torch.int64)
+    if shape[0]:
+        with pytest.raises(RuntimeError, match="^counts: got a CPU tensor while a CUDA graph is captured"):
+            emulated_ops.cluster_refine(maps, labels, 0.5, 1, counts)
+
+
+def test_a_gpu_that_nothing_was_compiled_for(emulated_ops, pretend):
+    pretend(209, False)
+    text = r"older than, or other than, what molt was compiled for \(8.0;9.0\+PTX\); set TORCH_CUDA_ARCH_LIST .* again"
+    with pytest.raises(RuntimeError, match=text):
+        emulated_ops.largest_box(torch.rand(1, 1, 4, 5), 0.5, 8)
+
+
+def test_a_look_ahead_of_one_shows_nowhere(emulated_ops, glue):
+    spec = importlib.util.spec_from_file_location("_C_cuda", glue)
+    module = importlib.util.module_from_spec(spec)
+    maps, labels = case((4, 2, 70, 72))
+    want = emulated_ops.cluster_refine(maps, labels, 0.4, 5)
+    try:
+        module.set_look_ahead(1)
+        assert torch.equal(emulated_ops.cluster_refine(maps, labels, 0.4, 5), want)
+        with pytest.raises(TypeError):
+            module.set_look_ahead("one")
+    finally:
+        module.set_look_ahead(0)
 
 
 MAPS, LABELS = torch.rand(2, 1, 4, 5), torch.zeros(2, 4, 5, dtype=torch.int64)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
+ROOT = Path(__file__).parents[2]
 SHAPES = [(1, 1, 1, 1), (2, 3, 1, 7), (3, 2, 13, 17), (1, 1, 64, 64), (2, 1, 65, 67), (1, 2, 91, 139)]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 LABELS = [torch.uint8, torch.int32, torch.int64]
@@ -183,6 +187,40 @@ def test_look_ahead_shorter_than_the_batch(emulator):
     maps, labels = case((4, 1, 1, 1_060_000), 9, torch.float64, torch.int64, coherent=True)
     (out,) = emulator.refine(maps, labels, 0.5, 9, processors=1, resident=8)
     torch.testing.assert_close(out, expected(maps, labels, 0.5, 9), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("clusters", [1, 9, 300])
+def test_little_look_ahead_shows_nowhere(emulator, clusters):
+    """Most blocks wait for sums that others have yet to add up."""
+    maps, labels = case((5, 2, 91, 97), clusters, label_dtype=torch.uint8 if clusters < 256 else torch.int32)
+    (want,) = emulator.refine(maps, labels, 0.5, clusters, resident=1)
+    for seed in range(4):
+        order = {"seed": seed, "resident": 3 + 4 * seed, "look_ahead": 1 + seed // 2, "processors": 1 + seed}
+        (out,) = emulator.refine(maps, labels, 0.5, clusters, **order)
+        assert torch.equal(out, want)
+
+
+def test_no_barrier_and_no_order_can_be_left_out(wrong_refine):
+    """With any one missing, some schedule of a few fails or gives other numbers."""
+    lost = {"__syncthreads": [0], "load_acquire": [1], "add_release": [2], "add_acq_rel": [1, 2]}
+    places = []
+    for start, name in ((0, "cluster_refine"), (1000, "cluster_wide"), (2000, "fuse")):
+        for line, text in enumerate((ROOT / f"csrc/cuda/{name}.cuh").read_text().splitlines(), start + 1):
+            found = re.findall(r"__syncthreads|load_acquire|add_release|add_acq_rel", text.split("//")[0])
+            assert len(found) < 2, text
+            places += [(name, line, what) for word in found for what in lost[word]]
+    assert len(places) >= 16 and {what for *_, what in places} == {0, 1, 2}
+    run = wrong_refine.refine_with_mistake
+    run.restype = ctypes.c_double
+
+    def results(line: int, what: int):
+        for seed in range(6):
+            yield run(ctypes.c_uint(line), what, ctypes.c_uint64(seed))
+
+    (right,) = set(results(0, 0))
+    assert right > 0
+    unseen = [place for place in places if not any(result != right for result in results(*place[1:]))]
+    assert not unseen
 
 
 @pytest.mark.parametrize("clusters", [9, 300, 1100, 30_000])

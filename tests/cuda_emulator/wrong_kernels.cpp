@@ -1,11 +1,6 @@
 // Kernels with one mistake each: what the emulator must not let pass.
 #include "emulator.h"
 
-namespace emulator {
-void reset(uint64_t seed, unsigned resident);
-const char* last_message();
-}  // namespace emulator
-
 namespace {
 
 void beyond_shared() {
@@ -28,7 +23,33 @@ void divergent_warp() {
 }
 
 void waits_for_ever(unsigned* flag) {
-  while (*static_cast<volatile unsigned*>(flag) == 0) __nanosleep(1);
+  while (load_acquire(flag) == 0) __nanosleep(1);
+}
+
+// Two ints are no 8-byte word.
+void misaligned_shared(int* out) {
+  MOLT_SHARED(int, numbers, 64);
+  numbers[threadIdx.x] = 0;
+  out[0] = static_cast<int>(__ldcg(reinterpret_cast<const unsigned long long*>(numbers)));
+}
+
+// The other block's number, waited for without an acquire.
+void unordered(int* out) {
+  auto* flag = reinterpret_cast<unsigned*>(out);
+  if (blockIdx.x == 0) {
+    if (threadIdx.x == 0) __stcg(out + 1, 5);
+    __syncthreads();
+    if (threadIdx.x == 0) add_release(flag, 1);
+  } else if (threadIdx.x == 0) {
+    while (atomicAdd(flag, 0) == 0) __nanosleep(1);
+    out[2] = __ldcg(out + 1);
+  }
+}
+
+// The neighbour's number, waited for, but with no barrier between.
+void unordered_within(int* out) {
+  __stcg(out + threadIdx.x, 1);
+  if (threadIdx.x == 5) __ldcg(out + 4);
 }
 
 // The neighbour's number is read without a barrier.
@@ -75,6 +96,15 @@ int run_wrong(int which, uint64_t seed, int* out) {
       break;
     case 5:
       MOLT_LAUNCH(waits_for_ever, grid, block, stream, reinterpret_cast<unsigned*>(data));
+      break;
+    case 8:
+      MOLT_LAUNCH(misaligned_shared, grid, block, stream, data);
+      break;
+    case 9:
+      MOLT_LAUNCH(unordered, grid, block, stream, data);
+      break;
+    case 10:
+      MOLT_LAUNCH(unordered_within, dim3(1), block, stream, data);
       break;
     case 6:
       MOLT_LAUNCH(race, dim3(1), block, stream, data);

@@ -16,30 +16,9 @@ void barrier_at(unsigned line) {
 #undef __syncthreads
 #define __syncthreads() barrier_at(1000 + __LINE__)
 #include "sweep_launch.cuh"
-
-namespace emulator {
-void reset(uint64_t seed, unsigned resident);
-}  // namespace emulator
+#include "memory.h"
 
 using namespace molt::cuda;
-
-namespace {
-
-class Memory final : public Scratch {
- public:
-  ~Memory() {
-    for (void* data : kept_) emulator::release(data);
-  }
-  void* get(size_t bytes) override {
-    kept_.push_back(emulator::allocate(bytes, 16));
-    return kept_.back();
-  }
-
- private:
-  std::vector<void*> kept_;
-};
-
-}  // namespace
 
 extern "C" {
 
