@@ -67,7 +67,7 @@ for version in "$@"; do
   # What molt and the tests need, at this torch; the interpreter of Triton before 3.7 fails with a newer NumPy.
   needs=("$wanted")
   [[ $version == 2.10.* || $version == 2.11.* ]] && needs+=("numpy<2.4")
-  MOLT_SKIP_EXT=1 MOLT_REQUIRE_EXT=0 "$pip" install --no-build-isolation "${needs[@]}" '.[test]'
+  MOLT_SKIP_EXT=1 MOLT_REQUIRE_EXT=0 "$pip" install --no-build-isolation "${needs[@]}" '.[demo,test]'
   echo "torch $torch: environment in $((SECONDS - start)) s" >> "$summary"
   [[ $how == *source* ]] && try source .
   [[ $how == *wheel* ]] && try wheel "$wheel"

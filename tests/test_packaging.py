@@ -237,10 +237,15 @@ def test_without_a_compiler(tree, tmp_path):
 
 @pytest.fixture
 def environment(tmp_path):
-    """A virtual environment that sees the packages of this one, but nothing that is installed in it is seen here."""
+    """A virtual environment that sees the packages of this one but molt, and of which nothing is seen here."""
     venv.create(tmp_path / "venv", symlinks=True)
     (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
-    (site / "outer.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    others = tmp_path / "others"
+    others.mkdir()
+    for path in Path(sysconfig.get_path("purelib")).iterdir():
+        if not path.name.startswith("molt"):
+            (others / path.name).symlink_to(path)
+    (site / "outer.pth").write_text(f"{others}\n")
     return tmp_path / "venv" / "bin" / "python"
 
 
