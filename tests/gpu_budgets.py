@@ -50,8 +50,20 @@ TRITON = {
     "_centre_kernel": ((40, 48), (40, 48), (40, 48)),
     "_total_kernel": ((32, 64), (32, 64), (32, 64)),
 }
+# What Triton 3.6, which torch 2.10 and 2.11 bring, compiles otherwise.
+TRITON_3_6 = TRITON | {
+    "_fuse_kernel 1": ((72, 28), (80, 24), (80, 24)),
+    "_assign_kernel 5": ((64, 32), (64, 32), (56, 36)),
+    "_assign_kernel 32": ((64, 32), (64, 32), (72, 28)),
+    "_assign_kernel 100": ((112, 16), (120, 16), (80, 24)),
+    "_sum_kernel 5": ((72, 28), (72, 28), (72, 28)),
+    "_sum_kernel 32": ((96, 20), (96, 20), (96, 20)),
+    "_sum_kernel 100": ((120, 16), (128, 16), (128, 16)),
+    "_centre_kernel": ((48, 40), (40, 48), (40, 48)),
+}
 # Bytes of a thread's registers that may go to memory; 0 where nothing is said.
 SPILLS = {("refine_kernel Stored", 100): 8, ("normalise_kernel", 80): 8, ("wide_paint_kernel", 90): 8}
+SPILLS |= {("_sum_kernel 100", 100): 8}  # Triton 3.6
 
 
 def resident_warps(arch: int, threads: int, registers: int, shared: int) -> int:
