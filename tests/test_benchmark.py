@@ -37,6 +37,7 @@ FIELDS = {
     "p20_ms",
     "p80_ms",
 }
+FIELDS |= {"speedup_compiled", "images_per_s", "fill_ms", "launch_ms", "launch_ratio", "targets", "missed"}
 FIELDS |= {"runs", "bytes", "GBps", "share", "speedup_reference", "speedup_peer", "extra_bytes"}
 
 

@@ -27,6 +27,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 COLUMNS = {"method", "clusterer", "provider", "batch", "size", "headline", "dtype", "scales", "trained", "note"}
 COLUMNS |= {"ms", "p20_ms", "p80_ms", "runs", "photos_per_s", "bare_ms", "bare_photos_per_s", "ratio", "results_ms"}
 COLUMNS |= {"peak_mib", "extrapolated", "photos_timed", "steps_timed", "steps_full", "step_ms", "stages"}
+COLUMNS |= {"weights", "targets", "missed", "speedup_published", "speedup_published_bincount"}
 COLUMNS |= {"iou_reference", "ari_reference", "photos_compared", "hits", "photos_hit"}
 
 

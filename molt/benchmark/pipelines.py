@@ -59,11 +59,11 @@ class Method:
     """A method to measure.
 
     Attributes:
-        build: returns a Localizer for a device and a side in pixels.
+        build: returns a Localizer for a device and a side in pixels; with ``pretrained=False`` of random weights.
         trained: False where a head is random, which is enough for time and agreement, not for true boxes.
     """
 
-    build: Callable[[str, int], Localizer]
+    build: Callable[..., Localizer]
     trained: bool = True
 
 
@@ -80,18 +80,21 @@ def sides(loc: Localizer) -> tuple[int, ...]:
     return method.scales if isinstance(method, Seeded) else (max(method.size),)
 
 
-def _seeded(device: str, size: int, weights: str = "default") -> Localizer:
-    loc = Localizer("seeded", weights, device=device)
+def _seeded(device: str, size: int, weights: str = "default", pretrained: bool = True) -> Localizer:
+    source = "auto" if pretrained else "random"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        loc = Localizer("seeded", weights, device=device, source=source)
     assert isinstance(loc.method, Seeded)
     loc.method.scales = scales(size, 14)
     loc.method.size = (max(loc.method.scales),) * 2
     return loc
 
 
-def _untrained(name: str, device: str, size: int) -> Localizer:
+def _untrained(name: str, device: str, size: int, pretrained: bool = True) -> Localizer:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = create_model(name, CLASSES, scales(size, 14 if "dinov2" in name else 16))
+        model = create_model(name, CLASSES, scales(size, 14 if "dinov2" in name else 16), pretrained=pretrained)
     model.mark_trained(True)  # spares a warning that the row gives anyway
     return Localizer(model, device=device, alpha=ALPHA)
 
