@@ -50,7 +50,7 @@ def tiny(device: str = "cpu", size: int = 48) -> package.Localizer:
 real_clusterer = pipelines.make_clusterer
 
 
-def small_clusterer(name: str, steps: int | None = None, dtype: Any = None) -> Any:
+def small_clusterer(name: str, steps: int | None = None, dtype: Any = None, tiny: bool = False) -> Any:
     if name == "deep_published":
         return DeepClustering("published", channels=8, steps=steps or 1000, num_segments=40, min_labels=1)
     if name == "deep_fast":
@@ -327,7 +327,7 @@ def test_stages_make_up_the_whole(bench: end_to_end.Bench, monkeypatch: pytest.M
             time.sleep(0.3)
             return super().__call__(*arguments)
 
-    monkeypatch.setattr(pipelines, "make_clusterer", lambda name, steps=None, dtype=None: Slow())
+    monkeypatch.setattr(pipelines, "make_clusterer", lambda name, steps=None, dtype=None, tiny=False: Slow())
     row = bench.row(one("token_kmeans"))
     assert row["note"] is None and row["ms"] > 300 > row["bare_ms"], "the clusterer is no forward pass"
     milliseconds = {stage["stage"]: stage["ms"] for stage in row["stages"]}

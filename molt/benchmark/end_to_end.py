@@ -50,6 +50,7 @@ class Bench:
         folder: of photos, see :func:`molt.benchmark.photos.load`.
         seconds: of timing a row.
         pretrained: False takes random weights, which cost as much time; what is right is then not asked.
+        tiny: clusterers as small as they go, where times mean nothing.
 
     Attributes:
         source: where the photos are from.
@@ -66,9 +67,10 @@ class Bench:
         folder: Path | None = None,
         seconds: float | None = None,
         pretrained: bool = True,
+        tiny: bool = False,
     ) -> None:
         self.device = torch.device(device)
-        self.pretrained = pretrained
+        self.pretrained, self.tiny = pretrained, tiny
         self.dtype = dtype
         self.folder = folder
         self.seconds = SECONDS[device] if seconds is None else seconds
@@ -100,7 +102,7 @@ class Bench:
         loc, given = self._prepare(one)
         row["scales"] = list(pipelines.sides(loc))
         row["trained"] = self.pretrained and pipelines.METHODS[one.method].trained
-        pipelines.make_clusterer(one.clusterer)
+        pipelines.make_clusterer(one.clusterer, tiny=self.tiny)
         loop = one.provider.startswith("published")
         slow = one.clusterer == "deep_published"
         timed = min(one.batch, LOOP_PHOTOS if loop else one.batch)
@@ -118,16 +120,17 @@ class Bench:
             taken = take_turns({"start": start, "bare": forwards}, self.clock, self.seconds)
             taken["whole"] = once(whole, self.clock)
         else:
-            runs = {"whole": whole, "bare": forwards}
+            turns = {"whole": whole, "bare": forwards}
             results = None if loop else self._results(one, loc, fewer)
             if results is not None:
-                runs["results"] = results
-            taken = take_turns(runs, self.clock, self.seconds)
+                turns["results"] = results
+            taken = take_turns(turns, self.clock, self.seconds)
         add_times(row, taken, one.batch, timed, steps)
         # Where a run takes long, the peaks of its stages tell the whole's.
         long = row["ms"] > 1000 * PATIENCE_S * one.batch / timed
         row["peak_mib"] = None if long or slow else self._peak(whole)
-        profile = self._profile(one, loc, fewer, steps, 1 if row["ms"] > 1000 * one.batch / timed else 3)
+        runs = 1 if self.tiny or row["ms"] > 1000 * one.batch / timed else 3
+        profile = self._profile(one, loc, fewer, steps, runs)
         if long or slow:
             row["peak_mib"] = max((s["peak_mib"] for s in profile if s["peak_mib"] is not None), default=None)
         step = row["step_ms"] or 0.0
@@ -168,7 +171,7 @@ class Bench:
         return torch.bfloat16 if low else torch.float32
 
     def _run(self, one: Configuration, loc: Localizer, images: Tensor, steps: int | None = None) -> Callable[[], Found]:
-        clusterer = pipelines.make_clusterer(one.clusterer, steps, self._clusters_in())
+        clusterer = pipelines.make_clusterer(one.clusterer, steps, self._clusters_in(), tiny=self.tiny)
         if one.provider.startswith("published"):
             vote: Any = "bincount" if one.provider == "published_bincount" else "numpy"
             return self._autocast(lambda: pipelines.literal(loc, clusterer, vote, loc._stage, images))
@@ -178,7 +181,7 @@ class Bench:
         """Return a function from ready maps to what Localizer returns; None without clusters."""
         if one.clusterer == "none":
             return None
-        loc.clusterer = pipelines.make_clusterer(one.clusterer, None, self._clusters_in())
+        loc.clusterer = pipelines.make_clusterer(one.clusterer, None, self._clusters_in(), tiny=self.tiny)
         shown = [photos.as_photo(image) for image in images]
         maps = self._autocast(lambda: loc._maps(images, None))()
         return lambda: loc._boxes(shown, maps)
@@ -243,14 +246,17 @@ class Bench:
 def take_turns(runs: dict[str, Callable[[], Any]], clock: timing.Clock, seconds: float) -> dict[str, list[float]]:
     """Return the milliseconds of functions called in turns, after one call each to warm up.
 
-    As many rounds as go into ``seconds``, at least `LEAST_ROUNDS`; one where a round takes longer than `PATIENCE_S`.
+    As many rounds as go into ``seconds``, at least `LEAST_ROUNDS`; one where a round takes longer than `PATIENCE_S`, or
+    no seconds are given.
     """
     start = time.perf_counter()
     for run in runs.values():
         run()
     clock.wait()
     each = time.perf_counter() - start
-    rounds = 1 if each > PATIENCE_S else max(LEAST_ROUNDS, min(MOST_ROUNDS, int(seconds / max(each, 1e-6))))
+    rounds = (
+        1 if each > PATIENCE_S or seconds == 0 else max(LEAST_ROUNDS, min(MOST_ROUNDS, int(seconds / max(each, 1e-6))))
+    )
     names = list(runs)
     taken: dict[str, list[Callable[[], float]]] = {name: [] for name in names}
     for turn in range(rounds):

@@ -106,22 +106,26 @@ METHODS: dict[str, Method] = {
 }
 
 
-def make_clusterer(name: str, steps: int | None = None, dtype: torch.dtype | None = None) -> Any:
+def make_clusterer(name: str, steps: int | None = None, dtype: torch.dtype | None = None, *, tiny: bool = False) -> Any:
     """Return a clusterer by its name here, None for none; ``steps`` for those of deep_published.
 
     Args:
         name: of ``CLUSTERERS``.
         steps: of deep_published; None takes them all.
         dtype: of the convolutions of deep clustering.
+        tiny: networks as small as they go, where times mean nothing.
     """
+    small: dict[str, Any] = {"channels": 8, "num_segments": 40, "working_size": 32} if tiny else {}
     if name == "deep_published":
         # Full steps: its own rule would end a run earlier once few labels are left.
-        return DeepClustering("published", steps=FULL_STEPS if steps is None else steps, min_labels=1, dtype=dtype)
+        return DeepClustering(
+            "published", steps=FULL_STEPS if steps is None else steps, min_labels=1, dtype=dtype, **small
+        )
     makers: dict[str, Callable[[], Any]] = {
         "none": lambda: None,
         "token_kmeans": lambda: TokenKMeans(restarts=4),
         "slic": Slic,
-        "deep_fast": partial(DeepClustering, dtype=dtype),
+        "deep_fast": partial(DeepClustering, dtype=dtype, **small, **({"steps": 2} if tiny else {})),
         "deep_amortised": partial(_amortised, dtype),
     }
     return makers[name]()

@@ -60,7 +60,7 @@ def run(
     from molt.cli.benchmark import report_path
 
     kind = "cuda" if choice.rehearse else device
-    dtype = choice.dtype or ("bfloat16" if kind == "cuda" else "float32")
+    dtype = choice.dtype or ("bfloat16" if device == "cuda" else "float32")
     (dtype,) = names("--dtype", dtype, tuple(end_to_end.DTYPES)) or ("",)
     work = configurations.configurations(
         kind,
@@ -86,12 +86,10 @@ def run(
     if device == "cuda" and not torch.cuda.is_available():
         raise typer.BadParameter(f"--device cuda: torch sees no CUDA device (torch {torch.__version__})")
     path = report_path(out, device, FILE)
-    seconds = 0.0 if choice.rehearse else None
-    pretrained = not choice.random_weights
+    how: dict[str, Any] = {"seconds": 0.0, "tiny": True} if choice.rehearse else {}
+    how |= {"pretrained": not choice.random_weights, "folder": choice.photos}
     try:
-        bench = end_to_end.Bench(
-            device, dtype=end_to_end.DTYPES[dtype], folder=choice.photos, seconds=seconds, pretrained=pretrained
-        )
+        bench = end_to_end.Bench(device, dtype=end_to_end.DTYPES[dtype], **how)
     except ValueError as error:
         raise typer.BadParameter(f"--photos {error}") from None
 
