@@ -125,7 +125,7 @@ def make_clusterer(name: str, steps: int | None = None, dtype: torch.dtype | Non
         "none": lambda: None,
         "token_kmeans": lambda: TokenKMeans(restarts=4),
         "slic": Slic,
-        "deep_fast": partial(DeepClustering, dtype=dtype, **small, **({"steps": 2} if tiny else {})),
+        "deep_fast": partial(DeepClustering, dtype=dtype, **small),
         "deep_amortised": partial(_amortised, dtype),
     }
     return makers[name]()
