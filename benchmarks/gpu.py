@@ -40,7 +40,7 @@ SOURCES = ("setup.py", "pyproject.toml", "csrc/**/*", "kernels/*.py", "molt/**/*
 DRY_SLOWER = 4  # limits, where a few CPU cores do it all
 SHOWN = 20  # lines of the log of a step that did not end well
 SMOKE = "test_extension_is_there or test_operators_agree or test_special_values"
-ROWS = "test_vote or test_localizer or (test_forward and fuse_maps)"  # of pytest-benchmark; the rest are operators' rows
+ROWS = "test_vote or test_localizer or (test_forward and fuse_maps)"  # a few: operators.json has the rest
 CONFIG = """
 import json, pathlib, sys, molt, molt._files
 found = {key: value for key, value in molt.config().items() if not key.endswith("_file")}

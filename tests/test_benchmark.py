@@ -489,6 +489,12 @@ def test_targets_are_told_and_stand_in_the_readme(site: tuple[Path, Path], plots
         plots.main([str(path)], root)
 
 
+def test_targets_are_a_gpus(capsys: pytest.CaptureFixture) -> None:
+    for more in ([], ["--end-to-end"]):
+        assert molt("benchmark", "--targets", "--device", "cpu", *more) == 2
+        assert "--targets: they are a GPU's" in capsys.readouterr().err
+
+
 def test_targets_come_first_and_alone() -> None:
     asked = [(o.name, case) for o in OPERATIONS.values() for case in o.cases_on("cuda", targets=True)]
     assert len(asked) == 14 and all(case.targets for _, case in asked)

@@ -137,6 +137,8 @@ def benchmark(
     device = "cpu" if rehearse else device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device not in ("cpu", "cuda"):
         raise typer.BadParameter(f"--device {device}: expected cpu or cuda")
+    if targets and device == "cpu" and not rehearse:
+        raise typer.BadParameter("--targets: they are a GPU's; with --rehearse its rows run on the CPU")
     if minutes is not None and not minutes > 0:
         raise typer.BadParameter(f"--minutes {minutes:g}: expected a number above 0")
     of_methods: dict[str, Any] = {

@@ -75,10 +75,7 @@ def run(
     if choice.rehearse:
         work = configurations.rehearsed(work)
     if not work:
-        raise typer.BadParameter(
-            "nothing to measure: the papers' loops are those of molt_* with a network's clusters"
-            + ("; targets are a GPU's" if choice.targets else "")
-        )
+        raise typer.BadParameter("nothing to measure: the papers' loops are those of molt_* with a network's clusters")
     if show_list:
         for one in work:
             print(f"{'* ' if one.headline else '  '}{one}")
