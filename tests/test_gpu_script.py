@@ -166,7 +166,7 @@ def test_make_hands_over(part: str, tmp_path: Path) -> None:
     fake = tmp_path / "python"
     fake.write_text('#!/bin/sh\necho "$@"\nexit 7\n')
     fake.chmod(0o755)
-    command = ["make", f"gpu{part}", f"PYTHON={fake}", "OUT=there", "PHOTOS=photos"]
+    command = ["make", "--no-print-directory", f"gpu{part}", f"PYTHON={fake}", "OUT=there", "PHOTOS=photos"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=dict(os.environ))
     words = ["benchmarks/gpu.py", "--out", "there", "--photos", "photos", *([part[1:]] if part else [])]
     assert done.stdout.split() == words and done.returncode != 0
