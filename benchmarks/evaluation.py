@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from molt._files import whole_file
-from molt.benchmark.run import about
+from molt.benchmark.machine import about
 from molt.evaluation.compare import compare
 from molt.evaluation.report import write_report
 from molt.evaluation.runs import Run

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 
-from molt.benchmark.run import about
+from molt.benchmark.machine import about
 from molt.evaluation import MaxBoxAcc, PxAP
 
 BATCH, SIDE, CELLS = 64, 224, 14

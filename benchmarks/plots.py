@@ -4,9 +4,9 @@
 
 Reports lie in benchmarks/results/<device>/, operators.json and end_to_end.json; others are copied there first. Each
 operator, and the whole pipeline, becomes an SVG beside its report. In README.md, docs/*.md and benchmarks/README.md,
-what stands between the markers <!-- operators:begin --> and <!-- operators:end -->, and likewise end-to-end, is
-replaced by the tables. With --check nothing is written, and the exit code is 1 where a table is not that of the
-committed reports.
+what stands between the markers <!-- operators:begin --> and <!-- operators:end -->, and likewise end-to-end and gpu (of
+what is asked of a GPU, what is reached), is replaced by the tables. With --check nothing is written, and the exit code
+is 1 where a table is not that of the committed reports.
 """
 
 from __future__ import annotations
@@ -20,10 +20,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from molt.benchmark.targets import AT_MOST
+
 ROOT = Path(__file__).resolve().parents[1]
 FILE, WHOLE = "operators.json", "end_to_end.json"
 BEGIN, END = "<!-- operators:begin -->", "<!-- operators:end -->"
 WHOLE_BEGIN, WHOLE_END = "<!-- end-to-end:begin -->", "<!-- end-to-end:end -->"
+GPU_BEGIN, GPU_END = "<!-- gpu:begin -->", "<!-- gpu:end -->"
+NO_GPU = "No GPU run is committed yet."
 COLOURS = {
     "native": "#d1495b",
     "variant": "#e8a0a9",
@@ -43,6 +47,8 @@ def load(path: Path) -> Report:
     report = json.loads(path.read_text(encoding="utf-8"))
     if report.get("schema") != 1 or not report.get("rows"):
         raise ValueError(f"{path}: not a report of this molt benchmark")
+    if report.get("rehearsal"):
+        raise ValueError(f"{path}: of a rehearsal, whose times mean nothing")
     return report
 
 
@@ -136,7 +142,8 @@ def whole_table(report: Report) -> str:
             lines.append(f"| `{method}` | {clusterer} | {why} | | | | | |")
             continue
         ratios = [whole_ratio(by_name.get(name)) for name in ("native", "reference", "published_bincount", "published")]
-        name = f"`{method}`{', random head' if native['trained'] is False else ''}"
+        untrained = ", random weights" if native.get("weights") == "random" else ", random head"
+        name = f"`{method}`{untrained if native['trained'] is False else ''}"
         alike = [f"{native[key]:.3f}" for key in ("iou_reference", "ari_reference") if native[key] is not None]
         mark = "~" if native["extrapolated"] else ""
         lines.append(
@@ -145,6 +152,21 @@ def whole_table(report: Report) -> str:
     if any(row["extrapolated"] for rows in groups.values() for row in rows):
         lines += ["", "~ extrapolated from fewer photos or clustering steps."]
     return "\n".join(lines)
+
+
+def targets_table(report: Report) -> str:
+    """One line per number that is asked of a row, missed ones named as such; nothing where none is."""
+    lines = []
+    for row in report["rows"]:
+        for name, asked in row.get("targets", {}).items():
+            what = ("method", "clusterer") if is_whole(report) else ("operation", "case")
+            random = ", random weights" if row.get("weights") == "random" else ""
+            bound = f"{name} {'at most' if name in AT_MOST else 'at least'} {asked:g}"
+            got = "not measured" if row[name] is None else f"{row[name]:.3g}"
+            got = f"**{got}, missed**" if name in row["missed"] else got
+            lines.append(f"| `{row[what[0]]}`{random} | {row[what[1]]} | {bound} | {got} |")
+    head = [f"{machine(report)}:", "", "| what | case | asked | reached |", "|---|---|---|---|"]
+    return "\n".join(head + lines) if lines else ""
 
 
 def headline(report: Report) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
@@ -307,9 +329,12 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     if options.check and options.reports:
         reports = [load(path) for path in options.reports]
     wrong = 0
-    for whole, begin, end in ((False, BEGIN, END), (True, WHOLE_BEGIN, WHOLE_END)):
-        mine = [report for report in reports if is_whole(report) == whole]
-        tables = "\n\n".join(whole_table(report) if whole else table(report) for report in mine)
+    operators = [table(report) for report in reports if not is_whole(report)]
+    wholes = [whole_table(report) for report in reports if is_whole(report)]
+    asked = [found for report in reports if (found := targets_table(report))] or [NO_GPU]
+    places = ((operators, BEGIN, END), (wholes, WHOLE_BEGIN, WHOLE_END), (asked, GPU_BEGIN, GPU_END))
+    for found, begin, end in places:
+        tables = "\n\n".join(found)
         for page in pages(root, begin):
             text = page.read_text(encoding="utf-8")
             new = filled(text, tables, begin, end)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from molt._files import whole_file
-from molt.benchmark.run import about
+from molt.benchmark.machine import about
 
 SEEDS = (0, 1, 2)
 KINDS: dict[str, list[str]] = {

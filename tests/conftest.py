@@ -16,6 +16,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out on a GPU what the interpreter covers; tests/triton_variants.py counts what is compiled."""
+    items[:] = [one for one in items if not (one.get_closest_marker("gpu") and one.get_closest_marker("interpreted"))]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def weights_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Converted weights go to a folder of this run, never to the user's cache."""

@@ -1,10 +1,16 @@
 #!/usr/bin/env bash
 # NVIDIA's compute-sanitizer over the short GPU tests: bash tests/sanitize.sh [pytest -k expression]
-# Exits 0 where nothing was found, 1 where something was, 2 where the tool or a GPU is missing. PYTHON chooses Python.
+# Exits 0 where nothing was found, 1 where something was, 2 where the tool or a GPU is missing. PYTHON chooses Python,
+# TOOLS="memcheck racecheck" the tools; DRY=1 collects the tests and needs neither.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
 CHOICE=${1:-sanitized}
+TESTS=(-p no:cacheprovider -m gpu -k "$CHOICE" tests/test_cuda_device.py)
+
+if [ -n "${DRY:-}" ]; then
+  exec "$PYTHON" -m pytest -q --collect-only "${TESTS[@]}"
+fi
 
 SANITIZER=${COMPUTE_SANITIZER:-$(command -v compute-sanitizer || true)}
 for home in "${CUDA_HOME:-}" /usr/local/cuda; do
@@ -22,9 +28,9 @@ fi
 # The caching allocator would hide accesses beyond a tensor's end.
 export PYTORCH_NO_CUDA_MEMORY_CACHING=1
 failed=0
-for tool in memcheck racecheck initcheck synccheck; do
+for tool in ${TOOLS:-memcheck racecheck initcheck synccheck}; do
   echo "== $tool"
   "$SANITIZER" --tool "$tool" --error-exitcode 1 --target-processes all \
-    "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu -k "$CHOICE" tests/test_cuda_device.py || failed=1
+    "$PYTHON" -m pytest -v "${TESTS[@]}" || failed=1
 done
 exit $failed

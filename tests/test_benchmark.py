@@ -7,8 +7,6 @@ import importlib.util
 import json
 import os
 import re
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +20,7 @@ from molt import _files, benchmark, cli, ops
 from molt.benchmark import OPERATIONS, Case, Inputs, NotRun, Operation, Provider, gate, timing
 from molt.benchmark import cases as inputs_of
 from molt.benchmark import run as runner
+from molt.benchmark.targets import add_missed
 
 ROOT = Path(__file__).parents[1]
 FIELDS = {
@@ -37,6 +36,7 @@ FIELDS = {
     "p20_ms",
     "p80_ms",
 }
+FIELDS |= {"speedup_compiled", "images_per_s", "fill_ms", "launch_ms", "launch_ratio", "targets", "missed"}
 FIELDS |= {"runs", "bytes", "GBps", "share", "speedup_reference", "speedup_peer", "extra_bytes"}
 
 
@@ -467,20 +467,85 @@ def test_committed_tables_are_those_of_the_committed_reports(plots: ModuleType) 
     assert plots.main(["--check"]) == 0
 
 
-def test_make_gpu_goes_on_after_failed_tests(tmp_path: Path) -> None:
-    if shutil.which("make") is None:
-        pytest.skip("make is not installed")
-    log = tmp_path / "calls"
-    python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\necho "$@" >> {log}\ncase "$*" in *"-m gpu"*) exit 1;; esac\n')
-    python.chmod(0o755)
-    command = ["make", "gpu", f"PYTHON={python}", f"OUT={tmp_path / 'out'}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode != 0 and "make gpu: failed: tests" in done.stdout
-    calls = log.read_text()
-    order = ["build_ext", "-m gpu tests", "molt.cli benchmark --device cuda", "benchmark --end-to-end --device cuda"]
-    order.append("pytest benchmarks --benchmark-only")
-    assert [calls.index(part) for part in order] == sorted(calls.index(part) for part in order)
-    files = {path.name for path in (tmp_path / "out").iterdir()}
-    made = {"tests.xml", "operators.json", "end_to_end.json", "benchmarks.json"}
-    assert len(files | made) <= 8, files
+def test_targets_are_told_and_stand_in_the_readme(site: tuple[Path, Path], plots: ModuleType) -> None:
+    pytest.importorskip("matplotlib")
+    root, path = site
+    page = root / "README.md"
+    page.write_text(page.read_text() + f"\n{plots.GPU_BEGIN}\n{plots.GPU_END}\n")
+    assert plots.main([str(path)], root) == 0 and plots.NO_GPU in page.read_text()
+    report = json.loads(path.read_text())
+    native = next(row for row in report["rows"] if row["provider"] == "native")
+    native["targets"] = {"share": 0.25, "speedup_peer": 3.0, "launch_ratio": 2.0}
+    add_missed(report["rows"])
+    assert native["missed"] == ["speedup_peer", "launch_ratio"], "one is too small, one was not measured"
+    path.write_text(json.dumps(report))
+    assert plots.main([str(path)], root) == 0
+    text = page.read_text()
+    assert plots.NO_GPU not in text and "| `double` | small | share at least 0.25 | 0.5 |" in text
+    assert "speedup_peer at least 3 | **2, missed** |" in text
+    assert "launch_ratio at most 2 | **not measured, missed** |" in text
+    path.write_text(json.dumps(report | {"rehearsal": True}))
+    with pytest.raises(ValueError, match="rehearsal, whose times mean nothing"):
+        plots.main([str(path)], root)
+
+
+def test_targets_are_a_gpus(capsys: pytest.CaptureFixture) -> None:
+    for more in ([], ["--end-to-end"]):
+        assert molt("benchmark", "--targets", "--device", "cpu", *more) == 2
+        assert "--targets: they are a GPU's" in capsys.readouterr().err
+
+
+def test_targets_come_first_and_alone() -> None:
+    asked = [(o.name, case) for o in OPERATIONS.values() for case in o.cases_on("cuda", targets=True)]
+    assert len(asked) == 14 and all(case.targets for _, case in asked)
+    assert not any(case.targets for o in OPERATIONS.values() for case in o.cases_on("cpu"))
+    large = {case.name: case.targets for name, case in asked if name == "cluster_refine" and case.images > 8}
+    assert len(large) == 8 and {targets["speedup_peer"] for targets in large.values()} == {3.0}
+    rehearsed = [case for o in OPERATIONS.values() for case in o.rehearsed(targets=True)]
+    assert [case.name for case in rehearsed] == [case.name for _, case in asked]
+    assert all(case.device == "cpu" and case.images <= 2 for case in rehearsed)
+
+
+def test_a_provider_that_fails_while_timed_takes_no_other_along() -> None:
+    calls = iter(range(100))
+
+    def fails_later(x: torch.Tensor) -> torch.Tensor:
+        if next(calls):
+            raise ValueError("no more")
+        return x * 2
+
+    rows = rows_of(fake(peer(fails_later)))
+    assert rows["peer"]["note"] == "raises ValueError: no more" and rows["peer"]["match"] is False
+    assert rows["native"]["median_ms"] > 0 and rows["native"]["speedup_peer"] is None
+
+
+def test_a_launch_is_timed_beside_small_cases() -> None:
+    operation = fake()
+    case = dataclasses.replace(operation.cases[0], targets={"launch_ratio": 2.0})
+    (native,) = (row for row in benchmark.run_case(operation, case, seconds=0.001) if row["provider"] == "native")
+    assert native["launch_ms"] > 0 and native["fill_ms"] > 0 and native["targets"] == {"launch_ratio": 2.0}
+    assert native["launch_ratio"] == pytest.approx(native["median_ms"] / (native["fill_ms"] + native["launch_ms"]))
+
+
+def test_a_run_goes_on_with_an_earlier_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "operators.json"
+    command = ["benchmark", "upsample_normalize", "--rehearse", "--resume", "--out", path]
+    assert molt(*command, "--targets") == 0
+    first = json.loads(path.read_text())
+    assert first["rehearsal"] is True and len({row["case"] for row in first["rows"]}) == 2
+    timed: list[str] = []
+    run_case = runner.run_case
+
+    def watched(operation: Operation, case: Case, **options: Any) -> Any:
+        timed.append(case.name)
+        return run_case(operation, case, **options)
+
+    monkeypatch.setattr(runner, "run_case", watched)
+    assert molt(*command, "--providers", "reference,native") == 0
+    rows = json.loads(path.read_text())["rows"]
+    names = [case.name for case in OPERATIONS["upsample_normalize"].cases_on("cuda")]
+    assert {row["case"] for row in rows} == set(names) and rows[: len(first["rows"])] == first["rows"]
+    assert sorted(timed) == sorted(set(names) - {row["case"] for row in first["rows"]})
+    path.write_text(json.dumps(first | {"sources": "others"}))
+    timed.clear()
+    assert molt(*command, "--targets", "--providers", "reference,native") == 0 and len(timed) == 2

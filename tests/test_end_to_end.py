@@ -18,7 +18,14 @@ import torch
 import molt as package
 from molt import cli
 from molt.benchmark import agreement, device_name, end_to_end, photos, pipelines
-from molt.benchmark.configurations import CELLS, PROVIDERS, Configuration, configurations
+from molt.benchmark.configurations import (
+    CELLS,
+    PROVIDERS,
+    Configuration,
+    configurations,
+    find_targets,
+    rehearsed,
+)
 from molt.benchmark.registry import NotRun
 from molt.clustering import DeepClustering, TokenKMeans
 
@@ -27,6 +34,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 COLUMNS = {"method", "clusterer", "provider", "batch", "size", "headline", "dtype", "scales", "trained", "note"}
 COLUMNS |= {"ms", "p20_ms", "p80_ms", "runs", "photos_per_s", "bare_ms", "bare_photos_per_s", "ratio", "results_ms"}
 COLUMNS |= {"peak_mib", "extrapolated", "photos_timed", "steps_timed", "steps_full", "step_ms", "stages"}
+COLUMNS |= {"weights", "targets", "missed", "speedup_published", "speedup_published_bincount"}
 COLUMNS |= {"iou_reference", "ari_reference", "photos_compared", "hits", "photos_hit"}
 
 
@@ -42,14 +50,14 @@ def model(size: int) -> package.MOLT:
     return made
 
 
-def tiny(device: str = "cpu", size: int = 48) -> package.Localizer:
+def tiny(device: str = "cpu", size: int = 48, pretrained: bool = True) -> package.Localizer:
     return package.Localizer(copy.deepcopy(model(size)), device=device, alpha=0.5)
 
 
 real_clusterer = pipelines.make_clusterer
 
 
-def small_clusterer(name: str, steps: int | None = None, dtype: Any = None) -> Any:
+def small_clusterer(name: str, steps: int | None = None, dtype: Any = None, tiny: bool = False) -> Any:
     if name == "deep_published":
         return DeepClustering("published", channels=8, steps=steps or 1000, num_segments=40, min_labels=1)
     if name == "deep_fast":
@@ -326,7 +334,7 @@ def test_stages_make_up_the_whole(bench: end_to_end.Bench, monkeypatch: pytest.M
             time.sleep(0.3)
             return super().__call__(*arguments)
 
-    monkeypatch.setattr(pipelines, "make_clusterer", lambda name, steps=None, dtype=None: Slow())
+    monkeypatch.setattr(pipelines, "make_clusterer", lambda name, steps=None, dtype=None, tiny=False: Slow())
     row = bench.row(one("token_kmeans"))
     assert row["note"] is None and row["ms"] > 300 > row["bare_ms"], "the clusterer is no forward pass"
     milliseconds = {stage["stage"]: stage["ms"] for stage in row["stages"]}
@@ -579,3 +587,84 @@ def test_the_whole_sees_what_the_bare_passes_see(weights: str) -> None:
     for (width, side), (bare_width, bare_side) in zip(whole, sorted(seen), strict=True):
         # A CNN's photos are padded to its stride, which is the library's own doing.
         assert width == bare_width and 0 <= side - bare_side < 32
+
+
+def test_a_reference_that_fails_takes_no_times_along(bench: end_to_end.Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = pipelines.library
+
+    def fails(loc: package.Localizer, *arguments: Any) -> Any:
+        if loc.backend == "reference":
+            raise ValueError("a fault")
+        return library(loc, *arguments)
+
+    monkeypatch.setattr(pipelines, "library", fails)
+    row = bench.row(one())
+    assert row["ms"] > 0 and row["iou_reference"] is None and not end_to_end.failed([row])
+    assert row["note"] == "not compared: the reference raises ValueError: a fault"
+    assert end_to_end.failed([bench.row(one(provider="reference"))])
+
+
+def test_random_weights_are_told_and_no_box_is_judged(registered: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    def build(device: str, size: int, pretrained: bool = True) -> package.Localizer:
+        asked.append(pretrained)
+        return tiny(device, size)
+
+    monkeypatch.setattr(pipelines, "METHODS", {"molt_tiny": pipelines.Method(build)})
+    load = photos.load
+    boxes = tuple(torch.tensor([[0.0, 0, 48, 48]]) for _ in load(None, (8, 8)).images)
+    monkeypatch.setattr(photos, "load", lambda *a: photos.Photos("made", load(*a).images, boxes))
+    rows = [end_to_end.Bench("cpu", seconds=0, pretrained=pretrained).row(one()) for pretrained in (True, False)]
+    assert asked == [True, False] and [row["weights"] for row in rows] == ["pretrained", "random"]
+    assert [row["trained"] for row in rows] == [True, False]
+    assert rows[0]["hits"] is not None and rows[1]["hits"] is None and rows[1]["iou_reference"] == 1
+    loc = pipelines.METHODS["molt_tiny"].build("cpu", 48)
+    assert loc.weights[0].source == "random"
+
+
+def test_seeded_takes_random_weights() -> None:
+    (seeded, again) = (pipelines._seeded("cpu", 56, pretrained=False) for _ in range(2))
+    assert [info.source for info in seeded.weights] == ["random", "random"]
+    first, second = (next(loc.method.vit.model.parameters()) for loc in (seeded, again))
+    assert torch.equal(first, second), "of a seed"
+
+
+def test_targets_of_configurations() -> None:
+    work = configurations("cuda", targets=True)
+    assert work == [what for what in configurations("cuda") if what in work] == configurations("cuda")[: len(work)]
+    assert {(what.batch, what.size) for what in work} == {(64, 448)} and len(work) == 11
+    asked = {str(what): find_targets("cuda", what) for what in work}
+    assert asked["molt_dinov2_small, token_kmeans, native, 64 x 448 px"] == {"ratio": 1.4}
+    loops = [what for what in work if what.provider.startswith("published")]
+    assert len(loops) == 2 and not any(asked[str(what)] for what in loops), "there to be compared with"
+    assert configurations("cpu", targets=True) == [] and not any(find_targets("cpu", what) for what in work)
+    assert {(what.batch, what.size) for what in rehearsed(work)} == {(2, 56)} and len(rehearsed(work)) == len(work)
+
+
+def test_times_faster_than_the_papers_loops() -> None:
+    rows = []
+    for provider, ms in (("native", 10.0), ("published_bincount", 90.0), ("published", 900.0)):
+        rows.append(end_to_end.empty_row(one("deep_published", provider), torch.float32) | {"ms": ms})
+    rows[0]["targets"] = {"speedup_published": 100.0, "speedup_published_bincount": 8.0}
+    end_to_end.add_speedups(rows)
+    assert rows[0]["speedup_published"] == 90 and rows[0]["speedup_published_bincount"] == 9
+    assert rows[0]["missed"] == ["speedup_published"] and rows[2]["missed"] == []
+
+
+def test_command_goes_on_with_an_earlier_report(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = (*CHOICE, "--clusterer", "none", "--resume")
+    code, first = command(*chosen, "--providers", "reference")
+    measured: list[str] = []
+    row = end_to_end.Bench.row
+
+    def watched(self: end_to_end.Bench, what: Configuration) -> Any:
+        measured.append(what.provider)
+        return row(self, what)
+
+    monkeypatch.setattr(end_to_end.Bench, "row", watched)
+    code, report = command(*chosen, "--providers", "native,reference")
+    assert code == 0 and measured == ["native"] and report["rows"][0] == first["rows"][0] and len(report["rows"]) == 2
+    code, report = command(*chosen, "--providers", "native", "--random-weights")
+    assert code == 0 and measured == ["native", "native"], "of other weights: measured anew"
+    assert [one["weights"] for one in report["rows"]] == ["random"]

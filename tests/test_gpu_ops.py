@@ -62,14 +62,22 @@ def test_cluster_operators_agree_with_float64(shape: tuple[int, ...], dtype: tor
         torch.testing.assert_close(means.cpu().double(), want_means, rtol=0, atol=4e-6)
 
 
-@pytest.mark.parametrize("size", [(224, 224), (100, 100), (7, 9), (33, 130), (1, 1), (1000, 37)], ids=str)
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+# Few: sizes, scales and dtypes each compile anew. The interpreter covers the rest (tests/test_triton_kernels.py).
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [
+        (torch.float32, (224, 224)),
+        (torch.float32, (1000, 37)),
+        (torch.float16, (100, 100)),
+        (torch.bfloat16, (33, 130)),
+    ],
+    ids=str,
+)
 def test_fusion_agrees_with_float64(size: tuple[int, int], dtype: torch.dtype) -> None:
     for sides in (
-        [(14, 14)],
         [(14, 14), (21, 21), (28, 28)],
-        [(1, 1), (5, 3)],
         [(40, 1), (64, 64), (7, 9), (8, 8), (3, 3)],
+        [(14, 14)],
     ):
         maps = [torch.randn(3, 2, *side).to(dtype) for side in sides]
         weights = [1.0 + i for i in range(len(maps))]
@@ -80,15 +88,14 @@ def test_fusion_agrees_with_float64(size: tuple[int, int], dtype: torch.dtype) -
         want = ops.cluster_refine(want, labels, 0.4, 9, backend="reference")
         out = ops.fuse_and_refine([m.cuda() for m in maps], labels.cuda(), 0.4, 9, weights, backend="native")
         torch.testing.assert_close(out.cpu().double(), want, rtol=0, atol=TOLERANCE[dtype])
-    one = ops.upsample_normalize(maps[1].cuda(), size, backend="native").flatten(2)
-    if size != (1, 1):
-        assert (one.amin(2) == 0).all() and (one.amax(2) == 1).all()
+    one = ops.upsample_normalize(maps[0].cuda(), size, backend="native").flatten(2)
+    assert (one.amin(2) == 0).all() and (one.amax(2) == 1).all()
 
 
 def test_special_values() -> None:
     maps = torch.rand(2, 4, 9, 9)
     maps[0, 1], maps[0, 2, 3, 3], maps[1, 0, 0, 0] = 7.5, torch.nan, torch.inf
-    out = ops.upsample_normalize(maps.cuda(), (50, 50), backend="native").cpu()
+    out = ops.upsample_normalize(maps.cuda(), (224, 224), backend="native").cpu()
     assert not out[0, 1].any() and out[0, 2].isnan().all() and out[1, 0].isnan().all()
     assert out[1, 1:].isfinite().all() and out[0, 0].isfinite().all()
     labels = labels_of((2, 4, 9, 9), 3, torch.int32, 3)
@@ -142,7 +149,7 @@ def test_votes_and_boxes_agree_with_the_cpu() -> None:
 
 @pytest.mark.parametrize("metric", ["cosine", "l2"])
 def test_kmeans_agrees_with_the_cpu(metric: str) -> None:
-    for number, dim, clusters in [(5, 3, 2), (1024, 384, 5), (3600, 384, 2), (777, 70, 32), (100, 1000, 1)]:
+    for number, dim, clusters in [(5, 70, 2), (1024, 384, 5), (3600, 384, 2)]:
         # Well apart, so that rounding moves no point to another cluster.
         truth = torch.randint(clusters, (2, number))
         features = torch.randn(clusters, dim)[truth] * 3 + 0.05 * torch.randn(2, number, dim)

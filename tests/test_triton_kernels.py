@@ -68,6 +68,12 @@ def kernels(request):
         )
 
 
+def mostly_interpreted(cases, on_gpu):
+    """Parameters of which a GPU gets a few: each compiles anew."""
+    assert all(case in cases for case in on_gpu)
+    return [pytest.param(*case, marks=() if case in on_gpu else pytest.mark.interpreted) for case in cases]
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
@@ -117,7 +123,16 @@ SIZES = [
 
 @pytest.mark.parametrize(
     ("small", "size", "dtype"),
-    [(*sizes, torch.float32) for sizes in SIZES] + [(*sizes, dtype) for sizes in SIZES[1:6:2] for dtype in DTYPES[:2]],
+    mostly_interpreted(
+        [(*sizes, torch.float32) for sizes in SIZES]
+        + [(*sizes, dtype) for sizes in SIZES[1:6:2] for dtype in DTYPES[:2]],
+        [
+            (*SIZES[0], torch.float32),
+            (*SIZES[12], torch.float32),
+            (*SIZES[1], torch.float16),
+            (*SIZES[5], torch.bfloat16),
+        ],
+    ),
     ids=str,
 )
 def test_one_scale_spans_0_to_1(kernels, small, size, dtype):
@@ -141,7 +156,10 @@ def test_ends_are_exact_whatever_the_rounding(kernels, offset):
 
 @pytest.mark.parametrize(
     ("scales", "dtype"),
-    [(2, torch.float32), (3, torch.float16), (4, torch.float32), (5, torch.bfloat16), (9, torch.float32)],
+    mostly_interpreted(
+        [(2, torch.float32), (3, torch.float16), (4, torch.float32), (5, torch.bfloat16), (9, torch.float32)],
+        [(3, torch.float16), (9, torch.float32)],
+    ),
     ids=str,
 )
 def test_scales(kernels, scales, dtype):
@@ -156,13 +174,14 @@ def test_scales(kernels, scales, dtype):
     assert out.min() >= 0 and out.max() <= 1
 
 
+@pytest.mark.interpreted
 def test_three_scales_of_the_pyramid(kernels):
     maps = [torch.randn(1, 1, side, side) for side in (14, 21, 28)]
     out = kernels.fuse_maps(maps, (56, 60), [0.2, 0.3, 0.5])
     torch.testing.assert_close(out.double(), fused(maps, (56, 60), [0.2, 0.3, 0.5]), rtol=0, atol=5e-7)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", mostly_interpreted([(d,) for d in DTYPES], [(torch.float32,)]), ids=str)
 def test_constant_maps_are_zeros(kernels, dtype):
     maps = torch.randn(1, 4, 3, 4).to(dtype)
     maps[:, 1], maps[:, 2], maps[:, 3] = 1 / 3, 0, -1e4
@@ -174,7 +193,12 @@ def test_constant_maps_are_zeros(kernels, dtype):
 
 
 @pytest.mark.parametrize(
-    ("bad", "size"), [(math.nan, (9, 10)), (math.inf, (9, 10)), (-math.inf, (2, 1)), (math.nan, (2, 1))], ids=str
+    ("bad", "size"),
+    mostly_interpreted(
+        [(math.nan, (9, 10)), (math.inf, (9, 10)), (-math.inf, (2, 1)), (math.nan, (2, 1))],
+        [(math.nan, (9, 10)), (math.inf, (9, 10))],
+    ),
+    ids=str,
 )
 def test_nan_and_infinity_stay_in_their_map(kernels, bad, size):
     """To (2, 1) the node at (1, 4) takes no part in any sample."""
@@ -195,7 +219,7 @@ def test_nan_and_infinity_stay_in_their_map(kernels, bad, size):
 def test_a_range_beyond_float32_is_nan(kernels):
     maps = torch.randn(1, 2, 4, 4)
     maps[0, 1, 0, 0], maps[0, 1, 3, 3] = 3e38, -3e38
-    out = kernels.fuse_maps([maps], (16, 16), [1.0])
+    out = kernels.fuse_maps([maps], (8, 7), [1.0])
     assert out[0, 1].isnan().all() and out[0, 0].isfinite().all()
 
 
@@ -212,8 +236,10 @@ def test_ranges_whose_reciprocal_overflows(kernels, weights):
     assert out.max() > 0.5
 
 
-@pytest.mark.parametrize("side", [3, 41])
-@pytest.mark.parametrize("weights", [[1.0], [0.5, 0.5]], ids=["one", "two"])
+@pytest.mark.parametrize("side", mostly_interpreted([(3,), (41,)], [(41,)]))
+@pytest.mark.parametrize(
+    "weights", [pytest.param([1.0], id="one"), pytest.param([0.5, 0.5], id="two", marks=pytest.mark.interpreted)]
+)
 def test_huge_nodes_between_the_samples_have_no_say(kernels, side, weights):
     """Three times as many nodes as samples: two in three are not sampled, and would overflow divided by the range.
 
@@ -292,12 +318,12 @@ def test_positions_and_outputs_beyond_32_bits():
 
 @pytest.mark.gpu
 def test_graph_capture():
-    maps = [torch.randn(2, 3, 14, 14, device="cuda"), torch.randn(2, 3, 21, 21, device="cuda")]
+    maps = [torch.randn(2, 3, side, side, device="cuda") for side in (14, 21, 28)]
     features = torch.randn(2, 300, 64, device="cuda")
     centres = features[:, None, :5].clone()
 
     def work():
-        return fuse_maps(maps, (224, 224), [0.5, 0.5]), *kmeans(features, centres, 3, False)
+        return fuse_maps(maps, (224, 224), [0.2, 0.3, 0.5]), *kmeans(features, centres, 3, False)
 
     want = work()
     graph = torch.cuda.CUDAGraph()
@@ -337,13 +363,19 @@ def blobs(batch, points, dim, k, dtype, spread=0.05):
     return torch.nn.functional.normalize(points, dim=-1).to(dtype)
 
 
-@pytest.mark.parametrize("cosine", [True, False], ids=["cosine", "l2"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+SHAPES = [(2, 130, 70, 2, 5), (1, 1, 3, 1, 1), (1, 1100, 8, 1, 3), (2, 70, 64, 1, 17), (1, 90, 128, 1, 70)]
+
+
 @pytest.mark.parametrize(
-    ("batch", "points", "dim", "restarts", "k"),
-    [(2, 130, 70, 2, 5), (1, 1, 3, 1, 1), (1, 1100, 8, 1, 3), (2, 70, 64, 1, 17), (1, 90, 128, 1, 70)],
+    ("shape", "dtype", "cosine"),
+    mostly_interpreted(
+        list(itertools.product(SHAPES, DTYPES, (True, False))),
+        [(SHAPES[0], torch.float32, True), (SHAPES[2], torch.float16, True), (SHAPES[4], torch.bfloat16, False)],
+    ),
+    ids=str,
 )
-def test_kmeans(kernels, batch, points, dim, restarts, k, dtype, cosine):
+def test_kmeans(kernels, shape, dtype, cosine):
+    batch, points, dim, restarts, k = shape
     features = blobs(batch, points, dim, min(k, 8), dtype)
     start = torch.stack([torch.randperm(points)[:k] for _ in range(restarts)])
     centres = features[:, start].float()
@@ -370,12 +402,14 @@ def test_kmeans_of_equal_affinities_takes_the_lowest(kernels):
     assert not torch.equal(moved, centres)
 
 
+@pytest.mark.interpreted
 def test_kmeans_of_opposite_vectors(kernels):
     features = torch.tensor([[[1.0, 0.0], [-1.0, 0.0]]])
     labels, ends, score = kernels.kmeans(features, torch.zeros(1, 1, 1, 2), 2, True)
     assert (labels == 0).all() and (ends == 0).all() and (score == 0).all()
 
 
+@pytest.mark.interpreted
 def test_kmeans_bits_do_not_depend_on_the_batch(kernels):
     features = torch.randn(5, 70, 20)
     centres = features[:, None, :3].expand(-1, 2, -1, -1).clone()
@@ -386,25 +420,28 @@ def test_kmeans_bits_do_not_depend_on_the_batch(kernels):
         assert torch.equal(got[3:4, 1:], want)
 
 
-def test_kmeans_views(kernels):
-    base = torch.randn(3, 40, 24)
-    for features in (
-        base[:, 1:],
-        base[::2, ::3, 1::2],
-        base.transpose(1, 2),
-        base[:1].expand(3, -1, -1),
-        base[..., :8],
-    ):
-        centres = torch.randn(2, len(features), 3, features.shape[2]).transpose(0, 1)
-        out = kernels.kmeans(features, centres, 2, False)
-        want = kernels.kmeans(features.contiguous(), centres.contiguous(), 2, False)
-        for got, expected in zip(out, want, strict=True):
-            assert torch.equal(got, expected)
+VIEWS = {
+    "rows": lambda base: base[:, 1:],
+    "steps": lambda base: base[::2, ::3, 1::2],
+    "turned": lambda base: base.transpose(1, 2),
+    "expanded": lambda base: base[:1].expand(3, -1, -1),
+    "columns": lambda base: base[..., :8],
+}
+
+
+@pytest.mark.parametrize("view", mostly_interpreted([(name,) for name in VIEWS], [("turned",)]))
+def test_kmeans_views(kernels, view):
+    features = VIEWS[view](torch.randn(3, 40, 24))
+    centres = torch.randn(2, len(features), 3, features.shape[2]).transpose(0, 1)
+    out = kernels.kmeans(features, centres, 2, False)
+    want = kernels.kmeans(features.contiguous(), centres.contiguous(), 2, False)
+    for got, expected in zip(out, want, strict=True):
+        assert torch.equal(got, expected)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_kmeans_nan_stays_in_its_image(kernels, bad):
-    features = torch.randn(2, 50, 9)
+    features = torch.randn(2, 50, 6)
     centres = features[:, None, :4].clone()
     clean = kernels.kmeans(features, centres, 2, False)
     features[1, 20, 3] = bad

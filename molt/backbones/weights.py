@@ -232,7 +232,7 @@ def create_timm(
     Args:
         name: timm model name, with its tag where a certain set of weights is meant.
         checkpoint: local ``.safetensors`` or ``.pth`` file in timm's key names (read with ``weights_only=True``).
-        source: ``"auto"``, ``"package"`` or ``"hub"``.
+        source: ``"auto"``, ``"package"``, ``"hub"``, or ``"random"``, which is ``pretrained=False``.
         pretrained: False leaves random weights (tests, training from scratch).
         options: passed to ``timm.create_model``.
 
@@ -242,7 +242,7 @@ def create_timm(
             them.
         RuntimeError: a file that does not fit the network.
     """
-    if source not in SOURCES:
+    if source not in (*SOURCES, "random"):
         raise ValueError(f"source must be one of {', '.join(SOURCES)}, got {source!r}")
     if not timm.is_model(name):
         near = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.7))
@@ -251,7 +251,7 @@ def create_timm(
     def build(**more: Any) -> nn.Module:
         return timm.create_model(name, **options, **more).eval().requires_grad_(False)
 
-    if not pretrained:
+    if not pretrained or source == "random":
         return build(), WeightsInfo(name, "random", "no", False)
     if checkpoint is not None:
         path = Path(checkpoint).expanduser()

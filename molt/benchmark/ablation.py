@@ -19,7 +19,7 @@ from molt.benchmark import ablation_scales as scales
 from molt.benchmark.ablation_networks import SIDE, FindClasses, Measured, SeededMaps, TrainedMolt, View, Wanted
 from molt.benchmark.ablation_rows import HOW, gather, not_run, rows_of
 from molt.benchmark.ablation_store import REPORT, Kept, Sheet, begin, digest, file_digest
-from molt.benchmark.run import about
+from molt.benchmark.machine import about
 from molt.data.annotations import LocalizationSet, Sample
 from molt.data.images import PhotoError, read_photo
 from molt.evaluation._spool import RunError, write_json
@@ -180,7 +180,8 @@ def run(
         step: called after each step.
 
     Returns:
-        What is written: :func:`molt.benchmark.run.about`, ``rows``, ``findings``, ``problems`` and how it was measured.
+        What is written: :func:`molt.benchmark.machine.about`, ``rows``, ``findings``, ``problems`` and how it was
+        measured.
 
     Raises:
         RunError: ``out`` holds something else.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ def short(dtype: torch.dtype) -> str:
 
 def cases(describe: Callable[[Case], str], rows: Iterable[dict[str, Any]]) -> tuple[Case, ...]:
     """Build cases from keyword rows; keys that `Case` has no field for become its options."""
-    fields = {"device", "images", "dtype", "headline", "backward"}
+    fields = {"device", "images", "dtype", "headline", "backward", "targets"}
     built = []
     for row in rows:
         kept = {key: value for key, value in row.items() if key in fields}
@@ -42,15 +42,23 @@ def cases(describe: Callable[[Case], str], rows: Iterable[dict[str, Any]]) -> tu
 
 
 def sizes(
-    *, backward: bool = False, half: bool = True, headline: int | None = None, **options: Any
+    *,
+    backward: bool = False,
+    half: bool = True,
+    headline: int | None = None,
+    targets: Mapping[int, Mapping[str, float]] | None = None,
+    **options: Any,
 ) -> list[dict[str, Any]]:
     """The sizes that every map operator is measured at: 8, 32 and 64 images on the CPU; small to 1 GiB on a GPU.
 
-    `headline` is the number of images of the GPU's headline case, by default the largest.
+    `headline` is the number of images of the GPU's headline case, by default the largest; `targets` are the GPU's, by
+    number of images.
     """
-    headline = LARGE if headline is None else headline
+    headline, asked = LARGE if headline is None else headline, targets or {}
     cpu: list[dict[str, Any]] = [{"images": n, "headline": n == 32} for n in (8, 32, 64)]
-    cuda: list[dict[str, Any]] = [{"images": n, "headline": n == headline} for n in (LARGE, MEDIUM, 8)]
+    cuda: list[dict[str, Any]] = [
+        {"images": n, "headline": n == headline, "targets": asked.get(n, {})} for n in (LARGE, MEDIUM, 8)
+    ]
     if half:
         cuda.append({"images": 2 * LARGE, "dtype": torch.float16})
     if backward:

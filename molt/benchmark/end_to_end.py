@@ -12,11 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from molt.benchmark import agreement, photos, pipelines, timing
-from molt.benchmark.configurations import Configuration
+from molt.benchmark import photos, pipelines, timing
+from molt.benchmark.configurations import Configuration, find_targets
+from molt.benchmark.end_to_end_rows import (
+    FIRST_STEPS,
+    STEPS,
+    add_speedups,
+    add_times,
+    compare,
+    empty_row,
+    key,
+    stages,
+)
+from molt.benchmark.machine import TIME_IS_OVER, about, is_left
 from molt.benchmark.pipelines import FULL_STEPS, Found
 from molt.benchmark.registry import CANNOT, NotRun, first_line
-from molt.benchmark.run import about
 from molt.clustering._labels import LARGE_CHUNK
 from molt.localizer import Localizer
 from molt.profiling import Profile
@@ -28,11 +38,7 @@ LEAST_ROUNDS, MOST_ROUNDS = 3, 30
 PATIENCE_S = 6.0  # a round slower than this is timed once
 KEPT = 2  # networks
 LOOP_PHOTOS = 2  # that the papers' loops are timed on; they take one after the other
-# Of deep_published: timed after the first, and between those two. On a GPU steps are replayed from a recording only
-# where there are more than a few, and both runs must be of one kind.
-FIRST_STEPS, STEPS = 4, 20
 QUALITY_S, QUALITY_BATCH = 10.0, 8
-HIT = 0.5
 
 
 class Bench:
@@ -43,6 +49,8 @@ class Bench:
         dtype: of autocast, for the whole and for the bare forward passes; float32 does without.
         folder: of photos, see :func:`molt.benchmark.photos.load`.
         seconds: of timing a row.
+        pretrained: False takes random weights, which cost as much time; what is right is then not asked.
+        tiny: clusterers as small as they go, where times mean nothing.
 
     Attributes:
         source: where the photos are from.
@@ -58,8 +66,11 @@ class Bench:
         dtype: torch.dtype = torch.float32,
         folder: Path | None = None,
         seconds: float | None = None,
+        pretrained: bool = True,
+        tiny: bool = False,
     ) -> None:
         self.device = torch.device(device)
+        self.pretrained, self.tiny = pretrained, tiny
         self.dtype = dtype
         self.folder = folder
         self.seconds = SECONDS[device] if seconds is None else seconds
@@ -71,7 +82,9 @@ class Bench:
 
     def row(self, one: Configuration) -> dict[str, Any]:
         """Measure one configuration; what fails is a note in its row."""
-        row = empty_row(one, self.dtype)
+        row = empty_row(one, self.dtype) | {"weights": "pretrained" if self.pretrained else "random"}
+        if self.dtype == torch.bfloat16:
+            row["targets"] = find_targets(self.device.type, one)
         try:
             self._measure(one, row)
         except NotRun as error:
@@ -88,8 +101,8 @@ class Bench:
     def _measure(self, one: Configuration, row: dict[str, Any]) -> None:
         loc, given = self._prepare(one)
         row["scales"] = list(pipelines.sides(loc))
-        row["trained"] = pipelines.METHODS[one.method].trained
-        pipelines.make_clusterer(one.clusterer)
+        row["trained"] = self.pretrained and pipelines.METHODS[one.method].trained
+        pipelines.make_clusterer(one.clusterer, tiny=self.tiny)
         loop = one.provider.startswith("published")
         slow = one.clusterer == "deep_published"
         timed = min(one.batch, LOOP_PHOTOS if loop else one.batch)
@@ -107,16 +120,17 @@ class Bench:
             taken = take_turns({"start": start, "bare": forwards}, self.clock, self.seconds)
             taken["whole"] = once(whole, self.clock)
         else:
-            runs = {"whole": whole, "bare": forwards}
+            turns = {"whole": whole, "bare": forwards}
             results = None if loop else self._results(one, loc, fewer)
             if results is not None:
-                runs["results"] = results
-            taken = take_turns(runs, self.clock, self.seconds)
+                turns["results"] = results
+            taken = take_turns(turns, self.clock, self.seconds)
         add_times(row, taken, one.batch, timed, steps)
         # Where a run takes long, the peaks of its stages tell the whole's.
         long = row["ms"] > 1000 * PATIENCE_S * one.batch / timed
         row["peak_mib"] = None if long or slow else self._peak(whole)
-        profile = self._profile(one, loc, fewer, steps, 1 if row["ms"] > 1000 * one.batch / timed else 3)
+        runs = 1 if self.tiny or row["ms"] > 1000 * one.batch / timed else 3
+        profile = self._profile(one, loc, fewer, steps, runs)
         if long or slow:
             row["peak_mib"] = max((s["peak_mib"] for s in profile if s["peak_mib"] is not None), default=None)
         step = row["step_ms"] or 0.0
@@ -132,7 +146,8 @@ class Bench:
             if len(self._built) == KEPT:
                 del self._built[next(iter(self._built))]
                 timing.release(self.device)
-            loc = pipelines.METHODS[one.method].build(str(self.device), one.size)
+            options = {} if self.pretrained else {"pretrained": False}
+            loc = pipelines.METHODS[one.method].build(str(self.device), one.size, **options)
             self._built[at] = loc, photos.load(self.folder, loc.method.size)
         loc, given = self._built[at]
         loc.backend = None if one.provider.startswith("published") else one.provider  # type: ignore[assignment]
@@ -156,7 +171,7 @@ class Bench:
         return torch.bfloat16 if low else torch.float32
 
     def _run(self, one: Configuration, loc: Localizer, images: Tensor, steps: int | None = None) -> Callable[[], Found]:
-        clusterer = pipelines.make_clusterer(one.clusterer, steps, self._clusters_in())
+        clusterer = pipelines.make_clusterer(one.clusterer, steps, self._clusters_in(), tiny=self.tiny)
         if one.provider.startswith("published"):
             vote: Any = "bincount" if one.provider == "published_bincount" else "numpy"
             return self._autocast(lambda: pipelines.literal(loc, clusterer, vote, loc._stage, images))
@@ -166,7 +181,7 @@ class Bench:
         """Return a function from ready maps to what Localizer returns; None without clusters."""
         if one.clusterer == "none":
             return None
-        loc.clusterer = pipelines.make_clusterer(one.clusterer, None, self._clusters_in())
+        loc.clusterer = pipelines.make_clusterer(one.clusterer, None, self._clusters_in(), tiny=self.tiny)
         shown = [photos.as_photo(image) for image in images]
         maps = self._autocast(lambda: loc._maps(images, None))()
         return lambda: loc._boxes(shown, maps)
@@ -201,9 +216,14 @@ class Bench:
                 self._references[at] = found
             elif at not in self._references:
                 backend, loc.backend = loc.backend, "reference"
-                self._references[at] = self._see(replace(one, provider="reference"), loc, given, len(found))
-                loc.backend = backend
-            truth = given.boxes if pipelines.METHODS[one.method].trained else None
+                try:
+                    self._references[at] = self._see(replace(one, provider="reference"), loc, given, len(found))
+                except Exception as error:  # a reference that fails takes no times along
+                    row["note"] = f"not compared: the reference raises {type(error).__name__}: {first_line(error)}"
+                    return
+                finally:
+                    loc.backend = backend
+            truth = given.boxes if self.pretrained and pipelines.METHODS[one.method].trained else None
             self._compared[key] = compare(found, self._references[at], loc.threshold, truth)
         row |= self._compared[key]
 
@@ -223,104 +243,20 @@ class Bench:
         return seen
 
 
-def compare(
-    found: Sequence[Found], reference: Sequence[Found], threshold: float, truth: Sequence[Tensor] | None
-) -> dict[str, Any]:
-    """Return the columns on quality of photos seen one by one; see `report`."""
-    both = list(zip(found, reference, strict=False))
-    ious = [float(agreement.mask_iou(ours.refined, theirs.refined, threshold)) for ours, theirs in both]
-    rand = [
-        agreement.adjusted_rand(ours.labels[0], theirs.labels[0])
-        for ours, theirs in both
-        if ours.labels is not None and theirs.labels is not None
-    ]
-    hits = None
-    if truth is not None and len(found) == len(truth):  # of fewer photos it would not compare
-        right = [agreement.best_iou(one.boxes[0], boxes) > HIT for one, boxes in zip(found, truth, strict=True)]
-        hits = sum(right) / len(right)
-    return {
-        "iou_reference": sum(ious) / len(ious) if ious else None,
-        "ari_reference": sum(rand) / len(rand) if rand else None,
-        "photos_compared": len(both),
-        "hits": hits,
-        "photos_hit": None if hits is None else len(found),
-    }
-
-
-def empty_row(one: Configuration, dtype: torch.dtype) -> dict[str, Any]:
-    """Return a row of a configuration without measurements."""
-    row: dict[str, Any] = asdict(one)
-    row |= {"dtype": str(dtype).removeprefix("torch."), "scales": None, "trained": None, "note": None}
-    row |= dict.fromkeys(("ms", "p20_ms", "p80_ms"))
-    row |= {"runs": 0}
-    row |= dict.fromkeys(("photos_per_s", "bare_ms", "bare_photos_per_s", "ratio", "results_ms", "peak_mib"))
-    row |= {"extrapolated": False, "photos_timed": None, "steps_timed": None, "steps_full": None, "step_ms": None}
-    row |= {"stages": []}
-    row |= dict.fromkeys(("iou_reference", "ari_reference", "photos_compared", "hits", "photos_hit"))
-    return row
-
-
-def add_times(
-    row: dict[str, Any], taken: dict[str, list[float]], batch: int, timed: int, steps: int | None = None
-) -> None:
-    """Fill in times, extrapolated where fewer photos or steps were timed than the row is of.
-
-    Args:
-        row: of `empty_row`.
-        taken: milliseconds of "whole" on ``timed`` photos, and of "bare" on ``batch``; "start" of the whole with
-            `FIRST_STEPS` where ``steps`` are given; "results" where they were timed.
-        batch: photos of the row.
-        timed: photos of the whole.
-        steps: of the whole's clustering, or None where they are those of the row.
-    """
-    share, more = batch / timed, 0.0
-    if steps is not None:
-        step = (timing.quantile(taken["whole"], 0.5) - timing.quantile(taken["start"], 0.5)) / (steps - FIRST_STEPS)
-        more = max(step, 0.0) * (FULL_STEPS - steps)
-        row |= {"steps_timed": steps, "steps_full": FULL_STEPS, "step_ms": max(step, 0.0) / timed}
-    for name, quantile in (("ms", 0.5), ("p20_ms", 0.2), ("p80_ms", 0.8)):
-        row[name] = share * (timing.quantile(taken["whole"], quantile) + more)
-    bare = timing.quantile(taken["bare"], 0.5)
-    row |= {
-        "runs": len(taken["whole"]),
-        "photos_per_s": 1000 * batch / row["ms"],
-        "bare_ms": bare,
-        "bare_photos_per_s": 1000 * batch / bare,
-        "ratio": row["ms"] / bare,
-        "results_ms": timing.quantile(taken["results"], 0.5) if "results" in taken else None,
-        "extrapolated": timed < batch or steps is not None,
-        "photos_timed": timed,
-    }
-
-
-def stages(profile: Sequence[dict[str, Any]], batch: int, timed: int, more_ms: float) -> list[dict[str, Any]]:
-    """Return the stages of a row, in the order of their first use.
-
-    Args:
-        profile: rows of :class:`molt.profiling.Profile` of one run on ``timed`` photos.
-        batch: photos of the row.
-        timed: photos of the run.
-        more_ms: that the stage "cluster" would have taken longer with all its steps.
-    """
-    found = []
-    for stage in profile:
-        ms = (1000 * stage["seconds"] + (more_ms if stage["stage"] == "cluster" else 0.0)) * batch / timed
-        per_second = 1000 * batch / ms if ms > 0 else None
-        found.append({"stage": stage["stage"], "ms": ms, "photos_per_s": per_second, "peak_mib": stage["peak_mib"]})
-    return found
-
-
 def take_turns(runs: dict[str, Callable[[], Any]], clock: timing.Clock, seconds: float) -> dict[str, list[float]]:
     """Return the milliseconds of functions called in turns, after one call each to warm up.
 
-    As many rounds as go into ``seconds``, at least `LEAST_ROUNDS`; one where a round takes longer than `PATIENCE_S`.
+    As many rounds as go into ``seconds``, at least `LEAST_ROUNDS`; one where a round takes longer than `PATIENCE_S`, or
+    no seconds are given.
     """
     start = time.perf_counter()
     for run in runs.values():
         run()
     clock.wait()
     each = time.perf_counter() - start
-    rounds = 1 if each > PATIENCE_S else max(LEAST_ROUNDS, min(MOST_ROUNDS, int(seconds / max(each, 1e-6))))
+    rounds = (
+        1 if each > PATIENCE_S or seconds == 0 else max(LEAST_ROUNDS, min(MOST_ROUNDS, int(seconds / max(each, 1e-6))))
+    )
     names = list(runs)
     taken: dict[str, list[Callable[[], float]]] = {name: [] for name in names}
     for turn in range(rounds):
@@ -344,6 +280,7 @@ def run_all(
     work: Sequence[Configuration],
     *,
     minutes: float | None = None,
+    earlier: Sequence[dict[str, Any]] = (),
     begin: Callable[[str], None] = lambda text: None,
 ) -> Iterator[dict[str, Any]]:
     """Yield a row of each configuration; after so many minutes the rest as rows "not run".
@@ -352,15 +289,20 @@ def run_all(
         bench: what measures them.
         work: in this order.
         minutes: no configuration is begun after so many.
+        earlier: rows of another run, yielded in place of measuring them again.
         begin: called with what is measured next.
     """
     end = math.inf if minutes is None else time.monotonic() + 60 * minutes
+    done = {key(row): row for row in earlier if not is_left(row)}
     for number, one in enumerate(work, 1):
+        if key(asdict(one)) in done:
+            yield done[key(asdict(one))]
+            continue
         if time.monotonic() < end:
             begin(f"{number} of {len(work)}: {one}")
             yield bench.row(one)
             continue
-        yield empty_row(one, bench.dtype) | {"note": f"not run: the {minutes:g} minutes were over"}
+        yield empty_row(one, bench.dtype) | {"note": TIME_IS_OVER.format(minutes)}
 
 
 def failed(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -368,10 +310,13 @@ def failed(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in rows if (row["note"] or "").startswith("raises ")]
 
 
-def report(rows: list[dict[str, Any]], bench: Bench, *, quick: bool, seconds_total: float) -> dict[str, Any]:
+def report(
+    rows: list[dict[str, Any]], bench: Bench, *, quick: bool, seconds_total: float, rehearsal: bool = False
+) -> dict[str, Any]:
     """Return what is written as JSON.
 
-    Each row has method, trained (False: a random head, whose boxes mean nothing), clusterer, provider, batch, size,
+    Each row has method, trained (False: a random head, whose boxes mean nothing), weights (of the networks: pretrained
+    or random), clusterer, provider, batch, size,
     scales (px), dtype, headline and note (why there is no time, or None). Times are of a batch: ms, p20_ms, p80_ms,
     bare_ms (the networks' forward passes alone), results_ms (from maps to what Localizer returns, boxes again and maps
     copied to the host), ratio (ms over bare_ms; 1 is the limit). peak_mib is of the allocator on a GPU, of the process
@@ -379,10 +324,16 @@ def report(rows: list[dict[str, Any]], bench: Bench, *, quick: bool, seconds_tot
     step of a photo takes step_ms) were timed. stages are of a run of their own, with ms, photos_per_s and peak_mib.
     iou_reference and ari_reference are means over photos_compared photos against the reference's object and clusters;
     hits the share of photos_hit photos, all there are, whose box has an IoU above 0.5 with a true one.
+    speedup_published and speedup_published_bincount are times faster than the papers' loops of the same configuration;
+    targets are columns with what is asked of them, missed those not reached. rehearsal says that photos were fewer and
+    times mean nothing.
     """
+    add_speedups(rows)
     return about(bench.device.type, SCHEMA) | {
         "dtype": str(bench.dtype).removeprefix("torch."),
         "photos": bench.source,
+        "weights": "pretrained" if bench.pretrained else "random",
+        "rehearsal": rehearsal,
         "quick": quick,
         "seconds_total": round(seconds_total, 1),
         "rows": rows,

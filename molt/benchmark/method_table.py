@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 from molt.benchmark import method_costs
+from molt.benchmark.machine import about
 from molt.benchmark.method_costs import COUNTED
 from molt.benchmark.method_rows import Entry, Plan
 from molt.benchmark.method_scores import score
 from molt.benchmark.registry import NotRun, first_line
-from molt.benchmark.run import about
 from molt.data.annotations import LocalizationSet
 from molt.evaluation._spool import RunError, read_json
 from molt.evaluation.runs import Settings

@@ -42,9 +42,14 @@ REFINE: list[dict[str, Any]] = [
     {"k": 256, "labels": torch.uint8, "kind": "random"},
     {"k": 256, "labels": torch.int32, "kind": "blocks"},
 ]
+# Of copy's bandwidth. Coherent labels read memory in order; random ones, and more of them, scatter.
+REFINED = {("blocks", 32): 0.55, ("blocks", 256): 0.55, ("random", 32): 0.3, ("random", 256): 0.2}
+ENLARGED = {c.LARGE: {"speedup_reference": 5.0}}
+FUSED = {c.LARGE: {"share": 0.8, "speedup_reference": 12.0, "speedup_compiled": 1.5}}
+SMALL = {8: {"launch_ratio": 2.0}}  # so small that launching is most of it
 # On a GPU at the size where only memory counts: few and many clusters, narrow and wide labels, coherent and not.
 REFINE_LARGE: list[dict[str, Any]] = [
-    {"k": k, "labels": labels, "kind": kind}
+    {"k": k, "labels": labels, "kind": kind, "targets": {"share": REFINED[kind, k], "speedup_peer": 3.0}}
     for kind in ("blocks", "random")
     for k in (32, 256)
     for labels in (torch.uint8, torch.int32)
@@ -92,13 +97,14 @@ def _fused_bytes(inputs: Inputs) -> int:
     return size_of([maps, labels]) + math.prod(_fused_shape(inputs)) * int(maps[0].element_size())
 
 
-def _sweep_cases() -> list[dict[str, Any]]:
+def _sweep_cases(targets: dict[str, float]) -> list[dict[str, Any]]:
     smooth = {"kind": "smooth"}
+    many = {"images": c.MANY_MAPS, "headline": True, "targets": targets}
     return [
         *c.on("cpu", [{"images": 8, "headline": True}, {"images": 32}], contours=True, **smooth),
         *c.on("cpu", [{"images": 1}, {"images": 8}, {"images": 32}], contours=False, **smooth),
         *c.on("cpu", [{"contours": True}, {"contours": False}], images=2, kind="noise"),
-        *c.on("cuda", [{"images": 8}, {"images": c.MANY_MAPS, "headline": True}], contours=False, **smooth),
+        *c.on("cuda", [{"images": 8}, many], contours=False, **smooth),
         *c.on("cuda", [{"images": c.MEDIUM}], contours=False, kind="noise"),
     ]
 
@@ -120,7 +126,7 @@ def _registry() -> tuple[Operation, ...]:
     return (
         Operation(
             name="upsample_normalize",
-            cases=c.cases(c.name_maps, c.sizes(backward=True, **one)),
+            cases=c.cases(c.name_maps, c.sizes(backward=True, targets=ENLARGED | SMALL, **one)),
             make=c.make_upsample_normalize,
             providers=(*own("upsample_normalize", differentiable=True), *resize_providers()),
             moved=_enlarged_bytes,
@@ -132,7 +138,7 @@ def _registry() -> tuple[Operation, ...]:
         ),
         Operation(
             name="fuse_maps",
-            cases=c.cases(c.name_maps, c.sizes(backward=True, **three)),
+            cases=c.cases(c.name_maps, c.sizes(backward=True, targets=FUSED | SMALL, **three)),
             make=c.make_fuse_maps,
             providers=(*own("fuse_maps", differentiable=True), *fuse_providers()),
             moved=_enlarged_bytes,
@@ -163,7 +169,7 @@ def _registry() -> tuple[Operation, ...]:
                 c.name_clusters,
                 [
                     *c.on("cuda", REFINE_LARGE, images=c.LARGE),
-                    *c.sizes(backward=True, **USUAL),
+                    *c.sizes(backward=True, targets=SMALL, **USUAL),
                     *c.on("cpu", REFINE, images=32),
                     *many,
                 ],
@@ -248,7 +254,7 @@ def _registry() -> tuple[Operation, ...]:
         ),
         Operation(
             name="sweep_boxes",
-            cases=c.cases(c.name_sweep, _sweep_cases()),
+            cases=c.cases(c.name_sweep, _sweep_cases({})),
             make=c.make_sweep,
             providers=(*own("sweep_boxes", compiled=False, slow=1), *sweep_providers(largest=False)),
             moved=lambda inputs: size_of(inputs.args[0]),
@@ -260,7 +266,7 @@ def _registry() -> tuple[Operation, ...]:
         ),
         Operation(
             name="largest_at_cuts",
-            cases=c.cases(c.name_sweep, _sweep_cases()),
+            cases=c.cases(c.name_sweep, _sweep_cases({"images_per_s": 20_000.0})),
             make=c.make_sweep,
             providers=(*own("largest_at_cuts", compiled=False, slow=1), *sweep_providers(largest=True)),
             moved=lambda inputs: size_of(inputs.args[0]),

@@ -59,11 +59,11 @@ class Method:
     """A method to measure.
 
     Attributes:
-        build: returns a Localizer for a device and a side in pixels.
+        build: returns a Localizer for a device and a side in pixels; with ``pretrained=False`` of random weights.
         trained: False where a head is random, which is enough for time and agreement, not for true boxes.
     """
 
-    build: Callable[[str, int], Localizer]
+    build: Callable[..., Localizer]
     trained: bool = True
 
 
@@ -80,18 +80,21 @@ def sides(loc: Localizer) -> tuple[int, ...]:
     return method.scales if isinstance(method, Seeded) else (max(method.size),)
 
 
-def _seeded(device: str, size: int, weights: str = "default") -> Localizer:
-    loc = Localizer("seeded", weights, device=device)
+def _seeded(device: str, size: int, weights: str = "default", pretrained: bool = True) -> Localizer:
+    source = "auto" if pretrained else "random"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        loc = Localizer("seeded", weights, device=device, source=source)
     assert isinstance(loc.method, Seeded)
     loc.method.scales = scales(size, 14)
     loc.method.size = (max(loc.method.scales),) * 2
     return loc
 
 
-def _untrained(name: str, device: str, size: int) -> Localizer:
+def _untrained(name: str, device: str, size: int, pretrained: bool = True) -> Localizer:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = create_model(name, CLASSES, scales(size, 14 if "dinov2" in name else 16))
+        model = create_model(name, CLASSES, scales(size, 14 if "dinov2" in name else 16), pretrained=pretrained)
     model.mark_trained(True)  # spares a warning that the row gives anyway
     return Localizer(model, device=device, alpha=ALPHA)
 
@@ -103,22 +106,26 @@ METHODS: dict[str, Method] = {
 }
 
 
-def make_clusterer(name: str, steps: int | None = None, dtype: torch.dtype | None = None) -> Any:
+def make_clusterer(name: str, steps: int | None = None, dtype: torch.dtype | None = None, *, tiny: bool = False) -> Any:
     """Return a clusterer by its name here, None for none; ``steps`` for those of deep_published.
 
     Args:
         name: of ``CLUSTERERS``.
         steps: of deep_published; None takes them all.
         dtype: of the convolutions of deep clustering.
+        tiny: networks as small as they go, where times mean nothing.
     """
+    small: dict[str, Any] = {"channels": 8, "num_segments": 40, "working_size": 32} if tiny else {}
     if name == "deep_published":
         # Full steps: its own rule would end a run earlier once few labels are left.
-        return DeepClustering("published", steps=FULL_STEPS if steps is None else steps, min_labels=1, dtype=dtype)
+        return DeepClustering(
+            "published", steps=FULL_STEPS if steps is None else steps, min_labels=1, dtype=dtype, **small
+        )
     makers: dict[str, Callable[[], Any]] = {
         "none": lambda: None,
         "token_kmeans": lambda: TokenKMeans(restarts=4),
         "slic": Slic,
-        "deep_fast": partial(DeepClustering, dtype=dtype),
+        "deep_fast": partial(DeepClustering, dtype=dtype, **small),
         "deep_amortised": partial(_amortised, dtype),
     }
     return makers[name]()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -15,6 +15,7 @@ from molt import ops
 Kind = Literal["reference", "compiled", "native", "variant", "peer", "published"]
 Device = Literal["cpu", "cuda"]
 DEVICES: tuple[Device, ...] = ("cpu", "cuda")
+REHEARSED = 2  # images
 CANNOT = "backend 'native' cannot run: "
 
 
@@ -34,6 +35,8 @@ class Case:
         options: what else the operation's input maker needs.
         headline: the case of `--quick` and of the tables; torch.compile, which takes seconds a case, runs on these.
         backward: measure forward and backward together.
+        rehearses: the GPU's case that this one stands for on the CPU, which decides who takes part.
+        targets: columns of the native provider's row with what is asked of them, see :mod:`molt.benchmark.targets`.
     """
 
     name: str
@@ -43,6 +46,8 @@ class Case:
     options: Mapping[str, Any] = field(default_factory=dict)
     headline: bool = False
     backward: bool = False
+    targets: Mapping[str, float] = field(default_factory=dict)
+    rehearses: Case | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,7 @@ class Provider:
         Raises:
             NotRun: a package or operator is missing, or the case is none for this provider.
         """
+        case = case.rehearses or case
         if case.device not in self.devices:
             raise NotRun(f"runs on {' and '.join(self.devices)} only")
         if case.backward and not self.differentiable:
@@ -137,9 +143,17 @@ class Operation:
     shape: Callable[[Inputs], tuple[int, ...]] | None = None
     truth: Callable[..., Any] | None = None
 
-    def cases_on(self, device: str, *, quick: bool = False) -> list[Case]:
-        """Return the cases of a device, the headline ones only if ``quick``."""
-        return [case for case in self.cases if case.device == device and (case.headline or not quick)]
+    def cases_on(self, device: str, *, quick: bool = False, targets: bool = False) -> list[Case]:
+        """Return the cases of a device, only the headline ones if ``quick``, only those with targets if ``targets``."""
+        own = [case for case in self.cases if case.device == device]
+        return [case for case in own if (case.headline or not quick) and (case.targets or not targets)]
+
+    def rehearsed(self, *, targets: bool = False) -> list[Case]:
+        """Return a GPU's cases as they run on the CPU where nothing is measured: one image, or two."""
+        return [
+            replace(case, device="cpu", images=min(case.images, REHEARSED), rehearses=case)
+            for case in self.cases_on("cuda", targets=targets)
+        ]
 
 
 def first_line(error: BaseException) -> str:

@@ -1,44 +1,26 @@
-"""Runs cases: the gate, the clock, the ratios; and what is said about the machine."""
+"""Runs cases: the gate, the clock, the ratios; and what is asked of them."""
 
 from __future__ import annotations
 
 import math
-import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
 
-import molt
 from molt.benchmark import gate, timing
+from molt.benchmark.machine import TIME_IS_OVER, about, is_left
 from molt.benchmark.registry import Case, Inputs, NotRun, Operation, Provider, first_line
+from molt.benchmark.targets import add_missed
 
 SCHEMA = 1
 SEED, GATE_SEED = 1, 2
 PIECE = 2**31  # bytes that the copy or fill beside an operation works on at once
-PACKAGES = ("triton", "numpy", "scipy", "opencv-python-headless", "scikit-image", "scikit-learn", "torch-scatter")
 
 
 class _NoTruth(Exception):
     """Nothing to compare with."""
-
-
-def device_name(device: torch.device | str) -> str:
-    """Return the name of a device for files: ``nvidia-h200``, ``cpu-2-cores``."""
-    device = torch.device(device)
-    if device.type == "cuda":
-        return "-".join(torch.cuda.get_device_name(device).lower().split())
-    return f"cpu-{_cores()}-cores"
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_case(
@@ -71,6 +53,7 @@ def run_case(
         for row in rows.values():
             row["match"], row["note"] = False, str(error)
     timing.release(device)
+    add_missed(rows.values())
     return list(rows.values())
 
 
@@ -99,8 +82,19 @@ def _row(operation: Operation, case: Case, provider: str, kind: str) -> dict[str
         "share": None,
         "speedup_reference": None,
         "speedup_peer": None,
+        "speedup_compiled": None,
+        "images_per_s": None,
+        "fill_ms": None,
+        "launch_ms": None,
+        "launch_ratio": None,
         "extra_bytes": None,
+        "targets": dict(case.targets) if kind == "native" else {},
+        "missed": [],
     }
+
+
+def _raises(error: Exception) -> str:
+    return f"raises {type(error).__name__}: {first_line(error)}"
 
 
 def _inputs(operation: Operation, case: Case, seed: int) -> Inputs:
@@ -114,7 +108,8 @@ def _gradient(operation: Operation, case: Case, inputs: Inputs) -> torch.Tensor:
     return torch.randn(operation.shape(inputs), generator=generator, device=case.device)
 
 
-def _truth(operation: Operation, case: Case, inputs: Inputs) -> Any:
+def find_truth(operation: Operation, case: Case, inputs: Inputs) -> Any:
+    """Return what results on these inputs are compared with."""
     (reference,) = (provider for provider in operation.providers if provider.kind == "reference")
     run = operation.truth or reference.load()
     if case.backward:
@@ -142,7 +137,7 @@ def _pass_gate(
     """Compare every provider with the truth; return those that are right, and write into the rows what is not."""
     inputs = _inputs(operation, case, GATE_SEED)
     try:
-        truth = _truth(operation, case, inputs)
+        truth = find_truth(operation, case, inputs)
     except (NotRun, torch.OutOfMemoryError):
         raise
     except Exception as reason:
@@ -165,7 +160,7 @@ def _pass_gate(
                 row["note"] = f"not run: torch.compile: {type(reason).__name__}: {first_line(reason)}"
             else:
                 row["match"] = False
-                row["note"] = f"raises {type(reason).__name__}: {first_line(reason)}"
+                row["note"] = _raises(reason)
         else:
             row["match"] = error <= operation.tolerance[case.dtype]
             row["max_error"] = error if math.isfinite(error) else None
@@ -204,16 +199,29 @@ def _time(
 
     runs = {name: bound(provider, call) for name, (provider, call) in calls.items()}
     runs[operation.limit] = _limit(operation.limit, moved, copies, device)
+    beside = {"fill_ms": "fill", "launch_ms": "launch"} if "launch_ratio" in case.targets else {}
+    if beside:
+        runs |= {"fill": _limit("fill", moved, copies, device), "launch": _limit("fill", 1, 1, device)}
+
+    def refuse(name: str, error: Exception) -> None:
+        if name not in calls:
+            raise error
+        del calls[name]
+        refused = isinstance(error, NotRun | torch.OutOfMemoryError)
+        rows[name]["note"] = f"not run: {first_line(error)}" if refused else _raises(error)
+        rows[name]["match"] = rows[name]["match"] if refused else False
+
     with torch.no_grad():
-        taken = timing.measure(runs, clock, seconds)
-        for name, (provider, _) in calls.items():
-            if device.type == "cuda" or provider.kind in ("reference", "native"):
-                rows[name]["extra_bytes"] = timing.extra_bytes(lambda run=runs[name]: run(0), device)  # type: ignore[misc]
+        taken = timing.measure(runs, clock, seconds, refuse)
     rows[operation.limit] = _row(operation, case, operation.limit, "limit")
-    for name, times in taken.items():
+    found = {column: timing.quantile(taken[name], 0.5) for column, name in beside.items()}
+    for name in (*calls, operation.limit):
+        times = taken[name]
         median = timing.quantile(times, 0.5)
-        rows[name] |= {
+        rows[name] |= found | {
             "median_ms": median,
+            "images_per_s": 1000 * case.images / median,
+            "launch_ratio": median / sum(found.values()) if found else None,
             "p20_ms": timing.quantile(times, 0.2),
             "p80_ms": timing.quantile(times, 0.8),
             "runs": len(times),
@@ -221,6 +229,10 @@ def _time(
             "GBps": moved / median / 1e6,
         }
     add_ratios(rows, operation.limit)
+    with torch.no_grad():
+        for name, (provider, _) in calls.items():
+            if device.type == "cuda" or provider.kind in ("reference", "native"):
+                rows[name]["extra_bytes"] = timing.extra_bytes(lambda run=runs[name]: run(0), device)  # type: ignore[misc]
 
 
 def _limit(kind: str, moved: int, copies: int, device: torch.device) -> timing.Run:
@@ -245,20 +257,21 @@ def _limit(kind: str, moved: int, copies: int, device: torch.device) -> timing.R
 
 
 def add_ratios(rows: Mapping[str, dict[str, Any]], limit: str) -> None:
-    """Fill in share and speedups: how many times faster than the reference and than the fastest peer."""
+    """Fill in share and speedups: over the reference, the reference compiled, and the fastest peer."""
 
     def median(kind: str) -> float | None:
         found = [row["median_ms"] for row in rows.values() if row["kind"] == kind and row["median_ms"] is not None]
         return min(found, default=None)
 
-    reference, peer, least = median("reference"), median("peer"), rows[limit]["median_ms"]
+    kinds = {"speedup_reference": "reference", "speedup_peer": "peer", "speedup_compiled": "compiled"}
+    others = {column: median(kind) for column, kind in kinds.items()}
+    least = rows[limit]["median_ms"]
     for row in rows.values():
         mine = row["median_ms"]
         if mine is None or row["kind"] == "limit":
             continue
         row["share"] = least / mine
-        row["speedup_reference"] = None if reference is None else reference / mine
-        row["speedup_peer"] = None if peer is None else peer / mine
+        row |= {column: None if other is None else other / mine for column, other in others.items()}
 
 
 def run_all(
@@ -267,35 +280,57 @@ def run_all(
     *,
     providers: Iterable[str] | None = None,
     quick: bool = False,
+    targets: bool = False,
+    rehearse: bool = False,
     minutes: float | None = None,
     seconds: float | None = None,
+    earlier: Iterable[dict[str, Any]] = (),
     begin: Callable[[str], None] = lambda text: None,
 ) -> Iterator[list[dict[str, Any]]]:
-    """Yield the rows of case after case, headline cases first.
+    """Yield the rows of case after case: those with targets first, then headline cases.
 
     Args:
         operations: what to run.
         device: ``"cpu"`` or ``"cuda"``.
         providers: names of those to run; all by default.
         quick: headline cases only.
+        targets: only cases of which something is asked.
+        rehearse: a GPU's cases on the CPU with an image or two, where times mean nothing.
         minutes: after so many no further case is begun; the rest is rows "not run".
         seconds: of timing a provider and case; a fifth to one by default.
+        earlier: rows of another run, yielded in place of a case that they have all rows of.
         begin: called with what is run next.
     """
     end = math.inf if minutes is None else time.monotonic() + 60 * minutes
-    budget = seconds if seconds is not None else 0.2 if quick or device == "cuda" else 1.0
-    work = [(operation, case) for operation in operations for case in operation.cases_on(device, quick=quick)]
-    work.sort(key=lambda item: not item[1].headline)
+    budget = seconds if seconds is not None else 0.0 if rehearse else 0.2 if quick or device == "cuda" else 1.0
+    work = [
+        (operation, case)
+        for operation in operations
+        for case in (
+            operation.rehearsed(targets=targets)
+            if rehearse
+            else operation.cases_on(device, quick=quick, targets=targets)
+        )
+    ]
+    work.sort(key=lambda item: (not item[1].targets, not item[1].headline))
     kept = None if providers is None else set(providers)
+    done: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in earlier:
+        done.setdefault((row["operation"], row["case"]), []).append(row)
     for number, (operation, case) in enumerate(work, 1):
+        before = done.get((operation.name, case.name), [])
+        wanted = {p.name for p in operation.providers if not kept or p.name in kept}
+        if before and wanted <= {row["provider"] for row in before} and not any(map(is_left, before)):
+            yield before
+            continue
         begin(f"{number} of {len(work)}: {operation.name}, {case.name}")
         if time.monotonic() < end:
             yield run_case(operation, case, providers=kept, seconds=budget)
             continue
-        rows = {
-            p.name: _row(operation, case, p.name, p.kind) for p in operation.providers if not kept or p.name in kept
-        }
-        _say_all(rows, f"the {minutes:g} minutes were over")
+        rows = {p.name: _row(operation, case, p.name, p.kind) for p in operation.providers if p.name in wanted}
+        for row in rows.values():
+            row["note"] = TIME_IS_OVER.format(minutes)
+        add_missed(rows.values())
         yield list(rows.values())
 
 
@@ -304,49 +339,22 @@ def failed(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [row for row in rows if row["match"] is False]
 
 
-def report(rows: list[dict[str, Any]], device: str, *, quick: bool, seconds_total: float) -> dict[str, Any]:
+def report(
+    rows: list[dict[str, Any]], device: str, *, quick: bool, seconds_total: float, rehearsal: bool = False
+) -> dict[str, Any]:
     """Return what is written as JSON.
 
     Each row has operation, case, headline, provider, kind, match (None where nothing was compared), max_error (None
     where not finite), note, median_ms, p20_ms, p80_ms, runs, bytes (that must move at least once), GBps (bytes over
     the median), share (the limit's time over this), speedup_reference, speedup_peer (times faster than the fastest
-    peer; below 1 slower) and extra_bytes (peak memory of a call beyond its result). Times are None where nothing ran.
+    peer; below 1 slower), speedup_compiled, images_per_s, extra_bytes (peak memory of a call beyond its result),
+    targets (column: what is asked of it) and missed (those not reached). Times are None where nothing ran. Where
+    launching is most of the time, launch_ratio is the median over fill_ms (`fill_` of those bytes) and launch_ms
+    (`fill_` of one byte, timed the same way) together. rehearsal says that images were fewer and times mean nothing.
     """
-    return about(device, SCHEMA) | {"quick": quick, "seconds_total": round(seconds_total, 1), "rows": rows}
-
-
-def about(device: str, schema: int) -> dict[str, Any]:
-    """Return what every report says of itself: schema, device, cuda, threads, versions, commit, modified and date."""
-    found = {"molt": molt.__version__, "torch": torch.__version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    commit, modified = _commit()
-    return {
-        "schema": schema,
-        "device": device_name(device),
-        "cuda": torch.version.cuda if device == "cuda" else None,
-        "threads": torch.get_num_threads(),
-        "versions": found,
-        "commit": commit,
-        "modified": modified,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    return about(device, SCHEMA) | {
+        "rehearsal": rehearsal,
+        "quick": quick,
+        "seconds_total": round(seconds_total, 1),
+        "rows": rows,
     }
-
-
-def _commit() -> tuple[str | None, bool | None]:
-    """The commit of the checkout this package is used from, and whether tracked files differ; None in a wheel."""
-    root = Path(molt.__file__).resolve().parents[1]
-    if not (root / ".git").exists():
-        return None, None
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(root), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
-    except (OSError, subprocess.CalledProcessError):
-        return None, None

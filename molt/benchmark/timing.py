@@ -89,7 +89,9 @@ def make_clock(device: torch.device) -> Clock:
     return CudaClock(device) if device.type == "cuda" else CpuClock()
 
 
-def measure(runs: Mapping[str, Run], clock: Clock, seconds: float) -> dict[str, list[float]]:
+def measure(
+    runs: Mapping[str, Run], clock: Clock, seconds: float, refuse: Callable[[str, Exception], None] | None = None
+) -> dict[str, list[float]]:
     """Time functions in turns, so that a busy moment of the machine hits all alike.
 
     Args:
@@ -97,12 +99,20 @@ def measure(runs: Mapping[str, Run], clock: Clock, seconds: float) -> dict[str, 
         clock: how one call is timed.
         seconds: time for each function, which sets how often it runs: `LEAST_RUNS` to `MOST_RUNS` times, once where
             a call takes longer than `PATIENCE_S`.
+        refuse: told of what raises while it warms up, which then takes nobody else along.
 
     Returns:
         Milliseconds of every call, by name.
     """
-    counts = {name: _how_often(run, clock, seconds) for name, run in runs.items()}
-    names = list(runs)
+    counts = {}
+    for name, run in runs.items():
+        try:
+            counts[name] = _how_often(run, clock, seconds)
+        except Exception as error:
+            if refuse is None:
+                raise
+            refuse(name, error)
+    names = list(counts)
     readings: dict[str, list[Callable[[], float]]] = {name: [] for name in names}
     for turn in range(max(counts.values(), default=0)):
         first = turn % len(names)

@@ -32,9 +32,23 @@ def benchmark(
     minutes: Annotated[
         float | None, typer.Option("--minutes", help="Begin no further case after so many minutes.")
     ] = None,
+    targets: Annotated[
+        bool, typer.Option("--targets", help="Only rows of which something is asked; molt/benchmark/targets.py.")
+    ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with the report that is there, if of the same device and sources."),
+    ] = False,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Of --end-to-end: networks untrained, for their time alone.")
+    ] = False,
+    rehearse: Annotated[
+        bool, typer.Option("--rehearse", help="A GPU's rows on the CPU, an image or two: times mean nothing.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON in place of tables.")] = False,
     out: Annotated[
-        Path, typer.Option("--out", help=f"Folder of the report, written to DEVICE-NAME/{FILE} in it.")
+        Path,
+        typer.Option("--out", help=f"Folder of the report, written to DEVICE-NAME/{FILE} in it; or a .json file."),
     ] = Path("molt-benchmark"),
     show_list: Annotated[bool, typer.Option("--list", help="List operators, cases and providers, and stop.")] = False,
     whole: Annotated[
@@ -116,12 +130,15 @@ def benchmark(
     import torch
     from rich.console import Console
 
-    from molt.benchmark import OPERATIONS, device_name, failed, report, run_all
+    from molt.benchmark import OPERATIONS, failed, report, run_all
+    from molt.benchmark.machine import earlier
     from molt.cli import end_to_end, method_table
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = "cpu" if rehearse else device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device not in ("cpu", "cuda"):
         raise typer.BadParameter(f"--device {device}: expected cpu or cuda")
+    if targets and device == "cpu" and not rehearse:
+        raise typer.BadParameter("--targets: they are a GPU's; with --rehearse its rows run on the CPU")
     if minutes is not None and not minutes > 0:
         raise typer.BadParameter(f"--minutes {minutes:g}: expected a number above 0")
     of_methods: dict[str, Any] = {
@@ -145,6 +162,10 @@ def benchmark(
             "--end-to-end": whole,
             "--quick": quick,
             "--minutes": minutes,
+            "--targets": targets,
+            "--resume": resume,
+            "--random-weights": random_weights,
+            "--rehearse": rehearse,
         }
         others |= {"--providers": providers, "--size": size, "--clusterer": clusterer, "--dtype": dtype}
         for name, value in others.items():
@@ -167,7 +188,9 @@ def benchmark(
         if operations:
             raise typer.BadParameter(f"--end-to-end: measures no operator, got {', '.join(operations)}")
         end_to_end.run(
-            end_to_end.Choice(providers, method, clusterer, batch, size, dtype, photos),
+            end_to_end.Choice(
+                providers, method, clusterer, batch, size, dtype, photos, targets, random_weights, rehearse, resume
+            ),
             device,
             out,
             quick=quick,
@@ -185,6 +208,7 @@ def benchmark(
         "method": method,
         "clusterer": clusterer,
         "dtype": dtype,
+        "random-weights": random_weights or None,
     }
     for name, value in ours.items():
         if value is not None:
@@ -201,15 +225,19 @@ def benchmark(
         return
     if device == "cuda" and not torch.cuda.is_available():
         raise typer.BadParameter(f"--device cuda: torch sees no CUDA device (torch {torch.__version__})")
-    path = out / device_name(device) / FILE
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise typer.BadParameter(f"--out {out}: is or holds a file where a folder is needed") from None
+    path = report_path(out, device, FILE)
 
     console, errors = Console(highlight=False), Console(stderr=True, highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = WIDTH
+    found = report([], device, quick=quick, seconds_total=0, rehearsal=rehearse)
+    old, why = earlier(path, found) if resume else (None, None)
+    if why is not None:
+        errors.print(f"measured anew: {why}", markup=False)
+    before: list[dict[str, Any]] = [] if old is None else old["rows"]
+    kept: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for one in before:
+        kept.setdefault((one["operation"], one["case"]), []).append(one)
     rows: list[dict[str, Any]] = []
     start = time.perf_counter()
     status = errors.status("")
@@ -222,13 +250,16 @@ def benchmark(
             errors.print(text, markup=False)
 
     try:
-        for case in run_all(work, device, providers=wanted, quick=quick, minutes=minutes, begin=begin):
+        how: dict[str, Any] = {"quick": quick, "targets": targets, "rehearse": rehearse, "minutes": minutes}
+        for case in run_all(work, device, providers=wanted, earlier=before, begin=begin, **how):
             status.stop()
-            rows += case
+            kept[case[0]["operation"], case[0]["case"]] = case
+            rows = [row for part in kept.values() for row in part]
             if not as_json:
                 _show(console, case)
             # After every case: what was measured outlives an interruption.
-            found = report(rows, device, quick=quick, seconds_total=time.perf_counter() - start)
+            seconds = time.perf_counter() - start
+            found = report(rows, device, quick=quick, seconds_total=seconds, rehearsal=rehearse)
             _write(path, found)
     finally:
         status.stop()
@@ -249,6 +280,22 @@ def dumps(found: Mapping[str, Any]) -> str:
     return f'{head[:-2]},\n "rows": [\n  {rows}\n ]\n}}'
 
 
+def report_path(out: Path, device: str, file: str) -> Path:
+    """Return where a report goes, whose folder is there then.
+
+    Raises:
+        typer.BadParameter: a file is where a folder is needed.
+    """
+    from molt.benchmark import device_name
+
+    path = out if out.suffix == ".json" else out / device_name(device) / file
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise typer.BadParameter(f"--out {out}: is or holds a file where a folder is needed") from None
+    return path
+
+
 def _write(path: Path, found: Mapping[str, Any]) -> None:
     from molt._files import whole_file
 
@@ -261,7 +308,8 @@ def _list(work: Iterable[Any], device: str) -> None:
         print(f"{operation.name}  (GB/s of: {operation.counted}; limit: {operation.limit})")
         print(f"  providers  {', '.join(provider.name for provider in operation.providers)}")
         for case in operation.cases_on(device):
-            print(f"  {'* ' if case.headline else '  '}{case.name}")
+            asked = ", ".join(f"{name} {value:g}" for name, value in case.targets.items())
+            print(f"  {'* ' if case.headline else '  '}{case.name}{f'  (asked: {asked})' if asked else ''}")
     print(f"cases on {device}; * are those of --quick")
 
 
@@ -269,6 +317,7 @@ def _show(console: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     """Print the rows of one case as a table, and below it why rows have no time."""
     from rich.table import Table
 
+    from molt.benchmark.targets import told
     from molt.cli.end_to_end import number
 
     title = f"{rows[0]['operation']}: {rows[0]['case']}"
@@ -300,7 +349,7 @@ def _show(console: Any, rows: Sequence[Mapping[str, Any]]) -> None:
             number(None if row["extra_bytes"] is None else row["extra_bytes"] / 2**20, "{:.0f}"),
         )
     console.print(table)
-    for reason in reasons:
+    for reason in reasons + [f"  {text}" for row in rows for text in told(row)]:
         console.print(reason, markup=False, soft_wrap=True)
 
 

@@ -27,6 +27,10 @@ class Choice:
     size: str | None
     dtype: str | None
     photos: Path | None
+    targets: bool = False
+    random_weights: bool = False
+    rehearse: bool = False
+    resume: bool = False
 
 
 def run(
@@ -50,19 +54,26 @@ def run(
     import torch
     from rich.console import Console
 
-    from molt.benchmark import configurations, device_name, end_to_end, pipelines
+    from molt.benchmark import configurations, end_to_end, pipelines
+    from molt.benchmark.end_to_end_rows import key
+    from molt.benchmark.machine import earlier
+    from molt.cli.benchmark import report_path
 
+    kind = "cuda" if choice.rehearse else device
     dtype = choice.dtype or ("bfloat16" if device == "cuda" else "float32")
     (dtype,) = names("--dtype", dtype, tuple(end_to_end.DTYPES)) or ("",)
     work = configurations.configurations(
-        device,
+        kind,
         methods=names("--method", choice.methods, tuple(pipelines.METHODS)),
         clusterers=names("--clusterer", choice.clusterers, pipelines.CLUSTERERS),
         providers=names("--providers", choice.providers, configurations.PROVIDERS),
         batches=numbers("--batch", choice.batch, 1),
         sizes=numbers("--size", choice.size, 32),
         quick=quick,
+        targets=choice.targets,
     )
+    if choice.rehearse:
+        work = configurations.rehearsed(work)
     if not work:
         raise typer.BadParameter("nothing to measure: the papers' loops are those of molt_* with a network's clusters")
     if show_list:
@@ -71,18 +82,23 @@ def run(
         return
     if device == "cuda" and not torch.cuda.is_available():
         raise typer.BadParameter(f"--device cuda: torch sees no CUDA device (torch {torch.__version__})")
-    path = out / device_name(device) / FILE
+    path = report_path(out, device, FILE)
+    how: dict[str, Any] = {"seconds": 0.0, "tiny": True} if choice.rehearse else {}
+    how |= {"pretrained": not choice.random_weights, "folder": choice.photos}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        bench = end_to_end.Bench(device, dtype=end_to_end.DTYPES[dtype], folder=choice.photos)
-    except (FileExistsError, NotADirectoryError):
-        raise typer.BadParameter(f"--out {out}: is or holds a file where a folder is needed") from None
+        bench = end_to_end.Bench(device, dtype=end_to_end.DTYPES[dtype], **how)
     except ValueError as error:
         raise typer.BadParameter(f"--photos {error}") from None
 
     console, errors = Console(highlight=False), Console(stderr=True, highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = WIDTH
+    found = end_to_end.report([], bench, quick=quick, seconds_total=0, rehearsal=choice.rehearse)
+    old, why = earlier(path, found) if choice.resume else (None, None)
+    if why is not None:
+        errors.print(f"measured anew: {why}", markup=False)
+    before: list[dict[str, Any]] = [] if old is None else old["rows"]
+    kept = {key(row): row for row in before}
     rows: list[dict[str, Any]] = []
     start = time.perf_counter()
     status = errors.status("")
@@ -95,10 +111,12 @@ def run(
             errors.print(text, markup=False)
 
     try:
-        for row in end_to_end.run_all(bench, work, minutes=minutes, begin=begin):
-            rows.append(row)
+        for row in end_to_end.run_all(bench, work, minutes=minutes, earlier=before, begin=begin):
+            kept[key(row)] = row
+            rows = list(kept.values())
             # After every row: what was measured outlives an interruption.
-            found = end_to_end.report(rows, bench, quick=quick, seconds_total=time.perf_counter() - start)
+            taken = time.perf_counter() - start
+            found = end_to_end.report(rows, bench, quick=quick, seconds_total=taken, rehearsal=choice.rehearse)
             write(path, found)
     except KeyboardInterrupt:
         status.stop()
@@ -155,12 +173,16 @@ def show(console: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     """Print one table a method, batch and size, the limit 1.0 being the bare forward passes."""
     from rich.table import Table
 
+    from molt.benchmark.targets import told
+
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["method"], row["batch"], row["size"], row["dtype"]), []).append(row)
     for (method, batch, size, dtype), found in groups.items():
         title = f"{method}: {batch} x {size} px, {dtype}"
-        if any(row["trained"] is False for row in found):
+        if any(row["weights"] == "random" for row in found):
+            title += ", random weights"
+        elif any(row["trained"] is False for row in found):
             title += ", random head"
         table = Table(title=title, title_justify="left", title_style="bold")
         table.add_column("clusterer", no_wrap=True)
@@ -188,6 +210,11 @@ def show(console: Any, rows: Sequence[Mapping[str, Any]]) -> None:
                 ", ".join(f"{stage['stage']} {stage['ms']:.3g}" for stage in slowest),
             )
         console.print(table)
+        for row in found:
+            for text in told(row):
+                console.print(f"  {row['clusterer']}, {text}", markup=False)
+            if row["ms"] is not None and row["note"]:
+                console.print(f"  {row['clusterer']}, {row['provider']}: {row['note']}", markup=False)
     if any(row["extrapolated"] for row in rows):
         console.print("~ extrapolated from fewer photos or clustering steps, see the JSON", markup=False)
 
