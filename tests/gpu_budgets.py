@@ -34,7 +34,7 @@ CUDA = {
     "sweep_offsets_kernel": ((32, 64), (32, 64), (32, 64)),
     "sweep_largest_kernel": ((32, 64), (32, 64), (32, 64)),
 }
-# By scales of fuse_maps and clusters of kmeans.
+# By scales of fuse_maps and clusters of kmeans; of Triton 3.8, with torch 2.14.
 TRITON = {
     "_fuse_kernel 1": ((72, 28), (80, 24), (72, 28)),
     "_fuse_kernel 2": ((128, 16), (128, 16), (128, 16)),
@@ -50,7 +50,7 @@ TRITON = {
     "_centre_kernel": ((40, 48), (40, 48), (40, 48)),
     "_total_kernel": ((32, 64), (32, 64), (32, 64)),
 }
-# What Triton 3.6, which torch 2.10 and 2.11 bring, compiles otherwise.
+# What others compile otherwise: 3.6 comes with torch 2.10 and 2.11, 3.9 with 2.15.
 TRITON_3_6 = TRITON | {
     "_fuse_kernel 1": ((72, 28), (80, 24), (80, 24)),
     "_assign_kernel 5": ((64, 32), (64, 32), (56, 36)),
@@ -61,9 +61,14 @@ TRITON_3_6 = TRITON | {
     "_sum_kernel 100": ((120, 16), (128, 16), (128, 16)),
     "_centre_kernel": ((48, 40), (40, 48), (40, 48)),
 }
+TRITON_3_9 = TRITON | {
+    "_fuse_kernel of rare sizes": ((248, 8), (248, 8), (248, 8)),
+    "_sum_kernel 32": ((72, 28), (96, 20), (96, 20)),
+}
+VERSIONS = {"3.6": TRITON_3_6, "3.8": TRITON, "3.9": TRITON_3_9}
 # Bytes of a thread's registers that may go to memory; 0 where nothing is said.
 SPILLS = {("refine_kernel Stored", 100): 8, ("normalise_kernel", 80): 8, ("wide_paint_kernel", 90): 8}
-SPILLS |= {("_sum_kernel 100", 100): 8}  # Triton 3.6
+SPILLS |= {("_sum_kernel 100", 100): 8, ("_assign_kernel 100", 100): 16}  # Triton 3.6, 3.9
 
 
 def resident_warps(arch: int, threads: int, registers: int, shared: int) -> int:
@@ -72,6 +77,12 @@ def resident_warps(arch: int, threads: int, registers: int, shared: int) -> int:
     fitting = 4 * (16384 // (-(-registers // 8) * 8 * 32))
     blocks = min(fitting // own, WARPS // own, BLOCKS, SHARED[arch] * 1024 // (shared + 1024))
     return blocks * own
+
+
+def triton_budgets(version: str) -> dict:
+    """Return the rows of a version of Triton; of one that nobody has measured any registers, and half the warps."""
+    known = VERSIONS.get(".".join(version.split(".")[:2]))
+    return known or {name: tuple((255, fewest // 2) for _, fewest in rows) for name, rows in TRITON.items()}
 
 
 def check(budgets: dict, kernel: str, arch: int, threads: int, registers: int, shared: int, spilled: int) -> None:

@@ -71,8 +71,7 @@ def check(compiled, path, row):
     assert not re.search(r"\.local|\b(atom|red)\.", ptx)
     registers, spilled = resources(compiled, path / "kernel.cubin")
     took = 32 * meta.num_warps, registers, meta.shared, spilled
-    old = triton.__version__.startswith("3.6.")
-    gpu_budgets.check(gpu_budgets.TRITON_3_6 if old else gpu_budgets.TRITON, row, meta.target.arch, *took)
+    gpu_budgets.check(gpu_budgets.triton_budgets(triton.__version__), row, meta.target.arch, *took)
     assert meta.shared <= SHARED_MEMORY
     return ptx
 
