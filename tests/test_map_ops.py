@@ -156,6 +156,21 @@ def test_ranges_near_the_ends_of_a_type(scale: float, dtype: torch.dtype) -> Non
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("scales", [1, 2, 4])
+@pytest.mark.parametrize(("dtype", "huge"), [(torch.float32, 1e37), (torch.float64, 1e305)])
+def test_huge_nodes_between_the_samples_have_no_say(dtype: torch.dtype, huge: float, scales: int, backend: str) -> None:
+    """At a third of the size two nodes in three are not sampled, and would overflow divided by the range."""
+    for small, size in (((9, 9), (3, 3)), ((3, 9), (1, 3)), ((9, 3), (3, 1))):
+        maps = torch.full((1, 2, *small), huge, dtype=dtype)
+        maps[:, 1] *= -1
+        seen = torch.rand(size, dtype=dtype) * 1e-6
+        maps[:, :, 1::3, 1::3] = seen
+        want = ((seen - seen.min()) / (seen.max() - seen.min())).expand(1, 2, -1, -1)
+        out = ops.fuse_maps([maps] * scales, size, backend=backend)
+        torch.testing.assert_close(out, want, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("size", [(5, 6), (10, 12), (15, 18), (7, 4), (1, 2)])
 @pytest.mark.parametrize(("dtype", "huge"), [(torch.float32, 3e38), (torch.float64, 1.7e308), (torch.bfloat16, 3e38)])
 def test_a_range_that_overflows_is_nan(size: tuple, dtype: torch.dtype, huge: float, backend: str) -> None:

@@ -170,9 +170,14 @@ MOLT_INLINE void mix_rows(const RowPart<A>* parts, A most, int64_t n, A* out) {
   }
 }
 
+// A node that no sample needs may lie so far outside the range that it would become infinite, and 0 times it NaN.
 template <class A>
 MOLT_INLINE void weigh_row(A low, A factor, int64_t n, A* row) {
-  for (int64_t x = 0; x < n; ++x) row[x] = (row[x] - low) * factor;
+  constexpr A kMost = std::numeric_limits<A>::max() / 4;
+  for (int64_t x = 0; x < n; ++x) {
+    const A unit = (row[x] - low) * factor;
+    row[x] = unit > -kMost ? (unit < kMost ? unit : kMost) : -kMost;
+  }
 }
 
 template <class A>
