@@ -25,7 +25,7 @@ help:
 	@echo "make test-install  tests of tests/every_torch.txt on every torch from 2.10 on, from source and from one wheel:"
 	@echo "                   before a release (an hour, 10 GB at a time); WHEEL=dist/FILE.whl tries that file"
 	@echo "make test-oldest   the same from source on the oldest torch alone, as CI does (minutes)"
-	@echo "make gpu           on a GPU: gpu-build, gpu-test, gpu-target (rows with targets), gpu-full (the rest), each within"
+	@echo "make gpu           on a GPU: gpu-build, gpu-target (rows with targets), gpu-test, gpu-full (headline rows), each within"
 	@echo "                   10 minutes, what ended well is not run again; 8 files go to OUT=$(OUT); PYTHON=.venv/bin/python"
 	@echo "                   names a Python with what benchmarks/gpu_requirements.txt lists"
 	@echo "make gpu-dry       the same steps without a GPU, tiny, in a venv of just that list (3 GB, ten minutes)"
@@ -122,7 +122,8 @@ test-oldest:
 gpu:
 	@$(GPU)
 
-gpu-build gpu-test gpu-target gpu-full:
+.NOTPARALLEL: gpu-build gpu-target gpu-test gpu-full
+gpu-build gpu-target gpu-test gpu-full:
 	@$(GPU) $(@:gpu-%=%)
 
 .venv-gpu/.done: benchmarks/gpu_requirements.txt

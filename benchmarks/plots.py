@@ -23,10 +23,11 @@ from typing import Any
 from molt.benchmark.targets import AT_MOST
 
 ROOT = Path(__file__).resolve().parents[1]
-FILE, WHOLE = "operators.json", "end_to_end.json"
+FILE, WHOLE, TRAINING = "operators.json", "end_to_end.json", "training_speed.json"
 BEGIN, END = "<!-- operators:begin -->", "<!-- operators:end -->"
 WHOLE_BEGIN, WHOLE_END = "<!-- end-to-end:begin -->", "<!-- end-to-end:end -->"
 GPU_BEGIN, GPU_END = "<!-- gpu:begin -->", "<!-- gpu:end -->"
+NAMES = (("method", "clusterer"), ("operation", "case"), ("model", "sizes"))  # of rows of each kind of report
 NO_GPU = "No GPU run is committed yet."
 COLOURS = {
     "native": "#d1495b",
@@ -157,15 +158,17 @@ def whole_table(report: Report) -> str:
 def targets_table(report: Report) -> str:
     """One line per number that is asked of a row, missed ones named as such; nothing where none is."""
     lines = []
-    for row in report["rows"]:
+    for row in report["rows"] if "rows" in report else report["loop"]:
         for name, asked in row.get("targets", {}).items():
-            what = ("method", "clusterer") if is_whole(report) else ("operation", "case")
+            what = next(keys for keys in NAMES if keys[0] in row)
             random = ", random weights" if row.get("weights") == "random" else ""
             bound = f"{name} {'at most' if name in AT_MOST else 'at least'} {asked:g}"
             got = "not measured" if row[name] is None else f"{row[name]:.3g}"
             got = f"**{got}, missed**" if name in row["missed"] else got
-            lines.append(f"| `{row[what[0]]}`{random} | {row[what[1]]} | {bound} | {got} |")
-    head = [f"{machine(report)}:", "", "| what | case | asked | reached |", "|---|---|---|---|"]
+            case = "/".join(map(str, row["sizes"])) + " px, fine-tuning" if what[1] == "sizes" else row[what[1]]
+            note = (row.get("note") or "") if name in row["missed"] else ""
+            lines.append(f"| `{row[what[0]]}`{random} | {case} | {bound} | {got} | {note} |")
+    head = [f"{machine(report)}:", "", "| what | case | asked | reached | |", "|---|---|---|---|---|"]
     return "\n".join(head + lines) if lines else ""
 
 
@@ -331,7 +334,8 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     wrong = 0
     operators = [table(report) for report in reports if not is_whole(report)]
     wholes = [whole_table(report) for report in reports if is_whole(report)]
-    asked = [found for report in reports if (found := targets_table(report))] or [NO_GPU]
+    training = [json.loads(path.read_text()) for path in sorted(root.glob(f"benchmarks/results/*/{TRAINING}"))]
+    asked = [found for report in [*reports, *training] if (found := targets_table(report))] or [NO_GPU]
     places = ((operators, BEGIN, END), (wholes, WHOLE_BEGIN, WHOLE_END), (asked, GPU_BEGIN, GPU_END))
     for found, begin, end in places:
         tables = "\n\n".join(found)

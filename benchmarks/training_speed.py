@@ -74,9 +74,9 @@ def spread(data: LocalizationSet, count: int) -> LocalizationSet:
 
 
 def measure(
-    given: argparse.Namespace, parts: Sequence[str], console: Console
+    given: argparse.Namespace, parts: Sequence[str], console: Console, loops: Sequence[dict[str, Any]] = ()
 ) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Yield each part with its rows."""
+    """Yield each part with its rows, the loop after every network; ``loops`` are rows of it that are there."""
     device = torch.device(given.device)
     with tempfile.TemporaryDirectory() as folder:
         setting = Setting(device, Path(folder), given.rounds)
@@ -97,7 +97,7 @@ def measure(
             how = {"name": model, "sizes": sizes, "epochs": given.epochs, "photos": given.kept}
             yield "heads", time_heads(setting, **how)
         if "loop" in parts:
-            rows = []
+            rows = list(loops)
             for name, usual_sizes, precision, usual_batch in LOOPS[given.device]:
                 how = {
                     "name": given.model or name,
@@ -105,14 +105,16 @@ def measure(
                     "precision": precision,
                     "batch": given.batch or usual_batch,
                 }
+                if any((row["model"], list(row["sizes"])) == (how["name"], list(how["sizes"])) for row in rows):
+                    continue
                 console.print(f"loop, {how['name']}, {how['sizes']} px, precision {precision}")
                 workers = find_workers(given.workers, given.device, how["batch"], max(how["sizes"]))
                 rows += time_loop(replace(setting, workers=workers), spread(data, given.loop_photos), **how)
-            for row in rows:
-                ours = row["provider"] == "molt" and row["model"] == "molt_deit_small" and given.device == "cuda"
-                row["targets"] = ASKED if ours else {}
-            add_missed(rows)
-            yield "loop", rows
+                for row in rows:
+                    ours = row["provider"] == "molt" and row["model"] == "molt_deit_small" and given.device == "cuda"
+                    row["targets"] = ASKED if ours else {}
+                add_missed(rows)
+                yield "loop", rows
 
 
 def tables(found: Mapping[str, Any]) -> list[Table]:
@@ -174,15 +176,17 @@ def main(arguments: list[str] | None = None) -> None:
     console = Console(stderr=given.json == Path("-"), width=None if sys.stdout.isatty() else 120)
     if given.resume and given.json in (None, Path("-")):
         parser.error("--resume needs --json FILE")
-    settings = {k: v for k, v in vars(given).items() if k not in ("json", "data", "parts", "resume")}
+    given.data = None if given.data is None else str(given.data)
+    settings = {k: v for k, v in vars(given).items() if k not in ("json", "parts", "resume")}
     report = about(given.device, 1) | {"settings": settings, "targets": TARGETS}
     before, why = earlier(given.json, report) if given.resume else (None, None)
     if why is not None:
         console.print(f"measured anew: {why}")
     report |= {part: before[part] for part in PARTS if before is not None and part in before}
-    for part, rows in measure(given, [part for part in given.parts if part not in report], console):
+    left = [part for part in given.parts if part == "loop" or part not in report]
+    for part, rows in measure(given, left, console, report.get("loop", ())):
         report[part] = rows
-        # After every part: what was measured outlives an interruption.
+        # After every part and network: what was measured outlives an interruption.
         if given.json not in (None, Path("-")):
             with whole_file(given.json) as file:
                 file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

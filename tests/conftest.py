@@ -16,9 +16,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out on a GPU what the interpreter covers; tests/triton_variants.py counts what is compiled."""
-    items[:] = [one for one in items if not (one.get_closest_marker("gpu") and one.get_closest_marker("interpreted"))]
+    out = [one for one in items if one.get_closest_marker("gpu") and one.get_closest_marker("interpreted")]
+    config.hook.pytest_deselected(items=out)
+    items[:] = [one for one in items if one not in out]
 
 
 @pytest.fixture(scope="session", autouse=True)

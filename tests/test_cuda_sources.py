@@ -118,7 +118,8 @@ def test_kernels_keep_to_their_budgets(compiled):
     for file in compiled.values():
         for (name, arch), took in file.kernels.items():
             met.add((row_of(name), arch))
-            gpu_budgets.check(gpu_budgets.CUDA, row_of(name), arch, threads_of(name, file.ptx), **took)
+            threads = threads_of(name, file.ptx)
+            gpu_budgets.check(gpu_budgets.CUDA, gpu_budgets.SPILLS, row_of(name), arch, threads, **took)
     assert met == {(row, arch) for row in gpu_budgets.CUDA for arch in gpu_budgets.ARCHITECTURES}
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import time
 from dataclasses import replace
@@ -17,7 +19,7 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LEASED = 600  # seconds that one command may take on a lent machine
+LONGEST = 600  # seconds of a part, so that it fits where commands are cut off at ten minutes
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +131,35 @@ def test_tests_are_counted_from_what_pytest_prints(gpu: ModuleType, tmp_path: Pa
     found = json.loads(report.read_text())
     assert [one["counts"] for one in found.values()] == [{"failed": 1, "passed": 1, "skipped": 1}] * 2
     log.write_text("")
-    assert gpu.add_tests(report, "none", log, None) == "no test ran", "is no success"
+    assert gpu.add_tests(report, "none", log, None) == "no test passed", "is no success"
+    log.write_text("tests/test_it.py::test_b SKIPPED (no) [100%]\n")
+    assert gpu.add_tests(report, "skipped", log, None) == "no test passed"
+
+
+def test_a_build_is_done_when_both_halves_are_there(
+    gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """setup.py ends well with the CPU half alone; the next run must try the other again."""
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    (tmp_path / "molt").mkdir()
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    calls = tmp_path / "calls"
+    step = gpu.Step("build", "build", 20, python(f"open({str(calls)!r}, 'a').write('x')"), "build.json")
+    for number, half in enumerate(("_C", "_C_cuda"), 1):
+        assert gpu.run(tmp_path / "out", [step], "one") == 0
+        assert calls.read_text() == "x" * number
+        (tmp_path / "molt" / f"{half}{suffix}").touch()
+    assert gpu.run(tmp_path / "out", [step], "one") == 0 and calls.read_text() == "xx"
+
+
+def test_a_torch_that_does_not_import_is_one_line(
+    gpu: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "LOOKS", "raise ImportError('libcudart.so.13: cannot open')")
+    with pytest.raises(SystemExit):
+        gpu.main(["--dry"])
+    told = capsys.readouterr().err
+    assert told.endswith("cannot use its torch: ImportError: libcudart.so.13: cannot open\n") and told.count("\n") == 1
 
 
 def test_a_dry_run_takes_the_steps_of_the_real_one(gpu: ModuleType, tmp_path: Path) -> None:
@@ -137,10 +167,10 @@ def test_a_dry_run_takes_the_steps_of_the_real_one(gpu: ModuleType, tmp_path: Pa
     keys = ("name", "part", "file", "kind")
     assert [[getattr(s, k) for k in keys] for s in real] == [[getattr(s, k) for k in keys] for s in dry]
     assert len({step.file for step in real} | {gpu.ARCHIVE}) == 8
-    assert [part for part in gpu.PARTS if any(step.part == part for step in real)] == list(gpu.PARTS)
+    assert {step.part for step in real} == set(gpu.PARTS) and gpu.PARTS[:2] == ("build", "target")
     for part in gpu.PARTS:
         limits = [step.seconds for step in real if step.part == part]
-        assert sum(limits) + gpu.GRACE * len(limits) < LEASED, part
+        assert sum(limits) + 2 * gpu.GRACE * len(limits) < LONGEST, part
     assert sum(step.seconds for step in real if step.part == "build") <= 180
     assert not any("cuda" in step.command for step in dry)
     assert all("--random-weights" in s.command for s in real if s.name.startswith("end-to-end"))
@@ -173,14 +203,19 @@ def test_make_hands_over(part: str, tmp_path: Path) -> None:
 
 
 def test_few_triton_variants_are_compiled_on_a_gpu() -> None:
+    """By the tests that launch most; others on a GPU launch what these do."""
     pytest.importorskip("triton")
     tests = ["tests/test_triton_kernels.py", "tests/test_gpu.py::test_operators_agree_with_the_cpu"]
     tests += [f"tests/test_gpu_ops.py::test_{name}_agrees_with_{truth}" for name, truth in
               (("fusion", "float64"), ("kmeans", "the_cpu"))]  # fmt: skip
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "triton_variants", "--most-variants", "64"]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "triton_variants"]
     path = os.pathsep.join([str(ROOT / "tests"), str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [*command, *tests], cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": path}
     )
-    assert done.returncode == 0, done.stdout[-2000:]
-    assert "variants: " in done.stdout
+    number = re.search(r"^variants: (\d+)", done.stdout, re.MULTILINE)
+    assert number and 50 <= int(number[1]) <= 64, done.stdout[-2000:]
+    # What cannot be without a GPU, after its launches; whatever else fails may have launched too little.
+    known = {"test_kmeans_nan_stays_in_its_image", "test_kmeans_empty", "test_graph_capture"}
+    known |= {"test_operators_agree_with_the_cpu"}
+    assert set(re.findall(r"^FAILED \S+::(\w+)", done.stdout, re.MULTILINE)) <= known, done.stdout[-2000:]

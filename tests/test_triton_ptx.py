@@ -71,7 +71,7 @@ def check(compiled, path, row):
     assert not re.search(r"\.local|\b(atom|red)\.", ptx)
     registers, spilled = resources(compiled, path / "kernel.cubin")
     took = 32 * meta.num_warps, registers, meta.shared, spilled
-    gpu_budgets.check(gpu_budgets.triton_budgets(triton.__version__), row, meta.target.arch, *took)
+    gpu_budgets.check(*gpu_budgets.of_triton(triton.__version__), row, meta.target.arch, *took)
     assert meta.shared <= SHARED_MEMORY
     return ptx
 

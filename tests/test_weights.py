@@ -131,8 +131,10 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
 def test_unknown_names_are_told_with_near_ones() -> None:
     with pytest.raises(ValueError, match="resnet1888.*near: .*resnet"):
         create_timm("resnet1888")
-    with pytest.raises(ValueError, match="source must be one of auto, package, hub, got 'web'"):
+    with pytest.raises(ValueError, match="source must be one of auto, package, hub or random, got 'web'"):
         create_timm("resnet18", source="web")
+    with pytest.raises(ValueError, match="source 'random' loads nothing, got checkpoint 'a.pth' too"):
+        create_timm("resnet18", source="random", checkpoint="a.pth")
 
 
 def test_nothing_to_be_had_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -243,7 +243,7 @@ def create_timm(
         RuntimeError: a file that does not fit the network.
     """
     if source not in (*SOURCES, "random"):
-        raise ValueError(f"source must be one of {', '.join(SOURCES)}, got {source!r}")
+        raise ValueError(f"source must be one of {', '.join(SOURCES)} or random, got {source!r}")
     if not timm.is_model(name):
         near = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.7))
         raise ValueError(f"backbone {name!r} is not a timm model name" + (f"; near: {near}" if near else ""))
@@ -251,6 +251,8 @@ def create_timm(
     def build(**more: Any) -> nn.Module:
         return timm.create_model(name, **options, **more).eval().requires_grad_(False)
 
+    if checkpoint is not None and source == "random":
+        raise ValueError(f"source 'random' loads nothing, got checkpoint {str(checkpoint)!r} too")
     if not pretrained or source == "random":
         return build(), WeightsInfo(name, "random", "no", False)
     if checkpoint is not None:

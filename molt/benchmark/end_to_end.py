@@ -115,7 +115,7 @@ class Bench:
         whole = self._run(one, loc, fewer, steps)
         if slow:
             start = self._run(one, loc, fewer, FIRST_STEPS)
-            if self.device.type == "cuda":
+            if self.device.type == "cuda" and not loop:
                 whole()  # what is recorded once, and what libraries set up
             taken = take_turns({"start": start, "bare": forwards}, self.clock, self.seconds)
             taken["whole"] = once(whole, self.clock)

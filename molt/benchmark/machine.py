@@ -98,7 +98,12 @@ def earlier(path: Path, report: Mapping[str, Any]) -> tuple[dict[str, Any] | Non
     """
     if not path.is_file():
         return None, None
-    found = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        return None, f"{path} is no report"
     differ = sorted(key for key in report.keys() - OWN if found.get(key) != report[key])
     return (None, f"{path} is of another run ({', '.join(differ)} differ)") if differ else (found, None)
 

@@ -33,7 +33,7 @@ def benchmark(
         float | None, typer.Option("--minutes", help="Begin no further case after so many minutes.")
     ] = None,
     targets: Annotated[
-        bool, typer.Option("--targets", help="Only rows of which something is asked; molt/benchmark/targets.py.")
+        bool, typer.Option("--targets", help="Only a GPU's rows with a target; --list shows them.")
     ] = False,
     resume: Annotated[
         bool,

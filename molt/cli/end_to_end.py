@@ -74,6 +74,8 @@ def run(
     )
     if choice.rehearse:
         work = configurations.rehearsed(work)
+    if not work and choice.targets:
+        raise typer.BadParameter("--targets: nothing is asked of these rows, see --list without other options")
     if not work:
         raise typer.BadParameter("nothing to measure: the papers' loops are those of molt_* with a network's clusters")
     if show_list:
