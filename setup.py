@@ -177,7 +177,8 @@ def builder(require: bool) -> type[build_ext]:
             except Exception as error:
                 if require:
                     raise
-                return f"the build failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                said = " ".join(str(error).split())[:200]
+                return f"the build failed: {type(error).__name__}: {said} (pip install -v shows what the compiler said)"
             return None
 
     return Build

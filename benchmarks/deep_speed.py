@@ -192,6 +192,8 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here, too; - prints them")
     arguments = parser.parse_args()
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error(f"--device cuda: torch {torch.__version__} sees no CUDA device")
     if arguments.steps < 4 or arguments.rounds < 1:
         parser.error("--steps must be at least 4 and --rounds at least 1")
     console = Console()

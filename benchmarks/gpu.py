@@ -331,13 +331,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"expected {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
     lacking = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if lacking:
-        parser.exit(1, f"gpu: {sys.executable} lacks {', '.join(lacking)}; see benchmarks/gpu_requirements.txt\n")
+        parser.exit(
+            1, f"gpu: {sys.executable} lacks {', '.join(lacking)}: install them, or name another with PYTHON=\n"
+        )
     looked = subprocess.run([sys.executable, "-c", LOOKS], capture_output=True, text=True, check=False)
     if looked.returncode:
         parser.exit(1, f"gpu: {sys.executable} cannot use its torch: {looked.stderr.strip().splitlines()[-1]}\n")
     facts = json.loads(looked.stdout)
     if facts["device"] is None and not given.dry:
-        parser.exit(1, f"gpu: torch {facts['torch']} (CUDA {facts['cuda']}) sees no CUDA device\n")
+        parser.exit(
+            1, f"gpu: torch {facts['torch']} (CUDA {facts['cuda']}) sees no CUDA device; make gpu-dry needs none\n"
+        )
     random = not all(map(is_installed, WEIGHTS))
     out = given.out.resolve()
     arch = "9.0" if given.dry else facts["arch"]

@@ -167,6 +167,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--resume", action="store_true", help="keep what --json FILE holds already")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here, too; - prints them")
     given = parser.parse_args(arguments)
+    if given.device == "cuda" and not torch.cuda.is_available():
+        parser.error(f"--device cuda: torch {torch.__version__} sees no CUDA device")
     given.photos = PHOTOS[given.device] if given.photos is None else given.photos
     given.loop_photos = LOOP_PHOTOS[given.device] if given.loop_photos is None else given.loop_photos
     for name in ("photos", "loop_photos", "kept", "rounds"):

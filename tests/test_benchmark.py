@@ -503,6 +503,25 @@ def test_targets_are_a_gpus(capsys: pytest.CaptureFixture) -> None:
         assert "--targets: they are a GPU's" in capsys.readouterr().err
 
 
+def test_a_rehearsal_is_told_and_kept_apart(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert molt("benchmark", "largest_at_cuts", "--targets", "--rehearse", "--providers", "native") == 0
+    said = capsys.readouterr()
+    assert "times mean nothing" in said.out and "missed" not in said.out and "reached" not in said.out
+    assert [str(path) for path in Path().rglob("*.json")] == ["molt-benchmark/rehearsal/operators.json"]
+    for more, text in (
+        (("slic", "--targets", "--rehearse"), "--targets: nothing is asked of slic"),
+        (("--rehearse", "--device", "cuda"), "--rehearse: runs on the CPU, got --device cuda"),
+    ):
+        assert molt("benchmark", *more) == 2
+        assert text in capsys.readouterr().err
+    assert molt("benchmark", "slic", "fuse_maps", "--targets", "--list") == 0
+    listed = capsys.readouterr().out
+    assert "share 0.8" in listed and listed.count("(asked: ") == 2 and "backward" not in listed, "without a GPU too"
+
+
 def test_targets_come_first_and_alone() -> None:
     asked = [(o.name, case) for o in OPERATIONS.values() for case in o.cases_on("cuda", targets=True)]
     assert len(asked) == 14 and all(case.targets for _, case in asked)

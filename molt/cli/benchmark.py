@@ -134,10 +134,12 @@ def benchmark(
     from molt.benchmark.machine import earlier
     from molt.cli import end_to_end, method_table
 
+    if rehearse and device not in (None, "cpu"):
+        raise typer.BadParameter(f"--rehearse: runs on the CPU, got --device {device}")
     device = "cpu" if rehearse else device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device not in ("cpu", "cuda"):
         raise typer.BadParameter(f"--device {device}: expected cpu or cuda")
-    if targets and device == "cpu" and not rehearse:
+    if targets and device == "cpu" and not rehearse and not show_list:
         raise typer.BadParameter("--targets: they are a GPU's; with --rehearse its rows run on the CPU")
     if minutes is not None and not minutes > 0:
         raise typer.BadParameter(f"--minutes {minutes:g}: expected a number above 0")
@@ -221,11 +223,13 @@ def benchmark(
     known = list(dict.fromkeys(provider.name for operation in work for provider in operation.providers))
     wanted = end_to_end.names("--providers", providers, known)
     if show_list:
-        _list(work, device)
+        _list(work, "cuda" if targets or rehearse else device, targets)
         return
     if device == "cuda" and not torch.cuda.is_available():
         raise typer.BadParameter(f"--device cuda: torch sees no CUDA device (torch {torch.__version__})")
-    path = report_path(out, device, FILE)
+    if targets and not any(operation.cases_on("cuda", targets=True) for operation in work):
+        raise typer.BadParameter(f"--targets: nothing is asked of {', '.join(chosen)}")
+    path = report_path(out, device, FILE, rehearse)
 
     console, errors = Console(highlight=False), Console(stderr=True, highlight=False, soft_wrap=True)
     if not console.is_terminal:
@@ -256,7 +260,7 @@ def benchmark(
             kept[case[0]["operation"], case[0]["case"]] = case
             rows = [row for part in kept.values() for row in part]
             if not as_json:
-                _show(console, case)
+                _show(console, case, rehearse)
             # After every case: what was measured outlives an interruption.
             seconds = time.perf_counter() - start
             found = report(rows, device, quick=quick, seconds_total=seconds, rehearsal=rehearse)
@@ -280,15 +284,15 @@ def dumps(found: Mapping[str, Any]) -> str:
     return f'{head[:-2]},\n "rows": [\n  {rows}\n ]\n}}'
 
 
-def report_path(out: Path, device: str, file: str) -> Path:
-    """Return where a report goes, whose folder is there then.
+def report_path(out: Path, device: str, file: str, rehearse: bool) -> Path:
+    """Return where a report goes, whose folder is there then; a rehearsal's apart from those that were measured.
 
     Raises:
         typer.BadParameter: a file is where a folder is needed.
     """
     from molt.benchmark import device_name
 
-    path = out if out.suffix == ".json" else out / device_name(device) / file
+    path = out if out.suffix == ".json" else out / ("rehearsal" if rehearse else device_name(device)) / file
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -303,17 +307,17 @@ def _write(path: Path, found: Mapping[str, Any]) -> None:
         part.write_text(dumps(found) + "\n", encoding="utf-8")
 
 
-def _list(work: Iterable[Any], device: str) -> None:
+def _list(work: Iterable[Any], device: str, targets: bool) -> None:
     for operation in work:
         print(f"{operation.name}  (GB/s of: {operation.counted}; limit: {operation.limit})")
         print(f"  providers  {', '.join(provider.name for provider in operation.providers)}")
-        for case in operation.cases_on(device):
+        for case in operation.cases_on(device, targets=targets):
             asked = ", ".join(f"{name} {value:g}" for name, value in case.targets.items())
             print(f"  {'* ' if case.headline else '  '}{case.name}{f'  (asked: {asked})' if asked else ''}")
     print(f"cases on {device}; * are those of --quick")
 
 
-def _show(console: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+def _show(console: Any, rows: Sequence[Mapping[str, Any]], rehearse: bool) -> None:
     """Print the rows of one case as a table, and below it why rows have no time."""
     from rich.table import Table
 
@@ -321,6 +325,8 @@ def _show(console: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     from molt.cli.end_to_end import number
 
     title = f"{rows[0]['operation']}: {rows[0]['case']}"
+    if rehearse:
+        title = f"rehearsal with an image or two, times mean nothing: {title}"
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("provider", no_wrap=True)
     table.add_column("matches", no_wrap=True)
@@ -349,7 +355,7 @@ def _show(console: Any, rows: Sequence[Mapping[str, Any]]) -> None:
             number(None if row["extra_bytes"] is None else row["extra_bytes"] / 2**20, "{:.0f}"),
         )
     console.print(table)
-    for reason in reasons + [f"  {text}" for row in rows for text in told(row)]:
+    for reason in reasons + [f"  {text}" for row in rows if not rehearse for text in told(row)]:
         console.print(reason, markup=False, soft_wrap=True)
 
 

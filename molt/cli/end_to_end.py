@@ -84,7 +84,7 @@ def run(
         return
     if device == "cuda" and not torch.cuda.is_available():
         raise typer.BadParameter(f"--device cuda: torch sees no CUDA device (torch {torch.__version__})")
-    path = report_path(out, device, FILE)
+    path = report_path(out, device, FILE, choice.rehearse)
     how: dict[str, Any] = {"seconds": 0.0, "tiny": True} if choice.rehearse else {}
     how |= {"pretrained": not choice.random_weights, "folder": choice.photos}
     try:

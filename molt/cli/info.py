@@ -77,9 +77,14 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = 
     if config["native"]:
         made = f"{build['compiler']}, built with torch {build['torch']} for {build['torch_abi_target']} and later"
         line("native", f"CPU operators: {made}; runs on torch {config['torch']}")
-        line("cuda", f"for {build['cuda_archs']}" if config["cuda"] else f"no CUDA operators: {config['cuda_missing']}")
+        line(
+            "cuda",
+            f"CUDA operators: compiled for {build['cuda_archs']}"
+            if config["cuda"]
+            else f"no CUDA operators: {config['cuda_missing']}",
+        )
     else:
-        line("native", f"not compiled in: {config['native_missing']}")
+        line("native", f"none in use: {config['native_missing']}")
     line("hub", found["hub"] + ("" if found["hub_needed"] else " (not needed: packages hold the weights)"))
     line("cache", f"{found['cache']['folder']} ({found['cache']['mib']} MiB)")
     for entry in found["weights"]:
