@@ -39,7 +39,7 @@ try() {  # HOW WHAT: installs and tests; a line of the summary
   then
     result="ok"
   fi
-  "$work/venv/bin/python" - "$1" "$result" "$((SECONDS - start))" "$work/log" >> "$summary" <<'PY'
+  PYTHONSAFEPATH=1 "$work/venv/bin/python" - "$1" "$result" "$((SECONDS - start))" "$work/log" >> "$summary" <<'PY'
 import pathlib, platform, sys
 import torch
 how, result, seconds, log = sys.argv[1:]
