@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import setuptools
 from setuptools import find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
@@ -28,6 +29,7 @@ FLAGS = ["-O3", "-fvisibility=hidden", "-ffp-contract=off", "-fno-trapping-math"
 # As on the CPU, no fused multiply-add; line numbers cost no speed and let profilers name them.
 NVCC_FLAGS = ["-O3", "-fmad=false", "-lineinfo"]
 NOTE = "_build_note.txt"
+OLDEST_SETUPTOOLS = 77  # as pyproject.toml asks where the build is isolated
 
 
 def switch(env: Mapping[str, str], name: str) -> bool:
@@ -209,6 +211,10 @@ def pure(reason: str) -> type[build_py]:
 
 def main() -> None:
     """Run setuptools."""
+    if int(setuptools.__version__.split(".")[0]) < OLDEST_SETUPTOOLS:
+        # It would call the licence in pyproject.toml invalid.
+        wanted = f"{OLDEST_SETUPTOOLS} or later: pip install --upgrade 'setuptools>={OLDEST_SETUPTOOLS}'"
+        raise SystemExit(f"molt: this is setuptools {setuptools.__version__}, and the build needs {wanted}")
     os.chdir(ROOT)
     packages = [*find_packages(include=["molt", "molt.*"]), "molt.data.heads"]  # the last holds data alone
     package_dir = {}

@@ -85,6 +85,15 @@ def test_skip_and_require_exclude_each_other(script, monkeypatch):
         script.main()
 
 
+def test_setuptools_too_old_is_told_before_it_reads_pyproject(script, monkeypatch):
+    assert f'"setuptools>={script.OLDEST_SETUPTOOLS}"' in (ROOT / "pyproject.toml").read_text()
+    monkeypatch.setattr(setuptools, "__version__", "65.5.0")
+    with pytest.raises(
+        SystemExit, match=r"setuptools 65\.5\.0, and the build needs 77 or later: pip install --upgrade"
+    ):
+        script.main()
+
+
 def test_nvcc_is_found_through_the_environment(script, tmp_path, monkeypatch):
     (tmp_path / "bin").mkdir()
     nvcc = tmp_path / "bin" / "nvcc"
