@@ -19,23 +19,17 @@ def _too_old() -> bool:
     return tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH
 
 
-_UPGRADE = "to use it, run `pip install --upgrade torch`"
-HOW_TO_GET = (
-    _UPGRADE
-    if _too_old()
-    else (
+if _too_old():
+    HOW_TO_GET = HOW_TO_GET_CUDA = "run `pip install --upgrade torch`"
+else:
+    HOW_TO_GET = (
         "to compile it, install a C++ compiler and run `MOLT_REQUIRE_EXT=1 pip install --no-build-isolation .` "
         "in molt's source tree"
     )
-)
-HOW_TO_GET_CUDA = (
-    _UPGRADE
-    if _too_old()
-    else (
+    HOW_TO_GET_CUDA = (
         "to compile it, install nvcc and a CUDA build of torch and run "
         "`MOLT_CUDA=1 MOLT_REQUIRE_EXT=1 pip install --no-build-isolation .` in molt's source tree"
     )
-)
 _NOTE = Path(__file__).with_name("_build_note.txt")
 
 
