@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -150,7 +151,80 @@ def test_coco_crowds(tmp_path: Path) -> None:
     crowd = {"id": 1, "image_id": 7, "category_id": 2, "bbox": [0, 0, 9, 9], "iscrowd": 1}
     file = coco(tmp_path / "a.json", annotations=[crowd, {**crowd, "id": 2, "image_id": 3, "iscrowd": 0}])
     assert [s.name for s in read_coco(file).samples] == ["s/2.jpg"]
-    assert [s.name for s in read_coco(file, crowd=True).samples] == ["1.jpg", "s/2.jpg"]
+    assert [(s.name, s.crowd) for s in read_coco(file, crowd=True).samples] == [("1.jpg", (0,)), ("s/2.jpg", ())]
+    for flag, count in (("0", 2), ("1", 1), (0.0, 2), (None, 2), (False, 2), (True, 1), ("false", 2)):
+        coco(
+            tmp_path / "a.json", annotations=[crowd | {"iscrowd": flag}, crowd | {"id": 2, "image_id": 3, "iscrowd": 0}]
+        )
+        assert len(read_coco(file)) == count, flag
+
+
+@pytest.mark.parametrize("form", [str, float, lambda value: f" {value}.0 "])
+def test_coco_numbers_of_another_type(tmp_path: Path, form: Callable[[int], object]) -> None:
+    content = json.loads(coco(tmp_path / "a.json").read_text())
+    expected = read_coco(tmp_path / "a.json").samples
+    for entry in [entry for entries in content.values() for entry in entries]:
+        for key in {"id", "image_id", "category_id", "width", "height"} & set(entry):
+            entry[key] = form(entry[key])
+        if "bbox" in entry:
+            entry |= {"bbox": [str(value) for value in entry["bbox"]], "iscrowd": form(0)}
+    found = read_coco(coco(tmp_path / "b.json", **content)).samples
+    assert len(found) == len(expected) == 3
+    for one, other in zip(found, expected, strict=True):
+        assert (one.name, one.label, one.size, one.crowd) == (other.name, other.label, other.size, ())
+        np.testing.assert_array_equal(one.boxes, other.boxes)
+
+
+def test_coco_ids_that_are_names(tmp_path: Path) -> None:
+    lists = {"images": [{"id": name, "file_name": f"{name}.jpg"} for name in ("7", "007", "a7")]}
+    notes = [{"id": i, "image_id": x, "category_id": 2, "bbox": [i, 0, 9, 9]} for i, x in enumerate((7, "007", "a7"))]
+    found = read_coco(coco(tmp_path / "a.json", **lists, annotations=notes))
+    assert [(s.name, s.boxes[0, 0]) for s in found.samples] == [("7.jpg", 0), ("007.jpg", 1), ("a7.jpg", 2)]
+
+
+def test_coco_objects_without_a_bbox_have_the_box_of_their_segmentation(tmp_path: Path) -> None:
+    from pycocotools import mask
+
+    picture = np.zeros((40, 60), np.uint8, order="F")
+    picture[5:9, 20:31] = 1
+    packed = mask.encode(picture)
+    forms = [
+        {"segmentation": [[1, 2, 30.5, 2, 30, 20], [0.5, 8, 9, 9, 3, 21]]},
+        {"segmentation": ["1", 2, 30, 2, 30, "20"], "bbox": None},
+        {"segmentation": {"size": [40, 60], "counts": packed["counts"].decode()}, "bbox": []},
+        {"segmentation": {"size": ["40", 60.0], "counts": [80, 40, 2280]}},
+        {"segmentation": [[1, 2, 3, 4, 5, 6]], "bbox": [0, 0, 9, 9]},
+    ]
+    notes = [{"id": i, "image_id": 7, "category_id": 2} | form for i, form in enumerate(forms)]
+    found = read_coco(coco(tmp_path / "a.json", annotations=notes))
+    (sample,) = found.samples
+    assert sample.boxes.tolist() == [[0.5, 2, 30.5, 21], [1, 2, 30, 20], [20, 5, 31, 9], [2, 0, 3, 40], [0, 0, 9, 9]]
+    assert found.notes == ("objects without a bbox, of which the box round the segmentation is taken: 4",)
+
+
+def test_coco_boxes_that_come_twice_are_kept_once_and_told(tmp_path: Path) -> None:
+    one = {"id": 1, "image_id": 7, "category_id": 2, "bbox": [0, 0, 9, 9]}
+    others = [{"id": 2}, {"id": 3, "category_id": 44}, {"id": 4, "image_id": 3}, {"id": 5, "bbox": ["0", 0.0, 9, 9]}]
+    found = read_coco(coco(tmp_path / "a.json", annotations=[one, *(one | other for other in others)]))
+    assert [len(s.boxes) for s in found.samples] == [1, 1, 1] and found.left_out == {"boxes that come twice": 2}
+    assert [p.message for p in found.remarks] == [
+        f"annotations[{i}] has photo, category and box of annotations[0]" for i in (1, 4)
+    ]
+
+
+def test_coco_photos_without_an_object_count(tmp_path: Path) -> None:
+    lists = {"images": [{"id": 7, "file_name": "1.jpg"}, {"id": 3, "file_name": "s/2.jpg", "width": 9, "height": 8}]}
+    found = read_coco(coco(tmp_path / "a.json", **lists, **annotation()), "/photos")
+    assert [(s.name, s.path, s.label, s.size, len(s.boxes)) for s in found.unlabelled] == [
+        ("s/2.jpg", Path("/photos/s/2.jpg"), -1, (9, 8), 0)
+    ]
+
+
+def test_coco_the_group_of_a_roboflow_export_is_no_second_class(tmp_path: Path) -> None:
+    lists = [{"id": 0, "name": "cat", "supercategory": "none"}, {"id": 2, "name": "cat", "supercategory": "cat"}]
+    assert read_coco(coco(tmp_path / "a.json", categories=lists, **annotation())).classes == ("cat",)
+    lists[1]["supercategory"] = "none"
+    assert len(faults(read_coco, coco(tmp_path / "a.json", categories=lists, **annotation()))) == 1
 
 
 def annotation(**changes: object) -> dict[str, object]:
@@ -171,20 +245,36 @@ def annotation(**changes: object) -> dict[str, object]:
             "images[1]: photo '1.jpg' listed twice, as in images[0]",
             "it once",
         ),
-        ({"images": [{"id": 7, "file_name": "1.jpg", "width": 0}]}, "images[0]: size '0' x 'None'", "1 to 16,777,216"),
+        ({"images": [{"id": 7, "file_name": "1.jpg", "width": 0}]}, "images[0]: size 0 x None", "1 to 16,777,216"),
         ({"images": [{"id": 7, "file_name": "1\x1b[2J.jpg"}]}, "file_name '1\\x1b[2J.jpg'", "a relative name"),
         ({"images": [{"id": 7, "file_name": "1.jpg\n"}]}, "images[0]: the file_name '1.jpg\\n'", "a relative name"),
         ({"categories": [{"id": 2}]}, "categories[0] is", '"id" and "name"'),
         ({"categories": [{"id": 2, "name": "a"}] * 2}, "categories[1] has the id 2", "ids that differ"),
-        (annotation(image_id=99), "annotations[0]: image_id '99'", "the id of one of the images"),
-        (annotation(category_id=[2]), "annotations[0]: category_id '[2]'", "the id of one of the categories"),
-        (annotation(bbox=[1, 2, 3]), "annotations[0]: bbox '[1, 2, 3]'", "[x, y, width, height]"),
+        (annotation(image_id=99), "annotations[0]: image_id 99", "the id of one of the images, such as 7"),
+        (annotation(category_id=[2]), "annotations[0]: category_id [2]", "the id of one of the categories, such as 44"),
+        (annotation(bbox=[1, 2, 3]), "annotations[0]: bbox [1, 2, 3]", "[x, y, width, height]"),
         (annotation(bbox=[1, 2, 3, True]), "annotations[0]: bbox", "[x, y, width, height]"),
         (annotation(bbox=[1, 2, 3, float("nan")]), "annotations[0]: box 1,2,4,nan is not finite", "finite edges"),
         (annotation(bbox=[1, 2, -3, 4]), "annotations[0]: box 1,2,-2,6 is inverted", "x0 <= x1"),
-        (annotation(bbox=[1, 2, 10**400, 4]), "annotations[0]: bbox", "finite edges"),
+        (annotation(bbox=[1, 2, 10**400, 4]), "annotations[0]: box 1,2,inf,6 is not finite", "finite edges"),
         (annotation(bbox=[1, 2, 1e12, 4]), "out of all proportion", "16,777,216"),
         ({"annotations": ["x"]}, "annotations[0] is 'x'", "an object"),
+        (annotation(image_id="07"), "annotations[0]: image_id '07'", "the id of one of the images, such as 7"),
+        (annotation(image_id=7.5), "annotations[0]: image_id 7.5", "such as 7"),
+        (annotation(image_id=True), "annotations[0]: image_id True", "such as 7"),
+        (annotation(iscrowd="perhaps"), "annotations[0]: iscrowd 'perhaps'", "0 or 1"),
+        (annotation(iscrowd=2), "annotations[0]: iscrowd 2", "0 or 1"),
+        (annotation(bbox=["1", "2", "3", "x"]), "annotations[0]: bbox ['1', '2', '3', 'x']", "four numbers"),
+        (annotation(bbox="0,0,9,9"), "annotations[0]: bbox '0,0,9,9'", "four numbers"),
+        (annotation(bbox=None), "annotations[0]: neither bbox nor segmentation", "polygons [x, y, x, y, ...]"),
+        (annotation(bbox=[], segmentation=[[1, 2, 3, 4, 5]]), "the segmentation [[1, 2, 3, 4, 5]]", "polygons"),
+        (annotation(bbox=[], segmentation=[[1, 2, 3, 4, 5, None]]), "the segmentation [[1, 2,", "polygons"),
+        (annotation(bbox=[], segmentation=[[1, 2, 3, 4, 5, float("nan")]]), "box 1,nan,5,nan is not finite", "finite"),
+        (annotation(bbox=[], segmentation={"size": [4, 0], "counts": [0]}), "the RLE {'size': [4, 0]", "counts and"),
+        (annotation(bbox=[], segmentation={"size": [4, 4], "counts": [16]}), "no bbox, and the RLE", "counts and"),
+        (annotation(bbox=[], segmentation={"size": [4, 4], "counts": [0, 99]}), "no bbox, and the RLE", "counts and"),
+        (annotation(bbox=[], segmentation={"size": [4, 4]}), "no bbox, and the RLE", "counts and"),
+        ({"categories": [{"id": 2, "name": "a"}, {"id": "9", "name": "a"}]}, "2 and 9 are both called 'a'", "differ"),
     ],
 )  # fmt: skip
 def test_coco_problems(tmp_path: Path, lists: dict[str, object], message: str, expected: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import re
 import stat
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from molt.data.annotations import DataError, LocalizationSet, Problem, Sample, S
 
 MAX_TEXT = 2 << 30  # bytes; the largest official file, COCO's train2017, has 448 MB
 MAX_CLASSES = 100_000
+MAX_DIGITS = 100  # of a whole number written as text
 MAX_COORDINATE = 1 << 24  # from here on float32 does not count single pixels
 BOX_FORM = f"finite edges x0 <= x1, y0 <= y1 within {MAX_COORDINATE:,} pixels"
 SIZE_FORM = f"whole numbers of pixels, 1 to {MAX_COORDINATE:,}"
@@ -51,6 +53,7 @@ class Parsed:
         root: what was read, to name where a file or line cannot be.
         photos: folder that holds the photos.
         samples: those that are fine.
+        unlabelled: photos without an object to keep.
         classes: class names by label.
         place: gives the place of a sample by its index; None: its own file.
         problems: what keeps the annotations from being read; a reader raises them.
@@ -64,6 +67,7 @@ class Parsed:
     root: Path
     photos: Path
     samples: list[Sample] = field(default_factory=list)
+    unlabelled: list[Sample] = field(default_factory=list)
     classes: tuple[str, ...] = ()
     place: Callable[[int], Place] | None = None
     problems: list[Problem] = field(default_factory=list)
@@ -79,6 +83,11 @@ class Parsed:
         """Add what only the check reports."""
         self.remarks.append(Problem(file, line, message, expected))
 
+    def blank(self, name: str, size: tuple[int, int] | None = None) -> None:
+        """Add a photo without an object to keep."""
+        self.unlabelled.append(Sample(name, self.photos / name, -1, as_boxes([]), size))
+        self.left_out["photos without an object to keep"] += 1
+
     def result(self) -> LocalizationSet:
         """Return the set.
 
@@ -89,8 +98,16 @@ class Parsed:
             self.problem(self.root, None, "there is no photo with a label", "at least one")
         if self.problems:
             raise DataError(self.problems)
-        remarks = tuple(self.remarks)
-        return LocalizationSet(self.name, self.kind, tuple(self.samples), self.classes, dict(self.left_out), remarks)
+        return LocalizationSet(
+            self.name,
+            self.kind,
+            tuple(self.samples),
+            self.classes,
+            dict(self.left_out),
+            tuple(self.remarks),
+            tuple(self.notes),
+            tuple(self.unlabelled),
+        )
 
 
 @contextmanager
@@ -106,9 +123,51 @@ def no_collection() -> Iterator[None]:
 
 
 def shown(text: object) -> str:
-    """Return text from a file, quoted, on one line and not too long."""
-    text = str(text)
-    return repr(text if len(text) <= 120 else text[:119] + "…")
+    """Return text from a file, quoted, on one line and not too long; anything else so that its type can be seen."""
+    if isinstance(text, str):
+        return repr(text if len(text) <= 120 else text[:119] + "…")
+    text = repr(text)
+    return text if len(text) <= 120 else text[:119] + "…"
+
+
+def as_number(value: Any) -> float | None:
+    """Return a number, also where it is written as text, or None; True is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str) or (isinstance(value, str) and "_" in value):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+    except ValueError:
+        return None
+
+
+def as_integer(value: Any) -> int | None:
+    """Return a whole number, also where it is written as text or with .0, or None; True is none."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.strip().removeprefix("-").isdecimal() and len(value) < MAX_DIGITS:
+        return int(value)
+    number = as_number(value)
+    return int(number) if number is not None and number.is_integer() else None
+
+
+def as_flag(value: Any) -> bool | None:
+    """Return whether 0 or 1, false or true, a text of these, or nothing stands there; None for anything else."""
+    if isinstance(value, str):
+        value = {"": 0, "false": 0, "true": 1}.get(value.strip().lower(), value)
+    number = 0 if value is None else int(value) if isinstance(value, bool) else as_integer(value)
+    return bool(number) if number in (0, 1) else None
+
+
+def check_names(names: Sequence[str], found: Parsed, file: Path, line: int | None, ids: Sequence[object] = ()) -> None:
+    """Make a problem of each class name that several classes have; ``ids`` are theirs, else they count from 0."""
+    ids = ids or range(len(names))
+    first: dict[str, int] = {}
+    for number, name in enumerate(names):
+        if (earlier := first.setdefault(name, number)) != number:
+            text = f"the classes {shown(ids[earlier])} and {shown(ids[number])} are both called {shown(name)}"
+            found.problem(file, line, text, "names that differ")
 
 
 def is_safe(name: str) -> bool:

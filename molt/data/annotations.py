@@ -58,6 +58,8 @@ class Sample:
         size: (width, height) in pixels as the annotations say, or None where they do not.
         masks: files of the object's masks, one an instance.
         ignore: file of the pixels that do not count, or None.
+        difficult: numbers of the boxes that VOC marks as difficult, counted from 0.
+        crowd: numbers of the boxes that COCO marks as round a crowd, counted from 0.
     """
 
     name: str
@@ -67,6 +69,8 @@ class Sample:
     size: tuple[int, int] | None = None
     masks: tuple[Path, ...] = ()
     ignore: Path | None = None
+    difficult: tuple[int, ...] = ()
+    crowd: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +84,9 @@ class LocalizationSet:
         classes: class names by label.
         left_out: what the reader left out on purpose, such as objects marked difficult, and how often.
         remarks: what could be read but is hardly meant so, such as lines about photos that are not listed.
+        notes: how something was read, a line each.
+        unlabelled: photos without an object to keep, such as YOLO's background images: a sample each without boxes,
+            of label -1. There is no class to train or to score on.
     """
 
     name: str
@@ -88,6 +95,8 @@ class LocalizationSet:
     classes: tuple[str, ...]
     left_out: Mapping[str, int] = field(default_factory=dict)
     remarks: tuple[Problem, ...] = ()
+    notes: tuple[str, ...] = ()
+    unlabelled: tuple[Sample, ...] = ()
 
     def __len__(self) -> int:
         return len(self.samples)

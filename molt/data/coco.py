@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import numpy as np
 
 from molt.data._parsing import (
     BOX_FORM,
@@ -16,8 +19,12 @@ from molt.data._parsing import (
     Place,
     Where,
     as_boxes,
+    as_flag,
     as_folder,
+    as_integer,
+    as_number,
     box_fault,
+    check_names,
     is_safe,
     is_size,
     no_collection,
@@ -26,22 +33,26 @@ from molt.data._parsing import (
 )
 from molt.data.annotations import LocalizationSet, Sample
 
+_Edges = tuple[float, float, float, float]
 _LISTS = ("images", "annotations", "categories")
 _BOX = "bbox [x, y, width, height], four numbers"
+_SEGMENTS = "bbox, or a segmentation: polygons [x, y, x, y, ...], or an RLE of counts and size"
 
 
 def read_coco(annotations: str | Path, photos: str | Path | None = None, *, crowd: bool = False) -> LocalizationSet:
     """Read boxes of the COCO layout, instances_*.json.
 
     A photo that shows several categories gives one sample each. Labels count the categories in the file's order, as
-    the ids have gaps. A bbox, [x, y, width, height], becomes the edges (x, y, x + width, y + height). Segmentations
-    are not read: samples have boxes only.
+    the ids have gaps. A bbox, [x, y, width, height], becomes the edges (x, y, x + width, y + height). An
+    object without a bbox gets the box round its polygons, or round its RLE where pycocotools is installed; masks
+    themselves are not read. Numbers may be written as text. Of a box that comes twice in a photo and category one is
+    kept. Photos without an object to keep are the set's ``unlabelled``.
 
     Args:
         annotations: the JSON file.
         photos: folder that the photos' file_name starts from; the JSON file's own if not given.
-        crowd: keep annotations with ``iscrowd``, boxes round many objects. They are left out by default, and photos
-            without any other; :func:`molt.data.check_set` counts both.
+        crowd: keep annotations with ``iscrowd``, boxes round many objects, which samples then tell. They are left out
+            by default, and photos without any other; :func:`molt.data.check_set` counts both.
 
     Raises:
         DataError: with everything that keeps the file from being read.
@@ -60,46 +71,61 @@ def parse_coco(file: Path, photos: Path | None = None, *, crowd: bool = False) -
     names, labels = _categories(file, found, categories)
     listed = _images(file, found, images)
 
-    boxes: dict[tuple[int, int], list[tuple[float, float, float, float]]] = {}
-    texts: dict[tuple[int, int], list[str]] = {}
+    kept: dict[tuple[int, int], dict[_Edges, tuple[int, bool]]] = {}
     seen: dict[Any, int] = {}
+    without = 0
     for number, entry in enumerate(annotations):
         which = f"annotations[{number}]"
         if not isinstance(entry, dict):
             found.problem(file, None, f"{which} is {shown(entry)}", "an object")
             continue
-        key, label = entry.get("image_id"), _key(entry.get("category_id"))
-        if _key(key) not in listed:
-            found.problem(file, None, f"{which}: image_id {shown(key)}", "the id of one of the images")
+        key, label = _key(entry.get("image_id")), _key(entry.get("category_id"))
+        if key not in listed:
+            text = f"{which}: image_id {shown(entry.get('image_id'))}"
+            found.problem(file, None, text, f"the id of one of the images{_such_as(listed)}")
             continue
         if label not in labels:
             text = f"{which}: category_id {shown(entry.get('category_id'))}"
-            found.problem(file, None, text, "the id of one of the categories")
+            found.problem(file, None, text, f"the id of one of the categories{_such_as(labels)}")
             continue
-        if (own := _key(entry.get("id"))) is not None and seen.setdefault(own, number) != number:
+        again = (own := _key(entry.get("id"))) is not None and seen.setdefault(own, number) != number
+        if again:
             found.remark(file, None, f"{which} has the id of annotations[{seen[own]}], {own}", "ids that differ")
-        if entry.get("iscrowd") and not crowd:
+        many = as_flag(entry.get("iscrowd"))
+        if many is None:
+            found.problem(file, None, f"{which}: iscrowd {shown(entry['iscrowd'])}", "0 or 1")
+            continue
+        if many and not crowd:
             found.left_out["crowd annotations"] += 1
             continue
-        box = _box(file, found, which, entry.get("bbox"))
-        if box is not None:
-            pair = (listed[_key(key)], labels[label])
-            boxes.setdefault(pair, []).append(box)
-            texts.setdefault(pair, []).append(which)
+        bbox = entry.get("bbox")
+        box = _box(file, found, which, bbox) if bbox not in (None, []) else _around(file, found, which, entry)
+        if box is None:
+            continue
+        without += bbox in (None, [])
+        earlier, _ = kept.setdefault((listed[key], labels[label]), {}).setdefault(box, (number, many))
+        if earlier != number:
+            found.left_out["boxes that come twice"] += 1
+            if not again:
+                text = f"{which} has photo, category and box of annotations[{earlier}]"
+                found.remark(file, None, text, "each box once")
 
-    for number, label in sorted(boxes):
-        name, size = images[number]["file_name"], _size(images[number])
-        path = found.photos / name
-        found.samples.append(Sample(name, path, label, as_boxes(boxes[number, label]), size))
-    empty = len(listed) - len({number for number, _ in boxes})
-    if empty:
-        found.left_out["photos without an object to keep"] += empty
+    pairs = sorted(kept)
+    for number, label in pairs:
+        name, size, entries = images[number]["file_name"], _size(images[number]), kept[number, label]
+        crowds = tuple(i for i, (_, many) in enumerate(entries.values()) if many)
+        found.samples.append(Sample(name, found.photos / name, label, as_boxes([*entries]), size, crowd=crowds))
+    shows = {number for number, _ in pairs}
+    for number in sorted(set(listed.values()) - shows):
+        found.blank(images[number]["file_name"], _size(images[number]))
+    if without:
+        found.notes.append(f"objects without a bbox, of which the box round the segmentation is taken: {without:,}")
     found.classes = names
-    pairs = sorted(boxes)
     where: Where = (file, None)
 
     def place(index: int) -> Place:
-        return Place(where, where, where, tuple((file, None, which) for which in texts[pairs[index]]))
+        entries = kept[pairs[index]].values()
+        return Place(where, where, where, tuple((file, None, f"annotations[{number}]") for number, _ in entries))
 
     found.place = place
     return found
@@ -142,14 +168,25 @@ def _categories(
     for number, entry in enumerate(categories):
         key = _key(entry.get("id")) if isinstance(entry, dict) else None
         name = entry.get("name") if isinstance(entry, dict) else None
+        name = str(name) if type(name) is int else name
         if key is None or not isinstance(name, str) or not name:
             found.problem(file, None, f"categories[{number}] is {shown(entry)}", 'an object with "id" and "name"')
+        elif _is_group(entry, categories):
+            continue
         elif key in labels:
             found.problem(file, None, f"categories[{number}] has the id {key} once more", "ids that differ")
         else:
             labels[key] = len(names)
             names.append(name)
+    check_names(names, found, file, None, [*labels])
     return tuple(names), labels
+
+
+def _is_group(entry: dict[str, Any], categories: list[Any]) -> bool:
+    """Return whether a category only names the group of another one of its name, as Roboflow exports have it first."""
+    name, above = entry["name"], entry.get("supercategory")
+    others = [one for one in categories if isinstance(one, dict) and one is not entry and one.get("name") == name]
+    return above == "none" and any(one.get("supercategory") == name for one in others)
 
 
 def _images(file: Path, found: Parsed, images: list[Any]) -> dict[int | str | None, int]:
@@ -179,28 +216,73 @@ def _images(file: Path, found: Parsed, images: list[Any]) -> dict[int | str | No
 
 
 def _key(value: Any) -> int | str | None:
-    """Return an id, or None where it is none; True is not 1."""
-    return value if isinstance(value, int | str) and not isinstance(value, bool) else None
+    """Return an id, or None where it is none; True is not 1, "1" and 1.0 are, "007" is a name of its own."""
+    number = as_integer(value)
+    if isinstance(value, str) and (number is None or re.match(r"-?0\d", value)):
+        return value
+    return number
+
+
+def _such_as(ids: dict[int | str | None, int]) -> str:
+    return f", such as {shown(next(iter(ids)))}" if ids else ""
 
 
 def _size(image: dict[str, Any]) -> tuple[int, int] | None:
-    width, height = image.get("width"), image.get("height")
-    if type(width) is int and type(height) is int and is_size(width, height):
-        return width, height
-    return None
+    width, height = as_integer(image.get("width")), as_integer(image.get("height"))
+    return (width, height) if width is not None and height is not None and is_size(width, height) else None
 
 
-def _box(file: Path, found: Parsed, which: str, box: Any) -> tuple[float, float, float, float] | None:
-    if not isinstance(box, list) or len(box) != 4 or any(type(value) not in (int, float) for value in box):
+def _box(file: Path, found: Parsed, which: str, box: Any) -> _Edges | None:
+    values = _numbers(box)
+    if values is None or len(values) != 4:
         found.problem(file, None, f"{which}: bbox {shown(box)}", _BOX)
         return None
-    try:
-        x, y, width, height = map(float, box)
-    except OverflowError:
-        found.problem(file, None, f"{which}: bbox {shown(box)}", f"{_BOX}: {BOX_FORM}")
-        return None
-    fault = box_fault(x, y, x + width, y + height)
+    x, y, width, height = values
+    return _checked(file, found, which, (x, y, x + width, y + height))
+
+
+def _checked(file: Path, found: Parsed, which: str, edges: _Edges) -> _Edges | None:
+    fault = box_fault(*edges)
     if fault is not None:
         found.problem(file, None, f"{which}: {fault} (its edges)", f"{_BOX}: {BOX_FORM}")
         return None
-    return x, y, x + width, y + height
+    return edges
+
+
+def _numbers(values: Any) -> list[float] | None:
+    numbers = [as_number(value) for value in values] if isinstance(values, list) else [None]
+    return None if None in numbers else cast("list[float]", numbers)
+
+
+def _around(file: Path, found: Parsed, which: str, entry: dict[str, Any]) -> _Edges | None:
+    """Return the box round an object's segmentation."""
+    given = entry.get("segmentation")
+    if isinstance(given, dict):
+        return _around_rle(file, found, which, given)
+    nested = given if isinstance(given, list) and given and isinstance(given[0], list) else [given]
+    polygons = [numbers for one in nested if (numbers := _numbers(one)) and len(numbers) >= 6 and len(numbers) % 2 == 0]
+    if len(polygons) < len(nested):
+        came = f"no bbox, and the segmentation {shown(given)}" if given else "neither bbox nor segmentation"
+        found.problem(file, None, f"{which}: {came}", _SEGMENTS)
+        return None
+    points = np.concatenate(polygons).reshape(-1, 2)  # whose min and max, unlike Python's, are NaN where one is
+    return _checked(file, found, which, (*points.min(0).tolist(), *points.max(0).tolist()))
+
+
+def _around_rle(file: Path, found: Parsed, which: str, given: dict[str, Any]) -> _Edges | None:
+    try:
+        from pycocotools import mask
+    except ImportError:
+        found.problem(file, None, f"{which}: no bbox, and an RLE", "bbox, or pycocotools installed to decode it")
+        return None
+    height, width = [as_integer(side) or 0 for side in _numbers(given.get("size")) or ()] or (0, 0)
+    if is_size(width, height):
+        rle = given | {"size": [height, width]}
+        try:
+            x, y, w, h = mask.toBbox(mask.frPyObjects(rle, height, width) if isinstance(rle["counts"], list) else rle)
+        except (LookupError, TypeError, ValueError, OverflowError):
+            w = 0
+        if w > 0 and x + w <= width and y + h <= height:
+            return float(x), float(y), float(x + w), float(y + h)
+    found.problem(file, None, f"{which}: no bbox, and the RLE {shown(given)}", _SEGMENTS)
+    return None

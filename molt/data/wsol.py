@@ -218,7 +218,7 @@ def _labels(
         elif values and 0 <= values[0] < limit:
             good[name] = values[0]
         elif values:
-            found.problem(file, labels.lines[name], f"label {shown(values[0])}", f"0 to {limit - 1:,}")
+            found.problem(file, labels.lines[name], f"label {shown(str(values[0]))}", f"0 to {limit - 1:,}")
     return good
 
 
