@@ -211,9 +211,9 @@ def test_wrong_items_are_refused_by_all(writer: Callable[..., Written], items: l
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-@pytest.mark.parametrize("classes", ["cat", [], ["cat", " "], [1, 2]])
+@pytest.mark.parametrize("classes", ["cat", [], ["cat", " "], [1, 2], ["crane", "cat", "crane"]])
 def test_wrong_classes_are_refused(writer: Callable[..., Written], classes: Any, tmp_path: Path) -> None:
-    with pytest.raises((TypeError, ValueError), match="classes must be"):
+    with pytest.raises((TypeError, ValueError), match="classes must"):
         writer(target(writer, tmp_path), [], classes)
     assert not list(tmp_path.iterdir())
 

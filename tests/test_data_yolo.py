@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
+import yaml
 
 from molt.data import Annotation, join_samples, photo_size, read_yolo, write_yolo
 from molt.data.annotations import DataError
@@ -134,6 +135,10 @@ def yolo_set(root: Path, lines: str = "0 0.5 0.5 1 1\n", data: str = "names: [ca
         "names: [cat]\ntrain: ../images/train\n",
         "path: .\nnames:\n  - cat\ntrain: ./images/\n",
         "names: [cat]\ntrain: lists/all.txt\n",
+        "names: {'0': cat}\nnc: '1'\ntrain: images/train\n",
+        "nc: 1.0\nnames: [cat]\n",
+        "names: [cat]\ntrain: images/train\nval: images/train\n",
+        "names: [cat]\nvalidation: images/train\n",
     ],
 )
 def test_yolo_data_of_others_is_read(data: str, tmp_path: Path) -> None:
@@ -148,7 +153,13 @@ def test_yolo_data_of_others_is_read(data: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "line", "text"),
     [
-        ("names: [cat]\n", None, "no split at all; there: none"),
+        ("names: [cat]\npath: labels\n", None, "no split at all; there: none .* or photos in images beside it"),
+        ("train: images/train\nnames: [cat, dog, cat]\n", 2, "classes 0 and 2 are both called 'cat'"),
+        ("train: images/train\nnames: {'0': cat, '1': cat}\n", 2, "classes 0 and 1 are both called 'cat'"),
+        ("train: images/train\nnames: {'a': cat}\n", 2, "names with the keys 'a' .expected each number from 0 to 0"),
+        ("names: [cat]\nnc: '2'\ntrain: images/train\n", 2, "nc: '2'"),
+        ("names: [cat]\nkpt_shape: 17\ntrain: images/train\n", 2, "kpt_shape: 17"),
+        ("names: [cat]\nkpt_shape: [17, 4]\ntrain: images/train\n", 2, "kpt_shape:"),
         ("train: images/train\n", None, "names: missing"),
         ("train: images/train\nnames: cat\n", 2, "names: no list"),
         ("train: images/train\nnames: []\n", 2, "names: no list"),
@@ -183,7 +194,10 @@ def test_broken_yolo_data_is_told(data: str, line: int | None, text: str, tmp_pa
 def test_broken_yolo_labels_are_all_told(tmp_path: Path) -> None:
     wrong = [
         ("0 0.5 0.5 1", "4 values"),
-        ("0 0 0 1 0 1 1", "7 values, a polygon"),
+        ("0 0 0 1 0 1 1 0.5", "8 values"),
+        ("0 0 0 1 0 1 1.1", "a box outside its photo"),
+        ("0 0 0 120 0 120 90 0 90", "a box outside its photo"),
+        ("0 0.2 0.5 0.3 0.5 0.4 0.5", "a box outside its photo"),
         ("0 a 0.5 1 1", "not all numbers"),
         ("0 nan 0.5 1 1", "not finite"),
         ("1 0.5 0.5 1 1", "the class '1' is not in 0..0"),
@@ -195,9 +209,9 @@ def test_broken_yolo_labels_are_all_told(tmp_path: Path) -> None:
         ("0 1.5 0.5 0.1 0.1", "a box outside"),
     ]
     root = yolo_set(tmp_path / "set", "0 0.5 0.5 1 1\n" + "\n".join(line for line, _ in wrong))
-    with pytest.raises(DataError, match="and 10 more problems") as caught:
+    with pytest.raises(DataError, match="and 13 more problems") as caught:
         read_yolo(root)
-    assert [p.line for p in caught.value.problems] == list(range(2, 13))
+    assert [p.line for p in caught.value.problems] == list(range(2, 16))
     for problem, (_, text) in zip(caught.value.problems, wrong, strict=True):
         assert problem.file == root / "labels" / "train" / "x.txt" and text in problem.message
 
@@ -237,3 +251,118 @@ def test_yolo_files_that_are_none_are_told(tmp_path: Path) -> None:
     (root / "data.yaml").rename(root / "data.yml")
     (root / "labels" / "train" / "x.txt").write_text("0 0.5 0.5 1 1")
     assert len(read_yolo(root)) == len(read_yolo(root / "data.yml")) == 1
+
+
+@pytest.mark.parametrize(
+    ("place", "split"),
+    [
+        ("images/train", "train"),
+        ("images/val", "val"),
+        ("train/images", "train"),
+        ("valid/images", "val"),
+        ("test/images", "test"),
+        ("images", "train"),
+    ],
+)
+def test_photos_are_found_where_data_yaml_says_nothing_of_them(place: str, split: str, tmp_path: Path) -> None:
+    photos(tmp_path / place, [note("a.png"), note("deep/b.png")])
+    labels = tmp_path / place.replace("images", "labels")
+    labels.mkdir(parents=True)
+    (labels / "a.txt").write_text("1 0.5 0.5 1 1")
+    (tmp_path / "data.yaml").write_text("nc: 2\nnames: [cat, dog]\n")
+    for found in (read_yolo(tmp_path), read_yolo(tmp_path, split)):
+        assert found.name == f"{tmp_path.name} {split}" and [s.label for s in found.samples] == [1]
+        assert [Path(s.name).name for s in found.unlabelled] == ["b.png"]
+
+
+def test_yolo_photos_without_a_box_count(tmp_path: Path) -> None:
+    root = yolo_set(tmp_path / "set")
+    photos(root / "images" / "train", [note("empty.png"), note("missing.png")])
+    (root / "labels" / "train" / "empty.txt").write_text("\n")
+    found = read_yolo(root)
+    assert [s.name for s in found.samples] == ["train/x.png"]
+    names = ["train/empty.png", "train/missing.png"]
+    assert [(s.name, s.label, len(s.boxes), s.path) for s in found.unlabelled] == [
+        (name, -1, 0, root / "images" / name) for name in names
+    ]
+    assert found.left_out == {"photos without an object to keep": 2}
+    assert found.notes == ("photos without a label file, taken as showing none of the classes: 1",)
+    items = join_samples([*found.samples, *found.unlabelled])
+    again = read_yolo(write_yolo(tmp_path / "again", items, ("cat",), images=root / "images").path)
+    assert [s.name for s in again.unlabelled] == names and again.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("rows", "data", "boxes", "note"),
+    [
+        (
+            "0 0.1 0.5 0.5 0.1 0.9 1",
+            "",
+            [[6, 4, 54, 40]],
+            "polygons or rotated boxes, of which the upright box is taken: 1",
+        ),
+        (
+            "0 0.5 0 1 0.5 0.5 1 0 0.5",
+            "",
+            [[0, 0, 60, 40]],
+            "polygons or rotated boxes, of which the upright box is taken: 1",
+        ),
+        (
+            "0 -0.1 0.5 0.5 -0.2 0.9 0.5 0.5 1",
+            "",
+            [[0, 0, 54, 40]],
+            "polygons or rotated boxes, of which the upright box is taken: 1",
+        ),
+        (
+            "0 0.5 0.5 0.5 0.5 0 0 2 1 1 2 1 0 0",
+            "kpt_shape: [3, 3]\n",
+            [[15, 10, 45, 30]],
+            "rows with keypoints, of which the box is taken: 1",
+        ),
+        (
+            "0 0.5 0.5 0.5 0.5 0 0 1 1",
+            "kpt_shape: ['2', 2]\n",
+            [[15, 10, 45, 30]],
+            "rows with keypoints, of which the box is taken: 1",
+        ),
+        ("0 0.5 0.5 0.5 0.5", "kpt_shape: [3, 3]\n", [[15, 10, 45, 30]], None),
+    ],
+)
+def test_yolo_rows_of_other_tasks_have_a_box(
+    rows: str, data: str, boxes: list, note: str | None, tmp_path: Path
+) -> None:
+    found = read_yolo(yolo_set(tmp_path / "set", rows, f"names: [cat]\n{data}train: images/train\n"))
+    np.testing.assert_allclose(found.samples[0].boxes, boxes, atol=1e-9)
+    assert found.notes == (() if note is None else (note,))
+
+
+def test_yolo_boxes_that_come_twice_are_kept_once_and_told(tmp_path: Path) -> None:
+    rows = ["0 0.5 0.5 1 1", "1 0.5 0.5 1 1", "0 0.50 .5 1 1.0", "0 0.5 0.5 1 1 0.75", "0 0 0 1 0 1 1", "0 0 0 1 1 0 1"]
+    root = yolo_set(tmp_path / "set", "\n".join(rows), "names: [cat, dog]\ntrain: images/train\n")
+    found = read_yolo(root)
+    assert [len(s.boxes) for s in found.samples] == [3, 1] and found.left_out == {"boxes that come twice": 2}
+    assert [(p.line, p.message) for p in found.remarks] == [
+        (3, "repeats line 1, '0 0.50 .5 1 1.0'"),
+        (4, "repeats line 1, '0 0.5 0.5 1 1 0.75'"),
+    ]
+
+
+def test_yolo_data_has_what_trainers_ask_for(tmp_path: Path) -> None:
+    """Ultralytics' check: train and val are there, and as many names as nc says."""
+    root, splits = tmp_path / "set", {"train": "train.txt", "val": "train.txt", "test": "test.txt"}
+    photos(root / "images", [note("a.jpg"), note("b.jpg"), note("c.jpg")])
+    for split, name, expected in (
+        ("test", "c.jpg", {"train": "test.txt", "val": "test.txt", "test": "test.txt"}),
+        ("train", "a.jpg", splits),
+        ("val", "b.jpg", splits | {"val": "val.txt"}),
+        ("train", "a.jpg", splits | {"val": "val.txt"}),
+    ):
+        write_yolo(root, [note(name)], CLASSES, split=split)
+        data = yaml.safe_load((root / "data.yaml").read_text("utf-8"))
+        assert data == {"names": dict(enumerate(CLASSES)), "nc": 3} | expected
+        if split == "test":
+            assert read_yolo(root).name == "set test"
+            assert read_yolo(root, "val").notes == (
+                f"{root / 'data.yaml'} names the same photos for val and train and test",
+            )
+    assert [s.name for s in read_yolo(root, "val").samples] == ["b.jpg"] and read_yolo(root, "val").notes == ()

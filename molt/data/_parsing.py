@@ -83,9 +83,9 @@ class Parsed:
         """Add what only the check reports."""
         self.remarks.append(Problem(file, line, message, expected))
 
-    def blank(self, name: str, size: tuple[int, int] | None = None) -> None:
+    def blank(self, name: str, path: Path, size: tuple[int, int] | None = None) -> None:
         """Add a photo without an object to keep."""
-        self.unlabelled.append(Sample(name, self.photos / name, -1, as_boxes([]), size))
+        self.unlabelled.append(Sample(name, path, -1, as_boxes([]), size))
         self.left_out["photos without an object to keep"] += 1
 
     def result(self) -> LocalizationSet:

@@ -117,7 +117,8 @@ def parse_coco(file: Path, photos: Path | None = None, *, crowd: bool = False) -
         found.samples.append(Sample(name, found.photos / name, label, as_boxes([*entries]), size, crowd=crowds))
     shows = {number for number, _ in pairs}
     for number in sorted(set(listed.values()) - shows):
-        found.blank(images[number]["file_name"], _size(images[number]))
+        name = images[number]["file_name"]
+        found.blank(name, found.photos / name, _size(images[number]))
     if without:
         found.notes.append(f"objects without a bbox, of which the box round the segmentation is taken: {without:,}")
     found.classes = names

@@ -151,4 +151,6 @@ def _parse_yolo(path: Path, split: str | None) -> Parsed:
         found.problems += error.problems
         return found
     found.name, found.classes, found.samples = data.name, data.classes, list(data.samples)
+    found.unlabelled, found.remarks, found.notes = list(data.unlabelled), list(data.remarks), list(data.notes)
+    found.left_out.update(data.left_out)
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -110,7 +111,8 @@ class Annotation:
             raise ValueError(f"{sample.name!r}: the sample has masks and no boxes, expected boxes")
         size = photo_size(sample.path) if sample.size is None else sample.size
         labels = np.full(len(sample.boxes), sample.label, np.int64)
-        return cls(sample.name, size, sample.boxes, labels, present=(sample.label,))
+        present = (sample.label,) if sample.label != OBJECT or len(labels) else ()  # else it is of no class
+        return cls(sample.name, size, sample.boxes, labels, present=present)
 
 
 @dataclass(frozen=True)
@@ -175,13 +177,16 @@ def class_names(classes: Sequence[str]) -> tuple[str, ...]:
 
     Raises:
         TypeError: not a sequence of strings.
-        ValueError: no class, or one without a name.
+        ValueError: no class, one without a name, or two of one name.
     """
     if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
         raise TypeError(f"classes must be a sequence of names, got {classes!r:.200}")
     names = tuple(classes)
     if not names or not all(name.strip() for name in names):
         raise ValueError(f"classes must be at least one name, none of them empty, got {names!r:.200}")
+    for name, times in Counter(names).items():
+        if times > 1:
+            raise ValueError(f"classes must have different names, got {name!r} {times} times: readers refuse it")
     return names
 
 

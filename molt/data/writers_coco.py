@@ -34,7 +34,7 @@ def write_coco(
     Args:
         path: the file; folders above are made.
         items: a list or generator; only names are kept in memory. None at all gives a valid, empty file.
-        classes: names by label; label -1 takes the class called 'object'.
+        classes: names by label, all different; label -1 takes the class called 'object'.
         results: True writes a list of results; every item with boxes must have scores.
         image_ids: photo name -> id, as an existing ground truth has them; None counts from 1 in order of the items, so
             the same items as ground truth and as results agree.

@@ -32,7 +32,7 @@ def write_wsol(
             their names, each in one step, after the last item.
         items: a list or generator; only names are kept in memory. Each must have one label, of its boxes and
             ``present`` together: the layout has one a photo. None at all gives four empty files.
-        classes: names by label; label -1 takes the class called 'object'.
+        classes: names by label, all different; label -1 takes the class called 'object'.
         rounded: False writes edges as floats.
         clip: as for :func:`write_coco`.
 

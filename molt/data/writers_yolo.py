@@ -27,13 +27,14 @@ def write_yolo(
     """Write ``labels/<name without suffix>.txt`` a photo, the list ``<split>.txt`` and data.yaml.
 
     A line is ``class cx cy width height``, shares of the photo's sides with 12 digits; a photo without boxes has an
-    empty file. Photos belong in ``images``, under their names, and are not copied. Folders in names are kept.
+    empty file. Ultralytics asks for both train and val: until the other one is written, data.yaml names the same list
+    for both. Photos belong in ``images``, under their names, and are not copied. Folders in names are kept.
 
     Args:
         folder: made if missing. Files of the same names are replaced, each when it is whole, others stay; a data.yaml
             that is there must have the same classes and gets the split, so that several can share a folder.
         items: a list or generator; only names are kept in memory. None at all gives an empty list of photos.
-        classes: names by label; label -1 takes the class called 'object'.
+        classes: names by label, all different; label -1 takes the class called 'object'.
         split: train, val or test.
         images: folder of the photos, to which ``images`` becomes a link; None leaves it to you to put them there.
         confidence: True adds the score, in [0, 1], as a sixth value; trainers take five.
@@ -60,9 +61,18 @@ def write_yolo(
                 file.write_text("".join(_lines(item, confidence)), encoding="ascii", newline="\n")
             out.write(f"./images/{item.name}\n")
     with whole_file(root / DATA) as part:
-        told = {"names": dict(enumerate(names))} | keys | {split: f"{split}.txt"}
+        told = {"names": dict(enumerate(names)), "nc": len(names)} | _splits(keys, split)
         part.write_text(yaml.safe_dump(told, sort_keys=False, allow_unicode=True), encoding="utf-8", newline="\n")
     return checker.written(root)
+
+
+def _splits(keys: dict[str, Any], split: str) -> dict[str, Any]:
+    """Return what a data.yaml says with a split's list in it; train or val, not written so far, is the other one's."""
+    lists = {one: f"{one}.txt" for one in SPLITS}
+    own = {key: value for key, value in keys.items() if value not in lists.values() or value == lists.get(key)}
+    own |= {split: lists[split]}
+    some = next(own[one] for one in SPLITS if own.get(one))
+    return own | {one: some for one in ("train", "val") if not own.get(one)}
 
 
 def yolo_label(name: str) -> str:

@@ -17,6 +17,7 @@ from molt.data._parsing import (
     Place,
     Where,
     as_folder,
+    check_names,
     is_safe,
     is_size,
     no_collection,
@@ -85,6 +86,7 @@ def parse_wsol(
 ) -> Parsed:
     """Collect the samples and problems of the wsolevaluation layout."""
     found = Parsed("wsol", "", metadata, photos)
+    check_names(classes or (), found, metadata, None)
     if split is not None and not is_safe(split):
         found.problem(metadata, None, f"the split {shown(split)}", NAME_FORM)
         return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from molt.data._parsing import Parsed, as_integer, check_names, shown
 from molt.data.annotations import DataError, LocalizationSet, Problem, Sample
 from molt.data.images import PhotoError, find_photos
 from molt.data.sizes import photo_size
@@ -19,7 +21,17 @@ DATA, OTHER = "data.yaml", "data.yml"
 SPLITS = ("train", "val", "test")
 MOST_BYTES = 16 * 2**20  # of one text file
 OVERHANG = 0.5  # pixels
-FORM = "class cx cy width height, all but the class in [0, 1], and perhaps a confidence"
+ROTATED = 0.5  # share of a photo that a corner of a rotated box may lie outside
+FORM = (
+    "class cx cy width height, all but the class in [0, 1], and perhaps a confidence, or the keypoints of data.yaml's "
+    "kpt_shape; or class and polygon x y x y..."
+)
+# Where a split's photos are, if data.yaml does not say: as Ultralytics' sets have them, Roboflow's, and lists.
+USUAL = {
+    "train": ("images/train", "train/images", "train.txt"),
+    "val": ("images/val", "val/images", "images/valid", "valid/images", "val.txt"),
+    "test": ("images/test", "test/images", "test.txt"),
+}
 
 
 @dataclass
@@ -30,22 +42,26 @@ class YoloData:
     names: tuple[str, ...] = ()
     root: Path = Path()
     splits: dict[str, tuple[list[str], int]] = field(default_factory=dict)
+    keypoints: int = 0
     keys: dict[str, Any] = field(default_factory=dict)
 
 
 def read_yolo(path: str | Path, split: str | None = None) -> LocalizationSet:
-    """Return the photos of one split that have boxes, one sample a photo and class.
+    """Return the photos of one split, one sample a photo and class.
 
     data.yaml names the classes (``names``, a list or ``0: name`` lines) and for each of train, val and test a folder,
-    a text file with a photo a line, or a list of these, below its own folder or ``path``. The boxes of
-    ``images/a/x.jpg`` are in ``labels/a/x.txt``, the last folder called images becoming labels; a photo without that
-    file, or with an empty one, has no boxes and so gives no sample. Confidences are checked and left out. A
-    sample's name is the photo's path below ``images``. Photos' headers are read, as coordinates are shares of the size.
-    Edges up to half a pixel outside the photo are rounding and moved to its border.
+    a text file with a photo a line, or a list of these, below its own folder or ``path``. Where it names no split, they
+    are looked for in ``images/train``, ``train/images`` or ``train.txt`` and so on, then in ``images``, which is train.
+    The boxes of ``images/a/x.jpg`` are in ``labels/a/x.txt``, the last folder called images becoming labels; a photo
+    without that file, or with an empty one, is one of the set's ``unlabelled``. Of polygons, rotated boxes and, with
+    data.yaml's ``kpt_shape``, rows with keypoints the box is taken. Confidences are checked and left out. Of a box that
+    comes twice in a photo and class one is kept. A sample's name is the photo's path below ``images``. Photos' headers
+    are read, as coordinates are shares of the size. Edges up to half a pixel outside the photo are rounding and moved
+    to its border, as are the corners of rotated boxes.
 
     Args:
         path: data.yaml, or the folder that holds it, or data.yml.
-        split: train, val or test; None takes the only one there.
+        split: train, val or test; None takes the only one there, or the one of which the others name the photos too.
 
     Raises:
         DataError: with everything found wrong: a missing or broken file, an unknown class, a box that is none or not
@@ -53,14 +69,17 @@ def read_yolo(path: str | Path, split: str | None = None) -> LocalizationSet:
             at all.
     """
     data = read_data(Path(path))
-    if split is None and len(data.splits) == 1:
-        (split,) = data.splits
+    own = [name for name, (places, _) in data.splits.items() if places == [f"{name}.txt"]]
+    if split is None and data.splits and len({tuple(places) for places, _ in data.splits.values()}) == 1:
+        split = [*own, *data.splits][0]
     if split is None or split not in data.splits:
         there = ", ".join(data.splits) or "none"
         came = "several splits and none asked for" if split is None and data.splits else f"no split {split or 'at all'}"
-        raise DataError([Problem(data.file, None, f"{came}; there: {there}", f"one of {', '.join(SPLITS)}")])
-    problems: list[Problem] = []
-    samples: list[Sample] = []
+        expected = f"one of {', '.join(SPLITS)}" + ("" if data.splits else " in it, or photos in images beside it")
+        raise DataError([Problem(data.file, None, f"{came}; there: {there}", expected)])
+    found = Parsed("yolo", f"{data.file.absolute().parent.name} {split}", data.file, data.root, classes=data.names)
+    problems = found.problems
+    counts: Counter[str] = Counter()
     seen: set[str] = set()
     for place, photo, line in _photos(data, split, problems):
         name = photo.removeprefix("images/")
@@ -68,13 +87,15 @@ def read_yolo(path: str | Path, split: str | None = None) -> LocalizationSet:
             problems.append(Problem(place, line, f"photo {photo} is listed twice", "each photo once"))
             continue
         seen.add(name)
-        samples += _samples(data, photo, name, problems)
-    if not problems and not samples:
+        _samples(data, photo, name, found, counts)
+    if not problems and not found.samples:
         message = f"none of the {len(seen)} photos of {split} has a box"
         problems.append(Problem(data.file, data.splits[split][1], message, "labels beside images"))
-    if problems:
-        raise DataError(problems)
-    return LocalizationSet(f"{data.file.absolute().parent.name} {split}", "yolo", tuple(samples), data.names)
+    found.notes += [f"{what}: {count:,}" for what, count in sorted(counts.items())]
+    same = [name for name, (places, _) in data.splits.items() if name != split and places == data.splits[split][0]]
+    if same and split not in own:
+        found.notes.append(f"{data.file} names the same photos for {split} and {' and '.join(same)}")
+    return found.result()
 
 
 def read_data(path: Path) -> YoloData:
@@ -155,10 +176,12 @@ def _interpret(data: YoloData, values: dict[str, tuple[Any, int]], problems: lis
 
     given, line = values.get("names", (None, None))
     if isinstance(given, dict):
-        if set(given) != set(range(len(given))):
-            wrong(line, f"names with the keys {', '.join(map(str, given))[:100]}", f"0 to {len(given) - 1}")
+        numbered = {as_integer(key): name for key, name in given.items()}
+        if set(numbered) != set(range(len(given))):
+            keys = ", ".join(map(repr, given))[:100]
+            wrong(line, f"names with the keys {keys}", f"each number from 0 to {len(given) - 1}")
             return
-        given = [given[i] for i in range(len(given))]
+        given = [numbered[i] for i in range(len(given))]
     if not isinstance(given, list) or not given:
         wrong(line, f"names: {'missing' if line is None else 'no list'}", "the class names, a list or 0: NAME lines")
     else:
@@ -166,9 +189,19 @@ def _interpret(data: YoloData, values: dict[str, tuple[Any, int]], problems: lis
             if type(name) not in (str, int) or not str(name).strip():
                 wrong(line, f"the class name {name!r}", "a text; quote what YAML takes for something else")
         data.names = tuple(map(str, given))
+        found = Parsed("yolo", "", data.file, data.root)
+        check_names(data.names, found, data.file, line)
+        problems += found.problems
         number, at = values.get("nc", (len(given), None))
-        if number != len(given) or isinstance(number, bool):
+        if as_integer(number) != len(given):
             wrong(at, f"nc: {number!r}", f"{len(given)}, the number of names")
+    shape, at = values.get("kpt_shape", (None, None))
+    if shape is not None:
+        sides = [as_integer(side) for side in shape] if isinstance(shape, list) else []
+        if len(sides) != 2 or sides[0] is None or sides[0] < 1 or sides[1] not in (2, 3):
+            wrong(at, f"kpt_shape: {shape!r}", "[number of keypoints, 2 or 3]")
+        else:
+            data.keypoints = sides[0] * sides[1]
     base, at = values.get("path", (None, None))
     data.root = data.file.parent
     if base is not None:
@@ -178,7 +211,7 @@ def _interpret(data: YoloData, values: dict[str, tuple[Any, int]], problems: lis
         else:
             data.root = data.root / below
     for split in SPLITS:
-        value, at = values.get(split, (None, None))
+        value, at = values.get(split, values.get("validation", (None, None)) if split == "val" else (None, None))
         places: list[Any] = value if isinstance(value, list) else [value]
         if value is None or at is None:
             continue
@@ -186,6 +219,18 @@ def _interpret(data: YoloData, values: dict[str, tuple[Any, int]], problems: lis
             wrong(at, f"{split}: {value!r}", "a folder or text file, or a list of these")
         else:
             data.splits[split] = (places, at)
+    if not data.splits and not problems:
+        _find_splits(data, 1 if line is None else line)
+
+
+def _find_splits(data: YoloData, line: int) -> None:
+    """Look for photos where a data.yaml does not say where they are."""
+    for split, places in USUAL.items():
+        there = [place for place in places if (data.root / place).exists()]
+        if there:
+            data.splits[split] = (there[:1], line)
+    if not data.splits and (data.root / "images").is_dir():
+        data.splits["train"] = (["images"], line)
 
 
 def _below(root: Path, place: str) -> str | None:
@@ -234,35 +279,49 @@ def _listed(data: YoloData, below: str, problems: list[Problem]) -> Iterator[tup
             yield file, str(folder / inside), number
 
 
-def _samples(data: YoloData, photo: str, name: str, problems: list[Problem]) -> list[Sample]:
-    """Return the photo's samples, one a class, in order of first appearance."""
-    file, path = data.root / label_file(photo), data.root / photo
+def _samples(data: YoloData, photo: str, name: str, found: Parsed, counts: Counter[str]) -> None:
+    """Add the photo's samples, one a class, in order of first appearance, or the photo alone."""
+    file, path, problems = data.root / label_file(photo), data.root / photo, found.problems
     if not path.is_file():
         problems.append(Problem(path, None, "no such photo", "the file that is listed"))
-        return []
+        return
     text = _text(file, problems) if file.exists() else None
     rows = [(i, line.split()) for i, line in enumerate((text or "").splitlines(), 1) if line.strip()]
     if not rows:
-        return []
+        found.blank(name, path)
+        if not file.exists():
+            counts["photos without a label file, taken as showing none of the classes"] += 1
+        return
     try:
         size = photo_size(path)
     except PhotoError as error:
         problems.append(Problem(path, None, str(error), "a photo"))
-        return []
+        return
     boxes: dict[int, list[list[float]]] = {}
+    first: dict[tuple[float, ...], int] = {}
     for number, row in rows:
-        found = _box(row, size, len(data.names))
-        if isinstance(found, str):
-            problems.append(Problem(file, number, found, FORM))
+        read = _box(row, size, len(data.names), data.keypoints)
+        if isinstance(read, str):
+            problems.append(Problem(file, number, read, FORM))
+            continue
+        key, box, form = read
+        if form is not None:
+            counts[form] += 1
+        if (earlier := first.setdefault(key, number)) != number:
+            found.left_out["boxes that come twice"] += 1
+            found.remark(file, number, f"repeats line {earlier}, {shown(' '.join(row))}", "each box once")
         else:
-            boxes.setdefault(found[0], []).append(found[1])
-    return [Sample(name, path, label, np.array(found), size) for label, found in boxes.items()]
+            boxes.setdefault(int(key[0]), []).append(box)
+    found.samples += [Sample(name, path, label, np.array(each), size) for label, each in boxes.items()]
 
 
-def _box(row: list[str], size: tuple[int, int], classes: int) -> tuple[int, list[float]] | str:
-    """Return label and xyxy in pixels, or what is wrong."""
-    if len(row) not in (5, 6):
-        return f"{len(row)} values" + (", a polygon" if len(row) > 6 and len(row) % 2 else "")
+def _box(
+    row: list[str], size: tuple[int, int], classes: int, keypoints: int
+) -> tuple[tuple[float, ...], list[float], str | None] | str:
+    """Return what tells the box from others, xyxy in pixels and what was left out of the row; or what is wrong."""
+    of_pose = keypoints > 0 and len(row) == 5 + keypoints
+    if len(row) < 5 or (len(row) > 6 and len(row) % 2 == 0 and not of_pose):
+        return f"{len(row)} values"
     try:
         values = [float(value) for value in row]
     except ValueError:
@@ -271,14 +330,24 @@ def _box(row: list[str], size: tuple[int, int], classes: int) -> tuple[int, list
         return f"not finite: {' '.join(row)[:100]!r}"
     if not (values[0].is_integer() and 0 <= values[0] < classes):
         return f"the class {row[0][:100]!r} is not in 0..{classes - 1}"
-    if len(row) == 6 and not 0 <= values[5] <= 1:
+    if len(row) == 6 and not of_pose and not 0 <= values[5] <= 1:
         return f"the confidence {row[5][:100]!r} is not in [0, 1]"
-    cx, cy, w, h = values[1:5]
-    if w <= 0 or h <= 0:
-        return f"a box without area: {' '.join(row)[:100]!r}"
-    width, height = size
-    given = np.array([(cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height])
-    box = given.clip(0, (width, height, width, height))
-    if np.abs(box - given).max() > OVERHANG or not (box[:2] < box[2:]).all():
-        return f"a box outside its photo of {width}x{height} pixels: {' '.join(row)[:100]!r}"
-    return int(values[0]), [float(edge) for edge in box]
+    form, overhang = None, np.array(OVERHANG)
+    if len(row) <= 6 or of_pose:
+        cx, cy, w, h = values[1:5]
+        if w <= 0 or h <= 0:
+            return f"a box without area: {' '.join(row)[:100]!r}"
+        shares = (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
+        form = "rows with keypoints, of which the box is taken" if of_pose else None
+        values = values[:5]
+    else:
+        shares = (min(values[1::2]), min(values[2::2]), max(values[1::2]), max(values[2::2]))
+        form = "polygons or rotated boxes, of which the upright box is taken"
+        if len(row) == 9:
+            overhang = ROTATED * np.array([*size, *size])
+    edges = np.array([*size, *size])
+    given = np.array(shares) * edges
+    box = given.clip(0, edges)
+    if (np.abs(box - given) > overhang).any() or not (box[:2] < box[2:]).all():
+        return f"a box outside its photo of {size[0]}x{size[1]} pixels: {' '.join(row)[:100]!r}"
+    return tuple(values), [float(edge) for edge in box], form
