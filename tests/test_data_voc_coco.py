@@ -90,7 +90,14 @@ BAD_XML = [
     ("<annotation><object>", 1, "not XML", "PASCAL VOC"),
     ("", 1, "not XML", "PASCAL VOC"),
     ("<other/>", None, "the outermost element 'other'", "<annotation>"),
-    ("<annotation/>".encode("utf-16"), 1, "is not UTF-8", "UTF-8"),
+    ("<annotation>\né</annotation>".encode("latin-1"), 2, "the byte 0xe9 is not UTF-8", "UTF-8"),
+    ("<?xml version='1.0' encoding='ascii'?><a>é</a>".encode(), 1, "the byte 0xc3 is not ASCII", "text in ASCII"),
+    ("<?xml version='1.0' encoding='klingon'?><a/>", 1, "the encoding 'klingon' is unknown", "such as utf-8"),
+    ("<?xml version='1.0' encoding='hex'?><a/>", 1, "the encoding 'hex' is unknown", "such as utf-8"),
+    ("<?xml version='1.0' encoding='utf-7'?><annotation>+2AA-</annotation>", None, "not XML", "PASCAL VOC"),
+    ("<?xml version='1.0'?>\n<!DOCTYPE a><annotation/>".encode("utf-16"), 2, "document type or entity", "<!DOCTYPE"),
+    ("<?xml version='1.0' encoding='utf-7'?>+ADwAIQ-DOCTYPE a+AD4-<annotation/>", 1, "document type", "<!DOCTYPE"),
+    (xml(size="<width>60</width><height>40.5</height>"), None, "size '60x40.5'", "<width> and <height>"),
     (xml(name="../../1.jpg"), None, "the <filename> '../../1.jpg'", "stays below"),
     (xml(name="/1.jpg"), None, "the <filename> '/1.jpg'", "a relative name"),
     (xml(size="<width>60</width>"), None, "size '60x'", "<width> and <height>"),
@@ -110,6 +117,75 @@ def test_voc_problems(tmp_path: Path, text: str, line: int | None, message: str,
     (problem,) = faults(read_voc, root)
     assert problem.file == root / "Annotations" / "1.xml" and problem.line == line
     assert message in problem.message and expected in problem.expected
+
+
+@pytest.mark.parametrize(
+    ("encoding", "declared"),
+    [
+        ("gbk", "gbk"), ("gb18030", "GB18030"), ("shift_jis", "Shift_JIS"), ("euc-jp", "EUC-JP"), ("big5", "Big5"),
+        ("utf-16", "utf-16"), ("utf-16-le", "UTF-16LE"), ("utf-16-be", "utf-16"), ("utf-32", "utf-32"),
+        ("utf-8", "utf-16"), ("utf-8", "UTF-8"), ("utf-8-sig", "gbk"), ("utf-8", None),
+    ],
+)  # fmt: skip
+def test_voc_encodings(tmp_path: Path, encoding: str, declared: str | None) -> None:
+    head = "<?xml version='1.0'?>" if declared is None else f'<?xml version="1.0" encoding="{declared}" ?>\r\n'
+    root = voc(tmp_path, {"1": (head + xml(thing("犬", 1, 1, 2, 2), name="山.jpg")).encode(encoding)})
+    found = read_voc(root)
+    assert found.classes == ("犬",) and [s.name for s in found.samples] == ["山.jpg"]
+
+
+def test_voc_photos_have_the_name_of_their_xml_file(tmp_path: Path) -> None:
+    names = {
+        "1": "1",
+        "a/2": "2.jpg",
+        "3": "C:\\photos\\3.jpg",
+        "4": "other.jpg",
+        "5": "5.png",
+        "6": "none",
+        "7": "8.jpg",
+    }
+    files = {key: xml(thing("cat", 1, 1, 2, 2), name=name) for key, name in names.items()}
+    (tmp_path / "Annotations" / "a").mkdir(parents=True)
+    root = voc(tmp_path, files)
+    (root / "JPEGImages" / "a").mkdir()
+    there = ("1.JPEG", "a/2.jpg", "3.Png", "4.webp", "5.jpg", "5.png", "7.jpg", "8.jpg", "1.txt")
+    for name in there:
+        (root / "JPEGImages" / name).touch()
+    found = read_voc(root)
+    names = ["1.JPEG", "3.Png", "4.webp", "5.png", "none", "7.jpg", "a/2.jpg"]
+    assert [s.name for s in found.samples] == names
+    assert found.notes == ("photos found by the XML file's own name, not by <filename>: 4",)
+    (remark,) = found.remarks
+    assert remark.file.name == "7.xml"
+    assert remark.message == "<filename> is '8.jpg', but '7.jpg' is there too and is what was taken"
+
+
+def test_voc_folders_named_as_a_year_may_have_other_classes(tmp_path: Path) -> None:
+    files = {"1": xml(thing("zebra", 1, 1, 2, 2), name="1.jpg"), "2": xml(thing("cat", 1, 1, 2, 2), name="2.jpg")}
+    root = voc(tmp_path / "VOC2007", files)
+    found = read_voc(root)
+    assert found.classes == ("cat", "zebra") and [s.label for s in found.samples] == [1, 0]
+    (line,) = found.notes
+    assert "classes other than VOC's 20, so they are those found, sorted: cat, zebra" in line and "--classes" in line
+    assert read_voc(root, classes=["zebra", "cat"]).notes == ()
+    (problem,) = faults(read_voc, root, classes=["zebra", "cat", "zebra"])
+    assert problem.message == "the classes 0 and 2 are both called 'zebra'"
+
+
+def test_voc_boxes_that_come_twice_are_kept_once_and_told(tmp_path: Path) -> None:
+    objects = [thing("cat", 1, 1, 2, 2), thing("dog", 1, 1, 2, 2), thing("cat", "1.0", 1, 2, " 2 ", "0.0")]
+    found = read_voc(voc(tmp_path, {"1": xml(*objects)}))
+    assert [len(s.boxes) for s in found.samples] == [1, 1] and found.left_out == {"boxes that come twice": 1}
+    assert [p.message for p in found.remarks] == ["object 3 has class and box of object 1"]
+
+
+def test_voc_photos_without_an_object_count(tmp_path: Path) -> None:
+    hard = [thing("cat", 1, 1, 2, 2), thing("cat", 1, 1, 9, 9, "true"), thing("cat", 1, 1, 5, 5, "1")]
+    files = {"1": xml(*hard[1:], name="1.jpg"), "2": xml(name="2.jpg"), "3": xml(*hard, name="3.jpg")}
+    found = read_voc(voc(tmp_path, files))
+    assert [s.name for s in found.samples] == ["3.jpg"] and [s.name for s in found.unlabelled] == ["1.jpg", "2.jpg"]
+    found = read_voc(tmp_path, difficult=True)
+    assert [(s.name, s.difficult) for s in found.samples] == [("1.jpg", (0, 1)), ("3.jpg", (1, 2))]
 
 
 def test_voc_lists(tmp_path: Path) -> None:

@@ -200,14 +200,20 @@ def read_bytes(path: Path, found: Parsed, limit: int) -> bytes | None:
 def read_text(path: Path, found: Parsed, limit: int = MAX_TEXT) -> str | None:
     """Return a UTF-8 file's text without its byte order mark; None, and a problem, where there is none."""
     data = read_bytes(path, found, limit)
-    if data is None:
-        return None
+    return None if data is None else decode(data, "utf-8-sig", path, found)
+
+
+def decode(data: bytes, encoding: str, path: Path, found: Parsed) -> str | None:
+    """Return what a file's bytes say in an encoding; None, and a problem, where they say nothing or it is unknown."""
+    name = encoding.upper().removesuffix("-SIG")
     try:
-        return data.decode("utf-8-sig")
+        return data.decode(encoding)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        found.problem(path, line, f"the byte 0x{data[error.start]:02x} is not UTF-8", "text in UTF-8")
-        return None
+        found.problem(path, line, f"the byte 0x{error.object[error.start]:02x} is not {name}", f"text in {name}")
+    except (LookupError, ValueError):  # ValueError: what is no text, and codecs that end so
+        found.problem(path, 1, f"the encoding {shown(encoding)} is unknown", "one that Python knows, such as utf-8")
+    return None
 
 
 def read_lines(path: Path, found: Parsed) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import os
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
@@ -14,16 +16,21 @@ from molt.data._parsing import (
     Parsed,
     Place,
     as_boxes,
+    as_flag,
     as_folder,
+    as_integer,
     box_fault,
+    check_names,
+    decode,
     is_safe,
     is_size,
     no_collection,
+    read_bytes,
     read_lines,
-    read_text,
     shown,
 )
 from molt.data.annotations import LocalizationSet, Sample
+from molt.data.images import photo_suffixes
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -31,6 +38,11 @@ VOC_CLASSES = (
 )
 _MAX_XML = 4 << 20  # bytes; the largest official file has some 30 kB
 _DECLARATIONS = re.compile(r"<!(DOCTYPE|ENTITY)", re.IGNORECASE)
+_ENCODING = re.compile(rb"\s*<\?xml[^>]*?\sencoding\s*=\s*[\"']([!-~]+?)[\"']")
+_MARKS = (
+    *((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32")),
+    *((codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"), (b"<\0", "utf-16-le"), (b"\0<", "utf-16-be")),
+)
 _YEAR = re.compile(r"VOC\d{4}")
 _BOX = ("xmin", "ymin", "xmax", "ymax")
 _BOX_TEXT = "<bndbox> with xmin, ymin, xmax, ymax, pixels counted from 1 and the last one included"
@@ -47,16 +59,18 @@ def read_voc(
     """Read the VOC layout: Annotations/*.xml, JPEGImages/, ImageSets/Main/SPLIT.txt.
 
     A photo that shows several classes gives one sample each. VOC counts pixels from 1 and includes the last one, so a
-    box becomes the edges (xmin - 1, ymin - 1, xmax, ymax). XML with a document type or entities is refused.
+    box becomes the edges (xmin - 1, ymin - 1, xmax, ymax). Of a box that comes twice in a photo and class one is kept.
+    XML may be in any encoding that Python knows; with a document type or entities it is refused. A photo has the name
+    of its XML file, as in VOC, whatever its suffix; <filename> decides between several, and where there is none.
 
     Args:
         root: folder with these folders, or the VOCdevkit above it.
         split: list in ImageSets/Main, one photo a line; all annotation files if not given.
         year: which VOC<year> below ``root``, where there are several.
         difficult: keep objects marked difficult. The VOC metric does not count them, so they are left out by default,
-            and photos that show nothing else with them; :func:`molt.data.check_set` counts both.
-        classes: names by label. If not given: VOC's 20 where the folder is called VOC<year>, else the names found,
-            sorted.
+            and photos that show nothing else are ``unlabelled``; :func:`molt.data.check_set` counts both.
+        classes: names by label. If not given: VOC's 20 where the folder is called VOC<year> and has no other, else the
+            names found, sorted.
 
     Raises:
         DataError: with everything that keeps the files from being read.
@@ -93,13 +107,12 @@ def parse_voc(
         hint = f"; there are {', '.join(years)}" if years else ""
         found.problem(folder / "Annotations", None, f"no such folder{hint}", "XML files there, or the year of one VOC")
         return found
-    if classes is None and _YEAR.fullmatch(named):
-        classes = VOC_CLASSES
-
     entries = _listed(folder, split, found)
     photos: dict[str, tuple[_Photo, Place]] = {}
+    there = _photos_by_stem(found.photos)
     for listed, file in entries:
-        photo = _Photo(file, found, difficult)
+        own = file.relative_to(folder / "Annotations").with_suffix("").as_posix()
+        photo = _Photo(file, own, there, found, difficult)
         if not photo.name:
             continue
         if photo.name in photos:
@@ -108,9 +121,21 @@ def parse_voc(
             continue
         photos[photo.name] = (photo, Place(listed, (file, None), (file, None), ()))
         if not photo.objects:
-            found.left_out["photos without an object to keep"] += 1
+            found.blank(photo.name, found.photos / photo.name, photo.size)
+    renamed = sum(photo.renamed for photo, _ in photos.values())
+    if renamed:
+        found.notes.append(f"photos found by the XML file's own name, not by <filename>: {renamed:,}")
 
-    names = tuple(classes) if classes is not None else tuple(sorted({c for p, _ in photos.values() for c in p.objects}))
+    names = tuple(sorted({name for photo, _ in photos.values() for name in photo.objects}))
+    if classes is None and _YEAR.fullmatch(named):
+        if set(names) <= set(VOC_CLASSES):
+            classes = VOC_CLASSES
+        else:
+            text = f"{folder} has classes other than VOC's 20, so they are those found, sorted: {', '.join(names)}"
+            found.notes.append(f"{text[:300]}; classes= or --classes gives others")
+    if classes is not None:
+        names = tuple(classes)
+        check_names(names, found, folder, None)
     labels = {name: label for label, name in enumerate(names)}
     places: list[Place] = []
     for photo, place in photos.values():
@@ -118,11 +143,24 @@ def parse_voc(
             if name not in labels:
                 found.problem(photo.file, None, f"an object of class {shown(name)}", f"one of {', '.join(names)}")
                 continue
-            path, boxes = found.photos / photo.name, as_boxes([box for _, box in objects])
-            found.samples.append(Sample(photo.name, path, labels[name], boxes, photo.size))
-            places.append(place._replace(objects=tuple((photo.file, None, f"object {n}") for n, _ in objects)))
+            path, boxes = found.photos / photo.name, as_boxes([*objects])
+            hard = tuple(i for i, (_, flag) in enumerate(objects.values()) if flag)
+            found.samples.append(Sample(photo.name, path, labels[name], boxes, photo.size, difficult=hard))
+            places.append(place._replace(objects=tuple((photo.file, None, f"object {n}") for n, _ in objects.values())))
     found.classes = names
     found.place = places.__getitem__
+    return found
+
+
+def _photos_by_stem(folder: Path) -> dict[str, list[str]]:
+    """Return the photos below a folder, by their names without suffix."""
+    found: dict[str, list[str]] = {}
+    for parent, _, files in os.walk(folder):
+        below = Path(parent).relative_to(folder)
+        for file in sorted(files):
+            path = below / file
+            if path.suffix.lower() in photo_suffixes():
+                found.setdefault(path.with_suffix("").as_posix(), []).append(path.as_posix())
     return found
 
 
@@ -161,22 +199,30 @@ def _listed(folder: Path, split: str | None, found: Parsed) -> list[tuple[tuple[
 class _Photo:
     """What one XML file says; ``name`` is empty where it cannot be used.
 
-    ``objects`` has, by class, the number of each object in the file, counted from 1, and its box.
+    ``objects`` has, by class and box, the object's number in the file, counted from 1, and whether it is difficult.
     """
 
-    def __init__(self, file: Path, found: Parsed, difficult: bool) -> None:
+    def __init__(self, file: Path, own: str, there: dict[str, list[str]], found: Parsed, difficult: bool) -> None:
         self.file = file
         self.name = ""
+        self.renamed = False
         self.size: tuple[int, int] | None = None
-        self.objects: dict[str, list[tuple[int, tuple[float, float, float, float]]]] = {}
+        self.objects: dict[str, dict[tuple[float, float, float, float], tuple[int, bool]]] = {}
         tree = _tree(file, found)
         if tree is None:
             return
-        name = (tree.findtext("filename") or f"{file.stem}.jpg").strip()
-        if not is_safe(name):
+        said = (tree.findtext("filename") or "").strip()
+        # The file's own name is VOC's id of the photo; <filename> is often left behind when files are renamed.
+        ours = there.get(own, [])
+        name = said if said in ours or not ours else ours[0]
+        if not is_safe(name or f"{own}.jpg"):
             found.problem(file, None, f"the <filename> {shown(name)}", NAME_FORM)
             return
-        self.name = name
+        self.name = name or f"{own}.jpg"
+        self.renamed = bool(said) and self.name.rpartition("/")[2] != said.rpartition("/")[2]
+        if self.renamed and is_safe(said) and (found.photos / said).is_file():
+            text = f"<filename> is {shown(said)}, but {shown(name)} is there too and is what was taken"
+            found.remark(file, None, text, "a photo of the XML file's own name, or no other one")
         self.size = _size(tree, file, found)
         for number, element in enumerate(tree.iterfind("object"), 1):
             self._add(number, element, file, found, difficult)
@@ -186,11 +232,12 @@ class _Photo:
         if not name:
             found.problem(file, None, f"object {number} has no <name>", "the name of its class")
             return
-        flag = (element.findtext("difficult") or "0").strip()
-        if flag not in ("0", "1"):
-            found.problem(file, None, f"object {number}: <difficult> {shown(flag)}", "0 or 1")
+        text = element.findtext("difficult") or "0"
+        flag = as_flag(text)
+        if flag is None:
+            found.problem(file, None, f"object {number}: <difficult> {shown(text)}", "0 or 1")
             return
-        if flag == "1" and not difficult:
+        if flag and not difficult:
             found.left_out["difficult objects"] += 1
             return
         texts = [(element.findtext(f"bndbox/{side}") or "").strip() for side in _BOX]
@@ -204,11 +251,16 @@ class _Photo:
         if fault is not None:
             found.problem(file, None, f"object {number}: {fault} (its edges)", f"{_BOX_TEXT}: {BOX_FORM}")
             return
-        self.objects.setdefault(name, []).append((number, box))
+        objects = self.objects.setdefault(name, {})
+        earlier, _ = objects.setdefault(box, (number, flag))
+        if earlier != number:
+            found.left_out["boxes that come twice"] += 1
+            found.remark(file, None, f"object {number} has class and box of object {earlier}", "each box once")
 
 
 def _tree(file: Path, found: Parsed) -> ET.Element | None:
-    text = read_text(file, found, _MAX_XML)
+    data = read_bytes(file, found, _MAX_XML)
+    text = None if data is None else decode(data, _encoding(data), file, found)
     if text is None:
         return None
     # Entities can grow without bound or name other files; annotations need neither.
@@ -219,8 +271,9 @@ def _tree(file: Path, found: Parsed) -> ET.Element | None:
         return None
     try:
         tree = ET.fromstring(text)
-    except ET.ParseError as error:
-        found.problem(file, error.position[0], f"not XML ({error})", "XML as in PASCAL VOC")
+    except (ET.ParseError, UnicodeEncodeError) as error:  # the second: half a pair of surrogates, of UTF-7 for one
+        line = error.position[0] if isinstance(error, ET.ParseError) else None
+        found.problem(file, line, f"not XML ({error})", "XML as in PASCAL VOC")
         return None
     if tree.tag != "annotation":
         found.problem(file, None, f"the outermost element {shown(tree.tag)}", "<annotation>")
@@ -228,14 +281,24 @@ def _tree(file: Path, found: Parsed) -> ET.Element | None:
     return tree
 
 
+def _encoding(data: bytes) -> str:
+    """Return in what an XML file is encoded, by its byte order mark, else its declaration, else UTF-8."""
+    for mark, name in _MARKS:
+        if data.startswith(mark):
+            return name
+    declared = _ENCODING.match(data)
+    if declared is None:
+        return "utf-8"
+    name = declared[1].decode()
+    # What can be read byte by byte has no two or four of them a character.
+    return "utf-8" if re.match(r"(?i)utf[-_]?(16|32)|ucs|iso-10646", name) else name
+
+
 def _size(tree: ET.Element, file: Path, found: Parsed) -> tuple[int, int] | None:
     if tree.find("size") is None:
         return None
     texts = [(tree.findtext(f"size/{side}") or "").strip() for side in ("width", "height")]
-    try:
-        width, height = map(int, texts)
-    except ValueError:
-        width = height = 0
+    width, height = (as_integer(text) or 0 for text in texts)
     if not is_size(width, height):
         found.problem(file, None, f"size {shown('x'.join(texts))}", f"<width> and <height>, {SIZE_FORM}")
         return None
