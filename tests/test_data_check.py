@@ -153,6 +153,49 @@ def test_exif_orientation(tmp_path: Path) -> None:
     assert check(tmp_path) == []
 
 
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize(
+    ("orientation", "size", "sizes", "count"),
+    [
+        (1, (60, 60), "60,60", 0),
+        (3, (60, 40), "60,40", 1),
+        (2, (60, 40), "60,40", 1),
+        (6, (60, 60), "60,60", 1),
+        (6, (40, 60), "60,40", 0),
+        (8, (40, 60), None, 1),
+    ],
+)
+def test_orientations_that_sizes_do_not_tell_are_counted(
+    tmp_path: Path, form: str, orientation: int, size: tuple[int, int], sizes: str | None, count: int
+) -> None:
+    good(tmp_path, image_sizes="" if sizes is None else f"a/1.jpg,{sizes}\nb/2.jpg,30,20")
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    PIL.Image.new("RGB", size).save(tmp_path / "photos" / "a" / "1.jpg", form, exif=exif)
+    options = {"photos": tmp_path / "photos"}
+    found = inspect_set(tmp_path / "meta", **options)
+    assert found.problems == () and len(found.notes) == count
+    assert all("heed it: 1; boxes are taken to be on the photo as it is seen" in line for line in found.notes)
+    wsol(tmp_path / "meta", localization="", image_sizes="")
+    assert inspect_set(tmp_path / "meta", **options).notes == (), "there are no boxes"
+
+
+def test_orientations_of_yolo(tmp_path: Path) -> None:
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    for name in "ab":
+        PIL.Image.new("RGB", (60, 40)).save(tmp_path / "images" / f"{name}.jpg", exif=exif)
+    (tmp_path / "labels" / "a.txt").write_text("0 0.5 0.5 1 1\n0 0.5 0.5 1 1")
+    (tmp_path / "data.yaml").write_text("nc: 1\nnames: {'0': cat}\n")
+    found = inspect_set(tmp_path)
+    only(list(found.problems), tmp_path / "labels" / "a.txt", 2, "repeats line 1, '0 0.5 0.5 1 1'", "each box once")
+    assert (found.photos, found.samples, found.boxes) == (2, 1, 1) and "heed it: 1;" in found.notes[1]
+    assert found.notes[0] == "photos without a label file, taken as showing none of the classes: 1"
+    assert found.left_out == {"photos without an object to keep": 1, "boxes that come twice": 1}
+
+
 def test_photos(tmp_path: Path) -> None:
     good(tmp_path)
     first, second = tmp_path / "photos" / "a" / "1.jpg", tmp_path / "photos" / "b" / "2.jpg"
@@ -323,7 +366,7 @@ def test_voc(tmp_path: Path) -> None:
     expected = "edges 0 <= x <= width"
     only(list(found.problems), root / "Annotations" / "1.xml", None, "object 2: box -1,0,2,2 reaches out", expected)
     assert found.left_out == {"difficult objects": 2, "photos without an object to keep": 1}
-    assert (found.photos, found.samples, found.boxes) == (1, 2, 2)
+    assert (found.photos, found.samples, found.boxes) == (2, 2, 2)
     photo(root / "JPEGImages" / "1.jpg", (40, 60))
     assert "its sides swapped" in check_set(root, split="val")[0].message
     (root / "JPEGImages" / "1.jpg").unlink()

@@ -30,6 +30,7 @@ def read(
     """
     import numpy as np
 
+    from molt.cli._say import later_process, say
     from molt.cli.data import read_names
     from molt.data.reading import read_set
 
@@ -39,6 +40,9 @@ def read(
     data: LocalizationSet = read_set(
         path, kind=cast("Any", kind), **{k: v for k, v in options.items() if v is not None}
     )
+    if not later_process():
+        for note in data.notes:
+            say(note)
     if limit is not None:
         if limit < 1:
             raise ValueError(f"--limit {limit}: expected at least 1")

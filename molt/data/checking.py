@@ -20,6 +20,7 @@ from molt.data.images import PhotoError, _guard, _limit, _one_line, _open, _orie
 from molt.data.reading import parse_set
 
 _BATCH = 1024  # files asked for at once, so that a million of them do not wait in memory
+_UNTURNED = ("JPEG", "MPO", "PNG", "WEBP")  # formats whose headers Pillow gives as they are
 _SLACK = 0.5  # pixels a box may reach out of its photo: annotations are rounded
 
 
@@ -31,7 +32,7 @@ class Findings:
         name: of the set.
         kind: its layout, or None where it was not recognised.
         problems: everything wrong.
-        photos: how many photos have a label.
+        photos: how many photos, those without an object to keep among them.
         samples: how many pairs of a photo and a label.
         classes: how many classes.
         boxes: how many boxes.
@@ -113,7 +114,7 @@ def inspect_set(
         name=found.name,
         kind=found.kind,
         problems=tuple(problems),
-        photos=len({sample.path for sample in found.samples}),
+        photos=len({sample.path for sample in (*found.samples, *found.unlabelled)}),
         samples=len(found.samples),
         classes=len(found.classes),
         boxes=sum(len(sample.boxes) for sample in found.samples),
@@ -160,10 +161,10 @@ def _check_objects(found: Parsed) -> Iterator[Problem]:
 
 
 class _Header(NamedTuple):
-    """Size of a file's picture, upright, and whether that swapped its sides; or why it cannot be read."""
+    """Size of a file's picture, upright, and its EXIF orientation, from 5 on the sides are swapped; or its fault."""
 
     size: tuple[int, int] = (0, 0)
-    turned: bool = False
+    orientation: int = 1
     missing: bool = False
     fault: str | None = None
 
@@ -187,8 +188,11 @@ def _header(path: Path) -> _Header:
                 raise PhotoError(f"has no pixels ({image.width}x{image.height})")
             if image.width * image.height > _limit():
                 raise PhotoError(f"{image.width}x{image.height} pixels are over the limit of {_limit():,}")
-            turned = _orientation(image) >= 5
-            return _Header(image.size[::-1] if turned else image.size, turned)
+            orientation = _orientation(image)
+            size = image.size
+            if orientation >= 5:  # other formats may have swapped their sides already
+                size = size[::-1] if image.format in _UNTURNED else load_photo(path).size
+            return _Header(size, orientation)
 
     try:
         return _guard(_one_line(path), read)
@@ -239,6 +243,8 @@ def _check_photos(
     first: dict[Path, int] = {}
     for index, sample in enumerate(found.samples):
         first.setdefault(sample.path, index)
+    boxed = {sample.path for sample in found.samples if len(sample.boxes)}
+    turned = 0
     headers = _each(_decoded if deep else _header, list(first))
     for done, ((path, index), header) in enumerate(zip(first.items(), headers, strict=True), 1):
         if on_progress is not None:
@@ -251,8 +257,17 @@ def _check_photos(
             yield Problem(path, None, header.fault, "a photo that Pillow can read")
         else:
             sizes[path] = header.size
+            width, height = header.size
+            # The size tells which way the boxes are meant if turning changes it and if it was not read off the photo.
+            told = header.orientation >= 5 and width != height and sample.size is not None and found.kind != "yolo"
+            turned += header.orientation != 1 and not told and path in boxed
             if sample.size is not None and sample.size != header.size:
                 yield _other_size(sample, header, _place(found, index))
+    if turned:
+        found.notes.append(
+            f"photos with an EXIF orientation of which no size tells whether the boxes heed it: {turned:,}; boxes are "
+            "taken to be on the photo as it is seen, turned, so any drawn on the raw pixels are in the wrong place"
+        )
 
 
 def _other_size(sample: Sample, header: _Header, place: Place) -> Problem:
@@ -261,7 +276,7 @@ def _other_size(sample: Sample, header: _Header, place: Place) -> Problem:
     text = f"photo {shown(sample.name)} has size {sample.size[0]}x{sample.size[1]} here"
     expected = f"{width}x{height}, its width and height in pixels"
     if sample.size == (height, width):
-        if header.turned:
+        if header.orientation >= 5:
             text += ", that before its EXIF orientation turns it"
             expected += " as it is seen, and boxes to match"
         else:
