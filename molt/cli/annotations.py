@@ -36,8 +36,8 @@ class BoxSet:
 
     @property
     def images(self) -> Path | None:
-        """The folder that YOLO's ``images`` becomes a link to, which is never that of the whole machine."""
-        return self.base if self.kind == "yolo" and self.base != self.base.parent else None
+        """The folder of photos to link to; YOLO's is linked as a whole, which is never that of the whole machine."""
+        return self.base if self.kind != "yolo" or self.base != self.base.parent else None
 
     def name_of(self, photo: Path) -> str:
         """Return the photo's path below the folder that all inputs share."""
@@ -84,7 +84,7 @@ class BoxSet:
         if self.kind == "coco":
             return write_coco(self.target, items, self.classes, clip=True)
         if self.kind == "voc":
-            return write_voc(self.target, items, self.classes, clip=True)
+            return write_voc(self.target, items, self.classes, images=self.images, clip=True)
         return write_yolo(self.target, items, self.classes, images=self.images, clip=True)
 
 

@@ -380,6 +380,8 @@ def _write_boxes(boxes: BoxSet) -> bool:
         return False
     cut = f", {done.clipped} of them cut to their photo" if done.clipped else ""
     say(f"{done.boxes} boxes of {done.photos} photos{cut} in {done.path}; names start from {boxes.base}")
+    if done.unlinked:
+        say(f"{done.path}: {done.unlinked} photos could not be linked to; copy them there from {boxes.base}")
     return True
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -125,6 +126,7 @@ class Written:
         boxes: number of boxes.
         clipped: boxes that overhung their photo by more than 0.01 pixels and were cut, with ``clip=True``.
         unboxed: pairs of photo and label in ``present`` without a box, of which only wsol keeps a trace.
+        unlinked: photos that are not where the layout has them, as no link to them could be made; copy them there.
     """
 
     path: Path
@@ -132,6 +134,7 @@ class Written:
     boxes: int
     clipped: int
     unboxed: int
+    unlinked: int = 0
 
 
 def join_samples(samples: Iterable[Sample]) -> list[Annotation]:
@@ -244,6 +247,25 @@ def place_in(folder: Path, relative: str) -> Path:
     if not target.parent.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"{folder}: a link leads {PurePosixPath(relative).parent} out of it")
     return target
+
+
+def link(place: Path, to: Path, relative: bool = False) -> bool:
+    """Make a link to a photo or a folder of photos, unless something is there; return whether there now is.
+
+    A link that leads elsewhere, or nowhere, is replaced. Some systems and disks have no links.
+    """
+    if not to.exists():
+        return False
+    try:
+        if place.is_symlink() and place.resolve() != to.resolve():
+            place.unlink()
+        if not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            target = to.absolute()
+            place.symlink_to(os.path.relpath(target, place.parent.resolve()) if relative else target, to.is_dir())
+    except (OSError, ValueError):  # ValueError: another drive
+        return False
+    return True
 
 
 def whole_pixels(boxes: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.int64]:

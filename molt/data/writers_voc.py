@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from molt._files import whole_file
@@ -14,6 +15,7 @@ from molt.data.writers import (
     check_line,
     check_relative,
     class_names,
+    link,
     place_in,
     stem,
     whole_pixels,
@@ -26,6 +28,7 @@ def write_voc(
     classes: Sequence[str],
     *,
     split: str = "train",
+    images: str | Path | None = None,
     rounded: bool = True,
     clip: bool = False,
 ) -> Written:
@@ -42,6 +45,8 @@ def write_voc(
         items: a list or generator; only names are kept in memory. None at all gives an empty list of photos.
         classes: names by label, all different; label -1 takes the class called 'object'.
         split: name of the list, such as train, val or test.
+        images: folder of the photos, to each of which ``JPEGImages`` gets a relative link; photos that are there stay.
+            None leaves it to you to put them there, as does a disk without links (``Written.unlinked``).
         rounded: False writes edges as they are, x0 + 1 and x1, as floats, which not every reader takes.
         clip: as for :func:`write_coco`.
 
@@ -55,14 +60,20 @@ def write_voc(
     for name in names:
         check_line(name, "the class name")
     root, listed = Path(folder), f"ImageSets/Main/{split_name(split)}.txt"
-    checker = Checker(names, clip, voc_stem)
+    if images is not None and not Path(images).is_dir():
+        raise ValueError(f"images must be a folder of photos, got {images}")
+    if images is not None and (root / "JPEGImages").resolve() == Path(images).resolve():
+        images = None  # they are there
+    checker, unlinked = Checker(names, clip, voc_stem), 0
     with whole_file(place_in(root, listed)) as part, part.open("w", encoding="utf-8", newline="\n") as out:
         for item in checker.each(items):
             key = voc_stem(item.name)
             with whole_file(place_in(root, f"Annotations/{key}.xml")) as xml:
                 ET.ElementTree(_annotation(item, names, rounded)).write(xml, encoding="utf-8")
             out.write(f"{key}\n")
-    return checker.written(root)
+            if images is not None:
+                unlinked += not link(place_in(root, f"JPEGImages/{item.name}"), Path(images) / item.name, relative=True)
+    return replace(checker.written(root), unlinked=unlinked)
 
 
 def voc_stem(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import yaml
 
 from molt._files import whole_file
-from molt.data.writers import Annotation, Checker, Written, check_line, check_relative, class_names, place_in
+from molt.data.writers import Annotation, Checker, Written, check_line, check_relative, class_names, link, place_in
 from molt.data.yolo import DATA, SPLITS, label_file, read_data
 
 
@@ -36,7 +37,8 @@ def write_yolo(
         items: a list or generator; only names are kept in memory. None at all gives an empty list of photos.
         classes: names by label, all different; label -1 takes the class called 'object'.
         split: train, val or test.
-        images: folder of the photos, to which ``images`` becomes a link; None leaves it to you to put them there.
+        images: folder of the photos, to which ``images`` becomes a link; None leaves it to you to put them there, as
+            does a disk without links (``Written.unlinked``).
         confidence: True adds the score, in [0, 1], as a sixth value; trainers take five.
         clip: as for :func:`write_coco`.
 
@@ -52,8 +54,7 @@ def write_yolo(
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     keys = check_folder(root, names, None if images is None else Path(images))
     root.mkdir(parents=True, exist_ok=True)
-    if images is not None and not (root / "images").exists():
-        (root / "images").symlink_to(Path(images).absolute(), target_is_directory=True)
+    linked = images is None or link(root / "images", Path(images))
     checker = Checker(names, clip, yolo_label)
     with whole_file(root / f"{split}.txt") as part, part.open("w", encoding="utf-8", newline="\n") as out:
         for item in checker.each(items):
@@ -63,7 +64,7 @@ def write_yolo(
     with whole_file(root / DATA) as part:
         told = {"names": dict(enumerate(names)), "nc": len(names)} | _splits(keys, split)
         part.write_text(yaml.safe_dump(told, sort_keys=False, allow_unicode=True), encoding="utf-8", newline="\n")
-    return checker.written(root)
+    return replace(checker.written(root), unlinked=0 if linked else checker.photos)
 
 
 def _splits(keys: dict[str, Any], split: str) -> dict[str, Any]:
