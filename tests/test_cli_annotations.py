@@ -121,6 +121,36 @@ def test_yolo_reads_back_with_its_photos(tmp_path: Path) -> None:
     assert Path("out/molt-yolo/labels/a/none.txt").read_text() == ""
 
 
+@pytest.mark.parametrize("kind", ["coco", "yolo", "voc"])
+def test_what_a_run_writes_passes_the_check(kind: str, tmp_path: Path) -> None:
+    from molt.cli import main
+
+    photo("photos/a/one.png", "photos/a/none.png", "photos/two.JPG")
+    for _ in range(2):
+        assert call("photos", "--annotations", kind).code == 0
+    place = {"coco": "molt-coco.json", "yolo": "molt-yolo", "voc": "molt-voc"}[kind]
+    out, options = io.StringIO(), ["--photos", "photos"] if kind == "coco" else []
+    with contextlib.redirect_stdout(out), pytest.raises(SystemExit) as stopped:
+        main(["data", "check", f"molt-out/{place}", *options, "--deep", "--json"])
+    record = json.loads(out.getvalue())
+    assert stopped.value.code == 0 and (record["photos"], record["boxes"], record["problems"]) == (3, 4, 0)
+
+
+def test_voc_links_to_the_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photo("photos/a/one.png", "photos/two.jpg", "set/JPEGImages/two.jpg")
+    assert call("photos", "--annotations", "voc", "--annotations-to", "set").code == 0
+    assert not Path("set/JPEGImages/two.jpg").is_symlink(), "what is there stays"
+    assert Path("set/JPEGImages/a/one.png").readlink() == Path("../../../photos/a/one.png")
+
+    def none(*_: object) -> None:
+        raise OSError("A required privilege is not held by the client")
+
+    monkeypatch.setattr(Path, "symlink_to", none)
+    for kind in ("voc", "yolo"):
+        result = call("photos", "--annotations", kind, "--annotations-to", f"{kind}-set")
+        assert result.code == 0 and "2 photos could not be linked to; copy them there from" in result.err
+
+
 def test_voc_has_a_file_a_photo() -> None:
     photo("photos/a/one.png", "photos/none.png")
     assert call("photos", "--annotations", "voc", "--annotations-to", "set").code == 0
