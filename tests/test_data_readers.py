@@ -283,3 +283,8 @@ def test_read_set_hands_yolo_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert calls == [(tmp_path, "val"), (tmp_path / "data.yaml", None)]
     (problem,) = faults(read_set, tmp_path, split="bad")
     assert problem.message == "came"
+
+
+def test_classes_of_one_name_are_refused(tmp_path: Path) -> None:
+    (problem,) = faults(read_wsol, wsol(tmp_path), "/photos", classes=["crane", "cat", "crane"])
+    assert problem.message == "the classes 0 and 2 are both called 'crane'" and problem.expected == "names that differ"

@@ -272,8 +272,8 @@ def _tree(file: Path, found: Parsed) -> ET.Element | None:
     try:
         tree = ET.fromstring(text)
     except (ET.ParseError, UnicodeEncodeError) as error:  # the second: half a pair of surrogates, of UTF-7 for one
-        line = error.position[0] if isinstance(error, ET.ParseError) else None
-        found.problem(file, line, f"not XML ({error})", "XML as in PASCAL VOC")
+        at = error.position[0] if isinstance(error, ET.ParseError) else None
+        found.problem(file, at, f"not XML ({error})", "XML as in PASCAL VOC")
         return None
     if tree.tag != "annotation":
         found.problem(file, None, f"the outermost element {shown(tree.tag)}", "<annotation>")
