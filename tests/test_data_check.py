@@ -247,7 +247,7 @@ def test_repeated_lines(tmp_path: Path) -> None:
     good(
         tmp_path,
         class_labels="a/1.jpg,0\nb/2.jpg,1\na/1.jpg,0",
-        localization="a/1.jpg,1,2,3,4\nb/2.jpg,1,2,3,4\nb/2.jpg,1,2,3,4",
+        localization="a/1.jpg,1,2,3,4\nb/2.jpg,1,2,3,4\nb/2.jpg,1,2.0,3,4",
     )
     one, two = check(tmp_path)
     only([one], tmp_path / "meta" / "class_labels.txt", 3, "repeats line 1, 'a/1.jpg,0'", "one line a photo")

@@ -143,18 +143,34 @@ def test_voc_photos_have_the_name_of_their_xml_file(tmp_path: Path) -> None:
         "5": "5.png",
         "6": "none",
         "7": "8.jpg",
+        "8.png": "",
+        "x": "9",
+        "y": "10.png",
     }
     files = {key: xml(thing("cat", 1, 1, 2, 2), name=name) for key, name in names.items()}
     (tmp_path / "Annotations" / "a").mkdir(parents=True)
     root = voc(tmp_path, files)
     (root / "JPEGImages" / "a").mkdir()
-    there = ("1.JPEG", "a/2.jpg", "3.Png", "4.webp", "5.jpg", "5.png", "7.jpg", "8.jpg", "1.txt")
+    there = (
+        "1.JPEG",
+        "a/2.jpg",
+        "3.Png",
+        "4.webp",
+        "5.jpg",
+        "5.png",
+        "7.jpg",
+        "8.jpg",
+        "8.png",
+        "9.jpg",
+        "10.JPG",
+        "1.txt",
+    )
     for name in there:
         (root / "JPEGImages" / name).touch()
     found = read_voc(root)
-    names = ["1.JPEG", "3.Png", "4.webp", "5.png", "none", "7.jpg", "a/2.jpg"]
+    names = ["1.JPEG", "3.Png", "4.webp", "5.png", "none", "7.jpg", "8.png", "a/2.jpg", "9.jpg", "10.JPG"]
     assert [s.name for s in found.samples] == names
-    assert found.notes == ("photos found by the XML file's own name, not by <filename>: 4",)
+    assert found.notes == ("photos of another name than <filename> has: 6",)
     (remark,) = found.remarks
     assert remark.file.name == "7.xml"
     assert remark.message == "<filename> is '8.jpg', but '7.jpg' is there too and is what was taken"

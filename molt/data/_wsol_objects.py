@@ -78,7 +78,7 @@ class Objects:
         masks = 2 * sum(line.count(",") == 2 for _, line in entries) > len(entries)
         add = self._add_mask if masks else self._add_box
         others: list[tuple[int, str]] = []
-        seen: dict[str, int] = {}
+        seen: dict[object, int] = {}
         repeated: list[tuple[int, int]] = []
         for number, line in entries:
             name = add(line, number)
@@ -86,8 +86,10 @@ class Objects:
                 continue
             if name not in self._ids:
                 others.append((number, name))
-            elif seen.setdefault(line, number) != number:
-                repeated.append((number, seen[line]))
+                continue
+            key = line if masks else (name, *self.edges[-4:])
+            if seen.setdefault(key, number) != number:
+                repeated.append((number, seen[key]))
         if repeated and official is not None and (official.objects, official.repeated) == (self.count, len(repeated)):
             self._found.notes.append(f"repeated lines in {self.file.name}: {len(repeated)}, as in the official file")
         else:

@@ -124,7 +124,7 @@ def parse_voc(
             found.blank(photo.name, found.photos / photo.name, photo.size)
     renamed = sum(photo.renamed for photo, _ in photos.values())
     if renamed:
-        found.notes.append(f"photos found by the XML file's own name, not by <filename>: {renamed:,}")
+        found.notes.append(f"photos of another name than <filename> has: {renamed:,}")
 
     names = tuple(sorted({name for photo, _ in photos.values() for name in photo.objects}))
     if classes is None and _YEAR.fullmatch(named):
@@ -153,14 +153,15 @@ def parse_voc(
 
 
 def _photos_by_stem(folder: Path) -> dict[str, list[str]]:
-    """Return the photos below a folder, by their names without suffix."""
+    """Return the photos below a folder, by their names without and with suffix."""
     found: dict[str, list[str]] = {}
     for parent, _, files in os.walk(folder):
         below = Path(parent).relative_to(folder)
         for file in sorted(files):
             path = below / file
             if path.suffix.lower() in photo_suffixes():
-                found.setdefault(path.with_suffix("").as_posix(), []).append(path.as_posix())
+                for key in (path.with_suffix("").as_posix(), path.as_posix()):
+                    found.setdefault(key, []).append(path.as_posix())
     return found
 
 
@@ -213,8 +214,8 @@ class _Photo:
             return
         said = (tree.findtext("filename") or "").strip()
         # The file's own name is VOC's id of the photo; <filename> is often left behind when files are renamed.
-        ours = there.get(own, [])
-        name = said if said in ours or not ours else ours[0]
+        ours = there.get(own) or there.get(said) or there.get(os.path.splitext(said)[0]) or [said]  # noqa: PTH122
+        name = said if said in ours else ours[0]
         if not is_safe(name or f"{own}.jpg"):
             found.problem(file, None, f"the <filename> {shown(name)}", NAME_FORM)
             return
