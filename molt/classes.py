@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import functools
 
+from molt._text import name_key, plain_name
+
 OBJECT = -1
 OBJECT_NAME = "object"
 MOST_LISTED = 20
@@ -22,15 +24,16 @@ def imagenet_names() -> tuple[str, ...]:
 def find_class(name: str | int, names: tuple[str, ...] | None = None) -> int:
     """Return the index of a class given by index, full description, or one of its comma-separated names.
 
-    Case does not matter; ``"object"`` gives -1, the class-agnostic mode, where no class has that name.
+    Case, Unicode's normal forms and white space around do not matter; ``"object"`` gives -1, the class-agnostic mode,
+    where no class has that name.
 
     Raises:
         ValueError: no such class or index, or a name that several classes share; close matches are listed.
     """
     names = imagenet_names() if names is None else names
-    text = str(name).strip()
-    wanted = text.casefold()
-    whole = [i for i, description in enumerate(names) if description.casefold() == wanted]
+    text = plain_name(str(name))
+    wanted = name_key(text)
+    whole = [i for i, description in enumerate(names) if name_key(description) == wanted]
     if isinstance(name, str) and len(whole) == 1:
         return whole[0]
     if text.removeprefix("-").isdecimal():
@@ -42,7 +45,7 @@ def find_class(name: str | int, names: tuple[str, ...] | None = None) -> int:
         return OBJECT
     parts: dict[str, list[int]] = {}
     for i, description in enumerate(names):
-        for part in dict.fromkeys(description.casefold().split(", ")):
+        for part in dict.fromkeys(name_key(description).split(", ")):
             parts.setdefault(part, []).append(i)
     found = whole or parts.get(wanted, [])
     if len(found) == 1:

@@ -10,6 +10,8 @@ import PIL.ImageDraw
 import PIL.ImageFont
 from torch import Tensor
 
+from molt._text import readable
+from molt.data._folders import OVERLAY
 from molt.structures import Localization
 
 MAX_SIDE = 1600
@@ -87,7 +89,7 @@ def draw_boxes(
         # A dark rim keeps the line visible on any ground.
         draw.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline="black", width=line + 2)
         draw.rectangle((x0, y0, x1, y1), outline=colour(i), width=line)
-        text = f"{name.split(',')[0]} {score}".strip()
+        text = f"{readable(name).split(',')[0]} {score}".strip()
         left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
         pad = line
         wide, high = right - left + 2 * pad, bottom - top + 2 * pad
@@ -110,7 +112,9 @@ def draw_localization(photo: PIL.Image.Image, result: Localization, *, heat: boo
     picture.thumbnail((MAX_SIDE, MAX_SIDE))
     if heat:
         picture = heat_overlay(picture, result.heat[0])
-    return draw_boxes(picture, result.boxes, result.names, result.scores, result.size)
+    drawn = draw_boxes(picture, result.boxes, result.names, result.scores, result.size)
+    drawn.info["comment"] = OVERLAY  # Pillow writes it to a JPEG file, which is then taken for no photo
+    return drawn
 
 
 def _resize(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Annotated, Any, NoReturn
@@ -65,6 +66,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
     Exit codes: 0; 1 for a failed input or missing weights; 2 for usage; 130 when interrupted.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal of another encoding lacks is no reason to stop
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = app(args=arguments, standalone_mode=False)
     except USAGE_ERROR as error:

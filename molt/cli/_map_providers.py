@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from molt._text import plain_name
 from molt.classes import OBJECT, find_class, imagenet_names
 from molt.cli._sets import check_files
 from molt.data.annotations import LocalizationSet, Problem, Sample
@@ -332,7 +333,7 @@ def _read_class_map(path: Path) -> dict[str, list[str]]:
                 if not row:
                     continue
                 # A network class may hold commas itself: tabby, tabby cat.
-                name, text = row[0].strip(), ", ".join(part.strip() for part in row[1:] if part.strip())
+                name, text = plain_name(row[0]), ", ".join(part.strip() for part in row[1:] if part.strip())
                 if not name or not text:
                     raise ValueError(f"--class-map {path}:{number}: got {row!r}, expected name,network class")
                 found.setdefault(name, []).append(text)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import typer
+
+from molt._text import readable
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130  # exit codes
 SHOWN = 10  # problems that are printed
@@ -22,11 +24,17 @@ def later_process() -> str:
 def say(text: str, console: Any = None) -> None:
     """Write one line to stderr, above the progress bar where a console shows one; processes but the first say which."""
     which = f"process {rank}: " if (rank := later_process()) else ""
-    text = f"molt: {which}{' '.join(line.strip() for line in text.splitlines())}"
+    text = readable(f"molt: {which}{' '.join(line.strip() for line in text.splitlines())}")
     if console is not None:
         console.print(text, markup=False, soft_wrap=True)
     else:
         print(text, file=sys.stderr)
+
+
+def say_left_out(left_out: Mapping[str, int], where: object) -> None:
+    """Say in one line what was found and left out, files and folders of systems, say."""
+    if left_out:
+        say(f"{where}: left out: {', '.join(f'{count:,} {what}' for what, count in left_out.items())}")
 
 
 def stop(text: str, code: int = USAGE) -> NoReturn:

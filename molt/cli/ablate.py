@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from molt.cli._say import FAILED, stop, stop_at
+from molt.cli._say import FAILED, say_left_out, stop, stop_at
 from molt.cli._sets import read
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def ablate(
         str | None, typer.Option(metavar="A,B", help="timm names for backbones, in place of the usual ones.")
     ] = None,
     seeds: Annotated[int, typer.Option(help="Of each clusterer with a random start.")] = 5,
-    kind: Annotated[str, typer.Option(help="Layout: auto, folder, wsol, voc, coco or yolo.")] = "auto",
+    kind: Annotated[str, typer.Option(help="Layout: auto, folder, wsol, voc, coco, yolo, cub or csv.")] = "auto",
     split: Annotated[str | None, typer.Option(help="Split of DATA; --train and --val name their own.")] = None,
     photos: Annotated[Path | None, typer.Option(help="Folder of the photos, where the set does not say.")] = None,
     classes: Annotated[
@@ -120,6 +120,7 @@ def ablate(
         if train and (checkpoint or checkpoint_class_token):
             raise ValueError("--train: takes the place of --checkpoint and --checkpoint-class-token")
         data = read(path, kind, split=split, photos=photos, classes=classes, limit=limit, seed=seed)
+        say_left_out(data.left_out, data.name)
         plan = ablation.Plan(
             checkpoints=tuple(checkpoint or ()),
             class_token=tuple(checkpoint_class_token or ()),
@@ -184,8 +185,8 @@ def _labelled(path: Path, kind: str, photos: Path | None, classes: Path | None) 
 
     if kind == "auto":
         found = recognise(path)
-        photos = photos if found in ("wsol", "coco") else None
-        classes = classes if found in ("wsol", "voc") else None
+        photos = photos if found in ("wsol", "coco", "csv") else None
+        classes = classes if found in ("wsol", "voc", "csv") else None
     return read(path, kind, photos=photos, classes=classes)
 
 

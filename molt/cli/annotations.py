@@ -26,6 +26,7 @@ class BoxSet:
         base: folder that photos' names start from.
         classes: names by label, once :meth:`name_classes` was called.
         found: what was found, by photo's name: a photo given twice is in the set once.
+        unwritable: why a photo cannot be in a set of this format, by its name.
     """
 
     kind: str
@@ -33,6 +34,7 @@ class BoxSet:
     base: Path
     classes: tuple[str, ...] = ()
     found: dict[str, Annotation] = field(default_factory=dict)
+    unwritable: dict[str, str] = field(default_factory=dict)
 
     @property
     def images(self) -> Path | None:
@@ -66,11 +68,17 @@ class BoxSet:
             check_folder(self.target, classes, self.images)
 
     def add(self, photo: Path, result: Localization) -> None:
-        """Take the boxes of one photo."""
+        """Take the boxes of one photo.
+
+        Raises:
+            ValueError: the format cannot hold its name.
+        """
         from molt.data.writers import Annotation
 
-        item = Annotation.from_localization(result, name=self.name_of(photo))
-        self.found[item.name] = item
+        name = self.name_of(photo)
+        if name in self.unwritable:
+            raise ValueError(self.unwritable[name])
+        self.found[name] = Annotation.from_localization(result, name=name)
 
     def write(self) -> Written:
         """Write all boxes.
@@ -99,7 +107,7 @@ def plan(kind: str | None, to: Path | None, out: Path | None, paths: list[Path],
         photos: those found below them.
 
     Raises:
-        ValueError: an option that does not fit, or photos whose names the format cannot hold or tell apart.
+        ValueError: an option that does not fit, or photos that the format cannot tell apart.
     """
     if kind is None:
         if to is not None:
@@ -127,14 +135,22 @@ def _shared(paths: list[Path]) -> Path:
 
 
 def _check_names(boxes: BoxSet, photos: list[Path]) -> None:
-    from molt.data.writers import Checker
+    """Note the photos whose names are no text of the format; they fail alone, as the others can be written."""
+    from molt.data.writers import Checker, check_line, check_relative
     from molt.data.writers_voc import voc_stem
     from molt.data.writers_yolo import yolo_label
 
     keys: dict[str, Callable[[str], str]] = {"coco": str, "voc": voc_stem, "yolo": yolo_label}
     checker = Checker((), False, keys[boxes.kind])
+    names = dict.fromkeys(map(boxes.name_of, photos))
+    for name in names:
+        try:
+            check_relative(name if boxes.kind == "coco" else check_line(name, "the name"))
+        except ValueError as error:
+            boxes.unwritable[name] = str(error)
     try:
-        for name in dict.fromkeys(map(boxes.name_of, photos)):
-            checker.name(name)
+        for name in names:
+            if name not in boxes.unwritable:
+                checker.name(name)
     except ValueError as error:
         raise ValueError(f"--annotations {boxes.kind}, photos below {boxes.base}: {error}") from error

@@ -81,7 +81,7 @@ def benchmark(
         typer.Option("--methods", metavar="DATA", help="Cost and reach of every method on a localization set."),
     ] = None,
     kind: Annotated[
-        str, typer.Option("--kind", help="Of --methods: layout, auto, folder, wsol, voc, coco or yolo.")
+        str, typer.Option("--kind", help="Of --methods: layout, auto, folder, wsol, voc, coco, yolo, cub or csv.")
     ] = "auto",
     split: Annotated[str | None, typer.Option("--split", help="Of --methods: split of the set.")] = None,
     classes: Annotated[

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from molt.cli._say import FAILED, USAGE
+from molt.cli._say import FAILED, USAGE, say
 
 LARGEST_LIST = 16 * 2**20  # bytes of class names
 
@@ -63,7 +63,7 @@ def convert(
             force=force,
         )
     except (OSError, ValueError) as error:
-        errors.print(f"molt: {error}", markup=False)
+        say(str(error), errors)
         raise typer.Exit(FAILED if isinstance(error, OSError | CheckpointError) else USAGE) from None
     if as_json:
         print(json.dumps(result.to_json()))
@@ -87,12 +87,14 @@ def _size(text: str) -> int | tuple[int, int]:
 
 def _names(path: Path) -> list[str]:
     """Read names, one a line; the number of a line is the class, so that none may be empty."""
+    from molt._text import plain_name
+
     if not path.is_file():
         raise FileNotFoundError(f"class names {path} do not exist or are no file")
     if path.stat().st_size > LARGEST_LIST:
         raise ValueError(f"class names {path} must have at most {LARGEST_LIST:,} bytes")
     try:
-        names = [line.strip() for line in path.read_text("utf-8-sig").split("\n")]
+        names = [plain_name(line) for line in path.read_text("utf-8-sig").split("\n")]
     except UnicodeDecodeError as error:
         raise ValueError(f"class names {path} must be UTF-8 text: {error}") from None
     if names and not names[-1]:

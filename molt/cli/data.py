@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from molt.cli._say import FAILED, USAGE
+from molt._text import plain_name, readable
+from molt.cli._say import FAILED, USAGE, say
 
 if TYPE_CHECKING:
     from molt.data.checking import Findings
@@ -29,12 +30,12 @@ def check(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="What holds the annotations: a folder, COCO's JSON, YOLO's data.yaml.")
     ],
-    kind: Annotated[str, typer.Option(help="auto, folder, wsol, voc, coco or yolo.")] = "auto",
+    kind: Annotated[str, typer.Option(help="auto, folder, wsol, voc, coco, yolo, cub or csv.")] = "auto",
     split: Annotated[str | None, typer.Option(help="Part of the set: train, val, test...")] = None,
-    photos: Annotated[Path | None, typer.Option(help="Folder of the photos, for wsol and coco.")] = None,
+    photos: Annotated[Path | None, typer.Option(help="Folder of the photos, for wsol, coco and csv.")] = None,
     masks: Annotated[Path | None, typer.Option(help="Folder of wsol's masks; that of the photos if not given.")] = None,
     classes: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Class names of wsol or voc by label, one a line.")
+        Path | None, typer.Option(metavar="FILE", help="Class names of wsol, voc or csv by label, one a line.")
     ] = None,
     num_classes: Annotated[
         int | None, typer.Option("--num-classes", min=1, help="Classes of the network; labels beyond are problems.")
@@ -73,7 +74,7 @@ def check(
                 on_progress=lambda done, total: progress.update(task, completed=done, total=total),
             )
     except ValueError as error:
-        errors.print(f"molt: {error}", markup=False)
+        say(str(error), errors)
         raise typer.Exit(USAGE) from None
     if as_json:
         sys.stdout.write(json.dumps(_record(folder, found, limit)) + "\n")
@@ -89,9 +90,10 @@ def read_names(file: Path) -> list[str]:
         names = file.read_text("utf-8-sig").rstrip("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"--classes {file}: {error}") from None
-    if not all(name.strip() for name in names):
+    names = [plain_name(name) for name in names]
+    if not all(names):
         raise ValueError(f"--classes {file}: a blank line, expected one class name a line")
-    return [name.strip() for name in names]
+    return names
 
 
 def _record(folder: Path, found: Findings, limit: int) -> dict[str, Any]:
@@ -121,12 +123,8 @@ def _show(folder: Path, found: Findings, limit: int) -> None:
 
     console = Console(highlight=False)
 
-    def plain(text: str) -> str:
-        # The names of files and classes may hold bytes that are no text, line breaks or a terminal's commands.
-        return "".join(c if c.isprintable() else " " for c in text.encode("utf-8", "backslashreplace").decode())
-
     def line(text: str) -> None:
-        console.print(plain(text), soft_wrap=True, markup=False)
+        console.print(readable(text), soft_wrap=True, markup=False)
 
     for problem in found.problems[: limit or None]:
         line(str(problem))
@@ -145,7 +143,7 @@ def _show(folder: Path, found: Findings, limit: int) -> None:
         rows |= {"boxes": f"{found.boxes:,}", "masks": f"{found.masks:,}"}
         rows |= {f"left out: {what}": f"{count:,}" for what, count in found.left_out.items()}
         for name, value in rows.items():
-            table.add_row(name, escape(plain(value)))
+            table.add_row(name, escape(readable(value)))
         console.print(table)
     for note in found.notes:
         line(note)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from molt._text import readable
 from molt.cli._say import FAILED, SHOWN, stop, stop_at
 from molt.cli._sets import read
 
@@ -45,7 +46,7 @@ def evaluate(
     compare: Annotated[
         bool, typer.Option("--compare", help="Compare the runs in these folders, photo by photo.")
     ] = False,
-    kind: Annotated[str, typer.Option(help="Layout: auto, folder, wsol, voc, coco or yolo.")] = "auto",
+    kind: Annotated[str, typer.Option(help="Layout: auto, folder, wsol, voc, coco, yolo, cub or csv.")] = "auto",
     split: Annotated[str | None, typer.Option(help="Split of the data set.")] = None,
     photos: Annotated[Path | None, typer.Option(help="Folder of the photos, where the set does not say.")] = None,
     masks: Annotated[Path | None, typer.Option(help="Folder of the masks, of a wsol set.")] = None,
@@ -236,7 +237,9 @@ def _run(
             )
         except KeyboardInterrupt:
             if folder is not None:
-                console.print(f"molt: {done} of {len(data)} photos are in {folder}: the same command goes on")
+                console.print(
+                    f"molt: {done} of {len(data)} photos are in {folder}: the same command goes on", markup=False
+                )
             raise
     if folder is not None:
         write_report(folder / REPORT, [run], samples=data.samples, maps=found.maps)
@@ -303,9 +306,9 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) ->
     from rich.table import Column, Table
 
     heads = [Column(columns[0], overflow="fold"), *(Column(name, justify="right") for name in columns[1:])]
-    table = Table(*heads, title=escape(title), title_justify="left")
+    table = Table(*heads, title=escape(readable(title)), title_justify="left")
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(*(escape(readable(cell)) for cell in row))
     return table
 
 
@@ -380,6 +383,6 @@ def _show_comparison(found: Mapping[str, Any]) -> None:
 
 def _printer(console: Any) -> Callable[[str], None]:
     def plain(text: str) -> None:
-        console.print(text, soft_wrap=True, markup=False)
+        console.print(readable(text), soft_wrap=True, markup=False)
 
     return plain

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from molt.cli._say import FAILED, USAGE
+from molt.cli._say import FAILED, USAGE, say
 
 
 def fit_clusters(
@@ -47,11 +47,11 @@ def fit_clusters(
                 on_step=lambda _, loss: progress.update(task, advance=1, description=f"fitting, loss {loss:.3f}"),
             )
     except (OSError, ValueError) as error:
-        errors.print(f"molt: {error}", markup=False)
+        say(str(error), errors)
         # PhotoError: the options were right, but no photo could be read.
         raise typer.Exit(FAILED if isinstance(error, OSError | PhotoError) else USAGE) from None
     for problem in result.errors:
-        errors.print(f"molt: {problem}", markup=False)
+        say(str(problem), errors)
     if as_json:
         record = {"checkpoint": str(out), "photos": result.photos, "skipped": len(result.errors)}
         print(json.dumps(record | {"steps": result.steps, "loss": result.loss}))

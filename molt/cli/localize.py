@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from molt.cli._say import FAILED, USAGE, say, stop
+from molt._text import readable
+from molt.cli._say import FAILED, USAGE, say, say_left_out, stop
 
 if TYPE_CHECKING:
     from molt._auto_alpha import Alpha
@@ -170,14 +171,15 @@ def localize(
 def expand(paths: list[Path], out: Path | None, cache: Path | None = None) -> list[Item]:
     """Return the photos to try, in order, with one place each for their overlays.
 
-    A folder gives the photos below it, less those under ``out`` and the label maps in ``cache``; other files are
-    counted on stderr. No two places are the same, also where letter case does not count, and none is that of an input.
+    A folder gives the photos below it, less those under ``out``, the label maps in ``cache`` and what
+    :func:`molt.data.find_photos` leaves out; other files are counted on stderr. No two places are the same, also where
+    letter case does not count, and none is that of an input.
 
     Raises:
         ValueError: ``out`` is itself a folder given as input, where overlays would mix with originals.
     """
     from molt.clustering.cache import is_label_map
-    from molt.data.images import PhotoError, find_photos
+    from molt.data.images import PhotoError, walk_photos
 
     items: list[Item] = []
     taken: set[str] = set()
@@ -207,7 +209,8 @@ def expand(paths: list[Path], out: Path | None, cache: Path | None = None) -> li
         if out is not None and out.resolve() == path.resolve():
             raise ValueError(f"--out {out}: is a folder of photos given as input, expected another one")
         unreadable: list[PhotoError] = []
-        found, others = find_photos(path, unreadable.append)
+        walked = walk_photos(path, unreadable.append)
+        found, others = walked.photos, walked.others
         items += [Item(path, Path(), str(error)) for error in unreadable]
         if out is not None and out.resolve().is_relative_to(path.resolve()):
             kept = [photo for photo in found if not photo.resolve().is_relative_to(out.resolve())]
@@ -216,6 +219,7 @@ def expand(paths: list[Path], out: Path | None, cache: Path | None = None) -> li
             found = [photo for photo in found if not is_label_map(photo, cache)]
         if others:
             say(f"{path}: {others} other file{'s' * (others != 1)} left alone")
+        say_left_out(walked.left_out, path)
         if not found and not unreadable:
             items.append(Item(path, Path(), f"{path}: no photo in this folder"))
         for photo in found:
@@ -282,7 +286,7 @@ def _run(
             found = Exception(item.error) if item.error else next(results)[1]
             result = found.result if isinstance(found, Explanation) else found
             if isinstance(found, Explanation):
-                explained.append((SamplePhoto(str(item.path), item.path, ""), found))
+                explained.append((SamplePhoto(readable(item.path), item.path, ""), found))
             if isinstance(result, Exception):
                 failures += 1
                 line = " ".join(str(result).splitlines())
@@ -323,9 +327,14 @@ def _run(
 
 def _rows(path: Path, result: Localization) -> list[tuple[str, str, str, str]]:
     if not len(result):
-        return [(str(path), "nothing found", "", "")]
+        return [(readable(path), "nothing found", "", "")]
     return [
-        (str(path) if i == 0 else "", name.split(",")[0], f"{score:.2f}", "  ".join(f"{v:.0f}" for v in box))
+        (
+            readable(path) if i == 0 else "",
+            readable(name.split(",")[0]),
+            f"{score:.2f}",
+            "  ".join(f"{v:.0f}" for v in box),
+        )
         for i, (name, score, box) in enumerate(
             zip(result.names, result.scores.tolist(), result.boxes.tolist(), strict=True)
         )

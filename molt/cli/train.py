@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from molt.cli._say import FAILED, INTERRUPTED, SHOWN, later_process, say, stop, stop_at
+from molt.cli._say import FAILED, INTERRUPTED, SHOWN, later_process, say, say_left_out, stop, stop_at
 from molt.cli._sets import read
 
 if TYPE_CHECKING:
@@ -90,11 +90,11 @@ def train(
     ] = None,
     val_split: Annotated[str | None, typer.Option(help="Part of each --val: val...")] = None,
     val_share: Annotated[float, typer.Option(help="That share, 0 to 1.")] = 0.1,
-    kind: Annotated[str, typer.Option(help="Of DATA: auto, folder, wsol, voc, coco or yolo.")] = "auto",
+    kind: Annotated[str, typer.Option(help="Of DATA: auto, folder, wsol, voc, coco, yolo, cub or csv.")] = "auto",
     split: Annotated[str | None, typer.Option(help="Part of DATA: train...")] = None,
-    photos: Annotated[Path | None, typer.Option(help="Folder of the photos, for wsol and coco.")] = None,
+    photos: Annotated[Path | None, typer.Option(help="Folder of the photos, for wsol, coco and csv.")] = None,
     classes: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Class names of wsol or voc, one a line.")
+        Path | None, typer.Option(metavar="FILE", help="Class names of wsol, voc or csv, one a line.")
     ] = None,
     cache: Annotated[
         Path | None,
@@ -170,6 +170,8 @@ def train(
             return
         sets = [read(path, kind, split=split, photos=photos, classes=classes) for path in data or ()]
         held = [read(path, kind, split=val_split, photos=photos, classes=classes) for path in val or ()]
+        for one in [] if quiet else [*sets, *held]:
+            say_left_out(one.left_out, one.name)
         display = Display(quiet=quiet or as_json)
         with display:
             found = run_training(

@@ -18,7 +18,6 @@ from torch import Tensor
 from molt import ops
 from molt._arguments import LARGEST_SEED, check_device, check_int
 from molt._files import save_tensors
-from molt.clustering._cache_files import is_map_name
 from molt.clustering._labels import shrink
 from molt.clustering._network import LEARNING_RATE, MOMENTUM, respond_shared
 from molt.clustering.deep import MOST_CHANNELS, MOST_LAYERS, PRESETS, random_state
@@ -200,8 +199,7 @@ def _sources(photos: str | Path | Sequence[Any]) -> list[Any]:
     if isinstance(photos, str | Path):
         if not Path(photos).is_dir():
             raise FileNotFoundError(f"photos: {photos} is no folder")
-        # A cache of label maps may lie among the photos.
-        found = [photo for photo in find_photos(photos)[0] if not is_map_name(photo.parent.name, photo.name)]
+        found = find_photos(photos)[0]
         if not found:
             raise PhotoError(f"photos: no photo in {photos}")
         return list(found)

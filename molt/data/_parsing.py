@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from molt._text import plain_name
 from molt.data.annotations import DataError, LocalizationSet, Problem, Sample, SetKind
 
 MAX_TEXT = 2 << 30  # bytes; the largest official file, COCO's train2017, has 448 MB
@@ -165,7 +166,7 @@ def check_names(names: Sequence[str], found: Parsed, file: Path, line: int | Non
     ids = ids or range(len(names))
     first: dict[str, int] = {}
     for number, name in enumerate(names):
-        if (earlier := first.setdefault(name, number)) != number:
+        if (earlier := first.setdefault(plain_name(name), number)) != number:
             text = f"the classes {shown(ids[earlier])} and {shown(ids[number])} are both called {shown(name)}"
             found.problem(file, line, text, "names that differ")
 

@@ -11,7 +11,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-SetKind = Literal["folder", "wsol", "voc", "coco", "yolo"]
+from molt._text import plain_name
+
+SetKind = Literal["folder", "wsol", "voc", "coco", "yolo", "cub", "csv"]
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class LocalizationSet:
         name: what to call it in tables.
         kind: the layout it was read from.
         samples: in the order of the annotations.
-        classes: class names by label.
+        classes: class names by label, in Unicode NFC and without white space around them.
         left_out: what the reader left out on purpose, such as objects marked difficult, and how often.
         remarks: what could be read but is hardly meant so, such as lines about photos that are not listed.
         notes: how something was read, a line each.
@@ -97,6 +99,9 @@ class LocalizationSet:
     remarks: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
     unlabelled: tuple[Sample, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", tuple(map(plain_name, self.classes)))
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -9,6 +9,8 @@ from typing import Any, cast
 
 import numpy as np
 
+from molt._text import plain_name
+from molt.data._layouts import PHOTO_FOLDERS
 from molt.data._parsing import (
     BOX_FORM,
     MAX_CLASSES,
@@ -50,7 +52,8 @@ def read_coco(annotations: str | Path, photos: str | Path | None = None, *, crow
 
     Args:
         annotations: the JSON file.
-        photos: folder that the photos' file_name starts from; the JSON file's own if not given.
+        photos: folder that the photos' file_name starts from. If not given the JSON file's own, or where the first
+            photo is found: in images, data... beside the file, or in a folder called as the split.
         crowd: keep annotations with ``iscrowd``, boxes round many objects, which samples then tell. They are left out
             by default, and photos without any other; :func:`molt.data.check_set` counts both.
 
@@ -70,6 +73,8 @@ def parse_coco(file: Path, photos: Path | None = None, *, crowd: bool = False) -
     images, annotations, categories = lists
     names, labels = _categories(file, found, categories)
     listed = _images(file, found, images)
+    if photos is None and listed:
+        found.photos = _photo_folder(file, images[min(listed.values())]["file_name"])
 
     kept: dict[tuple[int, int], dict[_Edges, tuple[int, bool]]] = {}
     seen: dict[Any, int] = {}
@@ -157,6 +162,17 @@ def _load(file: Path, found: Parsed) -> list[list[Any]] | None:
     return lists
 
 
+def _photo_folder(file: Path, name: str) -> Path:
+    """Return the folder where a photo is: that of the JSON file, or one that sets have beside it or above."""
+    split = file.stem.removeprefix("instances_")
+    places = [
+        place / below
+        for place in (file.parent, file.parent.parent)
+        for below in ("", *PHOTO_FOLDERS, split, f"images/{split}")
+    ]
+    return next((place for place in places if (place / name).is_file()), file.parent)
+
+
 def _categories(
     file: Path, found: Parsed, categories: list[Any]
 ) -> tuple[tuple[str, ...], dict[int | str | None, int]]:
@@ -170,7 +186,7 @@ def _categories(
         key = _key(entry.get("id")) if isinstance(entry, dict) else None
         name = entry.get("name") if isinstance(entry, dict) else None
         name = str(name) if type(name) is int else name
-        if key is None or not isinstance(name, str) or not name:
+        if key is None or not isinstance(name, str) or not plain_name(name):
             found.problem(file, None, f"categories[{number}] is {shown(entry)}", 'an object with "id" and "name"')
         elif _is_group(entry, categories):
             continue
@@ -178,7 +194,7 @@ def _categories(
             found.problem(file, None, f"categories[{number}] has the id {key} once more", "ids that differ")
         else:
             labels[key] = len(names)
-            names.append(name)
+            names.append(plain_name(name))
     check_names(names, found, file, None, [*labels])
     return tuple(names), labels
 

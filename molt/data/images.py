@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from molt.data._folders import Walked, walk
+
 T = TypeVar("T")
 
 # Openers that run another program (EPS), that only identify a file and then fail to decode it, or that know a file by
@@ -76,7 +78,8 @@ def photo_suffixes() -> frozenset[str]:
 def find_photos(folder: str | Path, on_error: Callable[[PhotoError], object] | None = None) -> tuple[list[Path], int]:
     """Return the photos below a folder by suffix, sorted, and how many other files there are.
 
-    Links to folders are not followed.
+    Links to folders are not followed. Hidden files and folders, those of systems (``__MACOSX``, ``@eaDir``...) and what
+    molt itself wrote, overlays among them, are left out, each counted once.
 
     Args:
         folder: where to look.
@@ -85,6 +88,12 @@ def find_photos(folder: str | Path, on_error: Callable[[PhotoError], object] | N
     Raises:
         PhotoError: the folder, or one below it, cannot be read, and ``on_error`` is None.
     """
+    found = walk_photos(folder, on_error)
+    return found.photos, found.others + found.left_out.total()
+
+
+def walk_photos(folder: str | Path, on_error: Callable[[PhotoError], object] | None = None) -> Walked:
+    """Do what :func:`find_photos` does, and tell apart what is left out."""
 
     def fail(error: OSError) -> None:
         reason = error.strerror or type(error).__name__
@@ -93,14 +102,7 @@ def find_photos(folder: str | Path, on_error: Callable[[PhotoError], object] | N
             raise problem from error
         on_error(problem)
 
-    photos, others = [], 0
-    for parent, _, names in os.walk(folder, onerror=fail):
-        for name in names:
-            if Path(name).suffix.lower() in photo_suffixes():
-                photos.append(Path(parent, name))
-            else:
-                others += 1
-    return sorted(photos), others
+    return walk(folder, photo_suffixes(), fail)
 
 
 def load_photo(source: Any) -> PIL.Image.Image:

@@ -6,21 +6,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
+from molt.data import cub
+from molt.data._layouts import PARTS, files, folders, is_coco, refuse, split_folder, split_word, splits, unpacked
 from molt.data._parsing import Parsed, as_folder, is_safe
 from molt.data.annotations import DataError, LocalizationSet, Problem, SetKind
 from molt.data.coco import parse_coco
-from molt.data.folder import parse_image_folder
+from molt.data.folder import is_wordnet_id, parse_image_folder
 from molt.data.images import photo_suffixes
-from molt.data.voc import parse_voc, voc_folder
-from molt.data.wsol import SPLITS, parse_wsol, split_folder
-from molt.data.yolo import read_yolo
+from molt.data.table import is_table, parse_table
+from molt.data.voc import parse_voc, voc_folder, voc_places
+from molt.data.wsol import SPLITS, parse_wsol
+from molt.data.wsol import split_folder as wsol_folder
+from molt.data.yolo import names_file, read_yolo
 
 KINDS = ("auto", *get_args(SetKind))
 _YAML = ("data.yaml", "data.yml")
 _LOOKED_FOR = (
-    "image_ids.txt (wsol), Annotations/ (voc), data.yaml (yolo), a .json file with the lists images and annotations "
-    "(coco), or one folder of photos a class (folder)"
+    "image_ids.txt (wsol), images.txt and image_class_labels.txt (cub), Annotations/ of XML, or XML beside photos "
+    "(voc), data.yaml, or classes.txt with labels/ (yolo), a .json file with the lists images and annotations (coco), "
+    "a .csv file of path,label (csv), or one folder of photos a class (folder)"
 )
+_WITH_TABLE = PARTS | {"train", "test", "val"}  # folders beside a table of labels that are no classes
 
 
 def read_set(
@@ -36,14 +42,16 @@ def read_set(
 
     Args:
         path: what holds the annotations. wsol: the metadata folder, a split's own or its parent; voc: VOC<year> or the
-            VOCdevkit above; coco: the JSON file, or a folder that has one; yolo: data.yaml or its folder; folder: the
+            VOCdevkit above; coco: the JSON file, or a folder that has one; yolo: data.yaml or its folder, or one with
+            classes.txt, images and labels; cub: the folder of images.txt; csv: the file, or its folder; folder: the
             folder of class folders, or its parent with ``split``.
         kind: the layout; "auto" looks at what is there.
-        split: which part of the set; coco has one file a split and takes none.
-        photos: folder the photos' names start from. wsol needs it; coco takes the JSON file's own folder if not given;
+        split: which part of the set. Where each part has a folder of its own, whatever its layout, the folder of that
+            name, or that says it in another way: ``train`` is training_set, too. A file of coco or csv takes none.
+        photos: folder the photos' names start from. wsol needs it; coco and csv look beside their file if not given;
             the others know where their photos are, and take none.
         masks: wsol's folder of masks; ``photos`` if not given.
-        classes: class names by label, for wsol and voc.
+        classes: class names by label, for wsol, voc and csv.
 
     Raises:
         ValueError: an argument that the layout does not take, or lacks.
@@ -67,12 +75,16 @@ def parse_set(
     if split is not None and not is_safe(split):
         raise ValueError(f"split must be the name of a part of the set, got {split!r}")
     given = as_folder(path)
-    kind = recognise(given, split) if kind == "auto" else kind
+    if kind == "auto":
+        kind, given, split = _locate(given, split)
+    elif split is not None and kind in ("folder", "coco", "voc", "csv") and not (given / "ImageSets").is_dir():
+        folder = split_folder(given, split)
+        given, split = (folder, None) if folder.is_dir() or kind == "folder" else (given, split)
     for name, value, takers in (
-        ("photos", photos, ("wsol", "coco")),
+        ("photos", photos, ("wsol", "coco", "csv")),
         ("masks", masks, ("wsol",)),
-        ("classes", classes, ("wsol", "voc")),
-        ("split", split, ("folder", "wsol", "voc", "yolo")),
+        ("classes", classes, ("wsol", "voc", "csv")),
+        ("split", split, ("folder", "wsol", "voc", "yolo", "cub")),
     ):
         if value is not None and kind not in takers:
             raise ValueError(f"{name}: the {kind} layout of {given} takes none, got {value!r}")
@@ -85,62 +97,133 @@ def parse_set(
     if kind == "coco":
         return parse_coco(_json_file(given), None if photos is None else as_folder(photos))
     if kind == "yolo":
-        return _parse_yolo(given, split)
-    return parse_image_folder(given if split is None else given / split)
+        word = None if split is None else split_word(split)[0]
+        return _parse_yolo(given, word or split)
+    if kind == "cub":
+        return cub.parse_cub(given, split)
+    if kind == "csv":
+        return parse_table(_csv_file(given), None if photos is None else as_folder(photos), classes)
+    return parse_image_folder(given)
 
 
 def recognise(path: Path, split: str | None = None) -> SetKind:
     """Return the layout of what is at ``path``, by the files that are there.
 
     Raises:
-        DataError: it is none, or class folders that look like splits; the message says what was looked for.
+        DataError: it is none that molt reads, or class folders that look like splits or parts of a layout; the message
+            says what was looked for.
     """
+    return _locate(path, split)[0]
+
+
+def _locate(path: Path, split: str | None) -> tuple[SetKind, Path, str | None]:
+    """Return the layout, where it is, and the split to read there, None where its folder is the place already."""
     if path.is_file():
-        if path.suffix.lower() == ".json":
-            return "coco"
-        if path.suffix.lower() in (".yaml", ".yml"):
-            return "yolo"
-        raise DataError([Problem(path, None, "a file of no known layout", _LOOKED_FOR)])
+        refuse(path)
+        kinds: dict[str, SetKind] = {".json": "coco", ".yaml": "yolo", ".yml": "yolo", ".csv": "csv"}
+        if (known := kinds.get(path.suffix.lower())) is None:
+            raise DataError([Problem(path, None, "a file of no known layout", _LOOKED_FOR)])
+        return known, path, split
     if not path.is_dir():
         raise DataError([Problem(path, None, "no such file or folder", "a data set")])
-    metadata = [path, split_folder(path, split), *(path / name for name in SPLITS)]
+    if (data := path / "Data" / "CLS-LOC").is_dir():  # as ILSVRC is packed
+        path = data
+    kind = _layout(path, split)
+    if kind is not None:
+        return kind, path, split
+    refuse(path)
+    if split is not None and (folder := split_folder(path, split)).is_dir():
+        return _locate(folder, None)
+    if (inner := unpacked(path)) != path:
+        return _locate(inner, split)
+    parts = splits(path)
+    jsons = sorted((path / "annotations").glob("[!.]*.json"))
+    if jsons:
+        text = f"holds {len(jsons)} JSON files in annotations/, one a split"
+        raise DataError([Problem(path, None, text, f"one of them, such as {jsons[0]}, and the folder of its photos")])
+    if split is not None:
+        hint = f"; there are the splits {', '.join(parts)}" if parts else ""
+        raise DataError([Problem(path / split, None, f"no such folder{hint}", f"a split of {path}")])
+    if not _has_class_folder(path):
+        raise DataError([Problem(path, None, "no known layout", _LOOKED_FOR)])
+    _check_classes(path, parts)
+    return "folder", path, None
+
+
+def _layout(path: Path, split: str | None) -> SetKind | None:
+    """Return the layout of a folder that has its files, or None."""
+    metadata = [path, wsol_folder(path, split), *(path / name for name in SPLITS)]
     if any((folder / "image_ids.txt").is_file() for folder in metadata):
         return "wsol"
-    if (voc_folder(path) / "Annotations").is_dir():
+    if (path / cub.IMAGES).is_file() and (path / cub.LABELS).is_file():
+        return "cub"
+    if voc_places(voc_folder(path)) is not None and not _has_wordnet_ids(path):
         return "voc"
-    if any((path / name).is_file() for name in _YAML):
+    if any((path / name).is_file() for name in _YAML) or names_file(path) is not None:
         return "yolo"
-    if len(list(path.glob("*.json"))) == 1 and not _has_class_folder(path):
+    jsons = [file for file in files(path, ".json") if is_coco(file)]
+    if len(jsons) > 1:
+        text = f"holds {len(jsons)} JSON files of COCO, {', '.join(file.name for file in jsons[:5])}"
+        raise DataError([Problem(path, None, text, "one of them, and the folder of its photos")])
+    if jsons:
         return "coco"
-    files = sorted((path / "annotations").glob("*.json"))
-    if files:
-        text = f"holds {len(files)} JSON files in annotations/, one a split"
-        raise DataError([Problem(path, None, text, f"one of them, such as {files[0]}, and the folder of its photos")])
-    folder = path if split is None else path / split
-    if _has_class_folder(folder):
-        below = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-        if set(below) <= {*SPLITS, "valid", "validation"}:
-            text = f"its folders, {', '.join(below)}, look like splits, not classes"
-            raise DataError([Problem(folder, None, text, "split to be one of them, or the kind folder")])
-        return "folder"
-    raise DataError([Problem(folder, None, "no known layout", _LOOKED_FOR)])
+    if len(files(path, ".json")) == 1 and not _has_class_folder(path):
+        refuse(path)
+        return "coco"
+    tables = files(path, ".csv")
+    if len(tables) == 1 and is_table(tables[0]) and all(f.name.casefold() in _WITH_TABLE for f in folders(path)):
+        refuse(path)
+        return "csv"
+    return None
+
+
+def _has_wordnet_ids(path: Path) -> bool:
+    """Return whether XML files belong to class folders of ILSVRC, here or a split further down."""
+    return any(is_wordnet_id(folder.name) for one in (path, *folders(path)) for folder in folders(one))
+
+
+def _check_classes(path: Path, parts: dict[str, Path]) -> None:
+    """Stop where the folders of a folder would hardly be classes, whatever photos are in them.
+
+    Raises:
+        DataError: they are splits, parts of a layout, or one folder round all others.
+    """
+    below = folders(path)
+    kinds = f"kind (--kind) to be one of {', '.join(KINDS[1:])}"
+    if parts:
+        names = ", ".join(folder.name for folder in below)
+        text = f"its folders, {names}, look like splits, not classes"
+        raise DataError([Problem(path, None, text, f"split to be one of {', '.join(parts)}, or {kinds}")])
+    known = PARTS - {"annotations"} if any(is_wordnet_id(folder.name) for folder in below) else PARTS
+    odd = [folder.name for folder in below if folder.name.casefold() in known]
+    if len(below) == 1 and not files(below[0], *photo_suffixes()) and len(folders(below[0])) > 1:
+        text = f"its only folder, {below[0].name}, holds folders of photos"
+        raise DataError([Problem(path, None, text, f"{below[0]}, or {kinds}")])
+    if odd:
+        text = f"its folders, {', '.join(odd)}, look like parts of a layout, of which the rest is missing, not classes"
+        raise DataError([Problem(path, None, text, f"{_LOOKED_FOR}; or {kinds}")])
 
 
 def _has_class_folder(path: Path) -> bool:
     """Return whether a photo lies below one of the folders; the first one ends the search."""
-    if not path.is_dir():
-        return False
-    folders = [entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
-    return any(file.suffix.lower() in photo_suffixes() for folder in folders for file in folder.rglob("*"))
+    return any(file.suffix.lower() in photo_suffixes() for folder in folders(path) for file in folder.rglob("*"))
 
 
 def _json_file(path: Path) -> Path:
     if not path.is_dir():
         return path
-    files = sorted(path.glob("*.json"))
-    if len(files) != 1:
-        raise DataError([Problem(path, None, f"holds {len(files)} JSON files", "one, or the path of one")])
-    return files[0]
+    found = files(path, ".json")
+    found = [file for file in found if is_coco(file)] or found
+    if len(found) != 1:
+        raise DataError([Problem(path, None, f"holds {len(found)} JSON files", "one, or the path of one")])
+    return found[0]
+
+
+def _csv_file(path: Path) -> Path:
+    found = files(path, ".csv") if path.is_dir() else [path]
+    if len(found) != 1:
+        raise DataError([Problem(path, None, f"holds {len(found)} CSV files", "one, or the path of one")])
+    return found[0]
 
 
 def _parse_yolo(path: Path, split: str | None) -> Parsed:

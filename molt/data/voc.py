@@ -6,9 +6,16 @@ import codecs
 import os
 import re
 import xml.etree.ElementTree as ET
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
+from molt._text import plain_name
+from molt.data._folders import foreign
+from molt.data._layouts import PHOTO_FOLDERS, child, files
 from molt.data._parsing import (
     BOX_FORM,
     NAME_FORM,
@@ -58,6 +65,8 @@ def read_voc(
 ) -> LocalizationSet:
     """Read the VOC layout: Annotations/*.xml, JPEGImages/, ImageSets/Main/SPLIT.txt.
 
+    Other sets of such XML files, too: annotations/ and images/, or the files beside their photos, as Roboflow has them.
+
     A photo that shows several classes gives one sample each. VOC counts pixels from 1 and includes the last one, so a
     box becomes the edges (xmin - 1, ymin - 1, xmax, ymax). Of a box that comes twice in a photo and class one is kept.
     XML may be in any encoding that Python knows; with a document type or entities it is refused. A photo has the name
@@ -89,6 +98,33 @@ def voc_folder(root: Path, year: int | str | None = None) -> Path:
     return root
 
 
+def voc_places(folder: Path) -> tuple[Path, Path] | None:
+    """Return the folders of the XML files and of the photos, or None where there is no XML.
+
+    They are Annotations and JPEGImages in VOC, annotations and images in other sets, or one folder that has both.
+    """
+    annotations = child(folder, "Annotations", "annotation", "xmls", "xml")
+    if annotations is not None and (annotations.name == "Annotations" or _xml_files(annotations, Counter())):
+        photos = child(folder, "JPEGImages", *PHOTO_FOLDERS)
+        if photos is None:
+            beside = next((one for one in (annotations, folder) if files(one, *photo_suffixes())), None)
+            photos = beside or folder / "JPEGImages"
+        return annotations, photos
+    return (folder, folder) if files(folder, ".xml") and files(folder, *photo_suffixes()) else None
+
+
+def _xml_files(folder: Path, left_out: Counter[str]) -> list[Path]:
+    """Return the annotation files below a folder, and count what is not looked at, such as ``._x.xml`` of macOS."""
+    kept = []
+    for file in sorted(folder.rglob("*.xml")):
+        whose = next(filter(None, map(foreign, file.relative_to(folder).parts)), None)
+        if whose is None:
+            kept.append(file)
+        else:
+            left_out[f"{whose} files"] += 1
+    return kept
+
+
 @no_collection()
 def parse_voc(
     root: Path,
@@ -101,17 +137,19 @@ def parse_voc(
     """Collect the samples and problems of the VOC layout."""
     folder = voc_folder(root, year)
     named = folder.resolve().name
-    found = Parsed("voc", f"{named} {split}" if split else named, folder, folder / "JPEGImages")
-    if not (folder / "Annotations").is_dir():
+    both = voc_places(folder)
+    annotations, images = both or (folder / "Annotations", folder / "JPEGImages")
+    found = Parsed("voc", f"{named} {split}" if split else named, folder, images)
+    if both is None:
         years = sorted(path.name for path in root.glob("VOC*") if (path / "Annotations").is_dir())
         hint = f"; there are {', '.join(years)}" if years else ""
         found.problem(folder / "Annotations", None, f"no such folder{hint}", "XML files there, or the year of one VOC")
         return found
-    entries = _listed(folder, split, found)
+    entries = _listed(folder, annotations, split, found)
     photos: dict[str, tuple[_Photo, Place]] = {}
     there = _photos_by_stem(found.photos)
     for listed, file in entries:
-        own = file.relative_to(folder / "Annotations").with_suffix("").as_posix()
+        own = file.relative_to(annotations).with_suffix("").as_posix()
         photo = _Photo(file, own, there, found, difficult)
         if not photo.name:
             continue
@@ -134,7 +172,7 @@ def parse_voc(
             text = f"{folder} has classes other than VOC's 20, so they are those found, sorted: {', '.join(names)}"
             found.notes.append(f"{text[:300]}; classes= or --classes gives others")
     if classes is not None:
-        names = tuple(classes)
+        names = tuple(map(plain_name, classes))
         check_names(names, found, folder, None)
     labels = {name: label for label, name in enumerate(names)}
     places: list[Place] = []
@@ -155,21 +193,22 @@ def parse_voc(
 def _photos_by_stem(folder: Path) -> dict[str, list[str]]:
     """Return the photos below a folder, by their names without and with suffix."""
     found: dict[str, list[str]] = {}
-    for parent, _, files in os.walk(folder):
+    for parent, _, names in os.walk(folder):
         below = Path(parent).relative_to(folder)
-        for file in sorted(files):
-            path = below / file
+        for name in sorted(names):
+            path = below / name
             if path.suffix.lower() in photo_suffixes():
                 for key in (path.with_suffix("").as_posix(), path.as_posix()):
                     found.setdefault(key, []).append(path.as_posix())
     return found
 
 
-def _listed(folder: Path, split: str | None, found: Parsed) -> list[tuple[tuple[Path, int | None], Path]]:
+def _listed(
+    folder: Path, annotations: Path, split: str | None, found: Parsed
+) -> list[tuple[tuple[Path, int | None], Path]]:
     """Return for each photo where it is listed, and its annotation file."""
     if split is None:
-        files = sorted((folder / "Annotations").rglob("*.xml"))
-        return [((file, None), file) for file in files]
+        return [((file, None), file) for file in _xml_files(annotations, found.left_out)]
     main = folder / "ImageSets" / "Main"
     if not is_safe(split) or not (main / f"{split}.txt").is_file():
         there = sorted(path.stem for path in main.glob("*.txt") if "_" not in path.stem)
@@ -189,7 +228,7 @@ def _listed(folder: Path, split: str | None, found: Parsed) -> list[tuple[tuple[
             found.problem(file, number, shown(name), "one photo's name a line, without a class's flag")
         elif name in lines:
             found.problem(file, number, f"photo {shown(name)} listed twice, first on line {lines[name]}", "it once")
-        elif not (annotation := folder / "Annotations" / f"{name}.xml").is_file():
+        elif not (annotation := annotations / f"{name}.xml").is_file():
             found.problem(file, number, f"photo {shown(name)} has no annotation", f"a file {annotation}")
         else:
             entries.append(((file, number), annotation))
@@ -229,7 +268,7 @@ class _Photo:
             self._add(number, element, file, found, difficult)
 
     def _add(self, number: int, element: ET.Element, file: Path, found: Parsed, difficult: bool) -> None:
-        name = (element.findtext("name") or "").strip()
+        name = plain_name(element.findtext("name") or "")
         if not name:
             found.problem(file, None, f"object {number} has no <name>", "the name of its class")
             return
@@ -304,3 +343,29 @@ def _size(tree: ET.Element, file: Path, found: Parsed) -> tuple[int, int] | None
         found.problem(file, None, f"size {shown('x'.join(texts))}", f"<width> and <height>, {SIZE_FORM}")
         return None
     return width, height
+
+
+def boxes_of_class(file: Path, name: str, found: Parsed) -> tuple[NDArray[np.float64], tuple[int, int] | None]:
+    """Return the boxes (n, 4) that an XML file has of one class, and the photo's size, as for ILSVRC's class folders.
+
+    ILSVRC's boxes begin at 0 where they touch the border, VOC's at 1: what would lie outside is moved to the border.
+    """
+    tree = _tree(file, found)
+    if tree is None:
+        return as_boxes([]), None
+    boxes: list[tuple[float, float, float, float]] = []
+    for number, element in enumerate(tree.iterfind("object"), 1):
+        if plain_name(element.findtext("name") or "") != name:
+            continue
+        texts = [(element.findtext(f"bndbox/{side}") or "").strip() for side in _BOX]
+        try:
+            x0, y0, x1, y1 = map(float, texts)
+        except ValueError:
+            found.problem(file, None, f"object {number}: box {shown(','.join(texts))}", _BOX_TEXT)
+            continue
+        box = (max(x0 - 1, 0), max(y0 - 1, 0), x1, y1)
+        if (fault := box_fault(*box)) is not None:
+            found.problem(file, None, f"object {number}: {fault} (its edges)", f"{_BOX_TEXT}: {BOX_FORM}")
+        else:
+            boxes.append(box)
+    return as_boxes(boxes), _size(tree, file, found)

@@ -14,6 +14,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from molt._text import plain_name
 from molt.classes import OBJECT, OBJECT_NAME
 from molt.data.annotations import Sample
 from molt.data.sizes import photo_size
@@ -176,7 +177,7 @@ def _array(name: str, field_name: str, given: Any, kinds: str) -> NDArray[Any]:
 
 
 def class_names(classes: Sequence[str]) -> tuple[str, ...]:
-    """Return the class names as a tuple.
+    """Return the class names as a tuple, each in its normal form.
 
     Raises:
         TypeError: not a sequence of strings.
@@ -184,8 +185,8 @@ def class_names(classes: Sequence[str]) -> tuple[str, ...]:
     """
     if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
         raise TypeError(f"classes must be a sequence of names, got {classes!r:.200}")
-    names = tuple(classes)
-    if not names or not all(name.strip() for name in names):
+    names = tuple(map(plain_name, classes))
+    if not all(names) or not names:
         raise ValueError(f"classes must be at least one name, none of them empty, got {names!r:.200}")
     for name, times in Counter(names).items():
         if times > 1:

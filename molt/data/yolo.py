@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import yaml
 
+from molt._text import plain_name
+from molt.data._layouts import files, splits
 from molt.data._parsing import Parsed, as_integer, check_names, shown
 from molt.data.annotations import DataError, LocalizationSet, Problem, Sample
-from molt.data.images import PhotoError, find_photos
+from molt.data.images import PhotoError, find_photos, photo_suffixes
 from molt.data.sizes import photo_size
 
-DATA, OTHER = "data.yaml", "data.yml"
+DATA, OTHER, NAMES = "data.yaml", "data.yml", "classes.txt"
 SPLITS = ("train", "val", "test")
 MOST_BYTES = 16 * 2**20  # of one text file
 OVERHANG = 0.5  # pixels
@@ -50,14 +52,19 @@ def read_yolo(path: str | Path, split: str | None = None) -> LocalizationSet:
     """Return the photos of one split, one sample a photo and class.
 
     data.yaml names the classes (``names``, a list or ``0: name`` lines) and for each of train, val and test a folder,
-    a text file with a photo a line, or a list of these, below its own folder or ``path``. Where it names no split, they
-    are looked for in ``images/train``, ``train/images`` or ``train.txt`` and so on, then in ``images``, which is train.
-    The boxes of ``images/a/x.jpg`` are in ``labels/a/x.txt``, the last folder called images becoming labels; a photo
-    without that file, or with an empty one, is one of the set's ``unlabelled``. Of polygons, rotated boxes and, with
-    data.yaml's ``kpt_shape``, rows with keypoints the box is taken. Confidences are checked and left out. Of a box that
-    comes twice in a photo and class one is kept. A sample's name is the photo's path below ``images``. Photos' headers
-    are read, as coordinates are shares of the size. Edges up to half a pixel outside the photo are rounding and moved
-    to its border, as are the corners of rotated boxes.
+    a text file with a photo a line, or a list of these, below its own folder or ``path``, which may lie elsewhere and
+    starts from the file or the working folder. Where it names no split, they are looked for in ``images/train``,
+    ``train/images`` or ``train.txt`` and so on, then in ``images``, which is train. The boxes of ``images/a/x.jpg`` are
+    in ``labels/a/x.txt``, the last folder called images becoming labels; a photo without that file, or with an empty
+    one, is one of the set's ``unlabelled``. Of polygons, rotated boxes and, with data.yaml's ``kpt_shape``, rows with
+    keypoints the box is taken. Confidences are checked and left out. Of a box that comes twice in a photo and class one
+    is kept. A sample's name is the photo's path below ``images``. Photos' headers are read, as coordinates are shares
+    of the size. Edges up to half a pixel outside the photo are rounding and moved to its border, as are the corners of
+    rotated boxes.
+
+    Without a data.yaml, classes.txt names the classes, one a line, and the photos are those in ``images``, in
+    ``images/train``..., in ``train/images``..., or beside their labels; the split is then called ``all`` where there
+    are none.
 
     Args:
         path: data.yaml, or the folder that holds it, or data.yml.
@@ -98,9 +105,21 @@ def read_yolo(path: str | Path, split: str | None = None) -> LocalizationSet:
     return found.result()
 
 
+def names_file(folder: Path) -> Path | None:
+    """Return the classes.txt of a folder with labels and no data.yaml, as labelImg and others write it."""
+    labels = folder / "labels" if (folder / "images").is_dir() and (folder / "labels").is_dir() else None
+    file = next((one / NAMES for one in (folder, labels) if one is not None and (one / NAMES).is_file()), None)
+    if file is None or labels is not None or any((part / "labels").is_dir() for part in splits(folder).values()):
+        return file
+    beside = (photo.with_suffix(".txt") for photo in files(folder, *photo_suffixes()))
+    return file if any(one.is_file() for one in beside) else None
+
+
 def read_data(path: Path) -> YoloData:
     """Return what a data.yaml, or the one in a folder, says, or raise DataError with everything wrong in it."""
     file = path / (DATA if (path / DATA).exists() or not (path / OTHER).exists() else OTHER) if path.is_dir() else path
+    if path.is_dir() and not file.exists() and (listed := names_file(path)) is not None:
+        return _without_yaml(path, listed)
     problems: list[Problem] = []
     data = YoloData(file)
     values: dict[str, tuple[Any, int]] = {}
@@ -118,6 +137,28 @@ def read_data(path: Path) -> YoloData:
     if problems:
         raise DataError(problems)
     data.keys = {key: value for key, (value, _) in values.items()}
+    return data
+
+
+def _without_yaml(root: Path, file: Path) -> YoloData:
+    """Return what a folder without data.yaml says: a name a line, and splits as folders of images or with one each."""
+    problems: list[Problem] = []
+    text = _text(file, problems)
+    data = YoloData(file, tuple(map(plain_name, (text or "").strip().splitlines())), root)
+    if text is not None and not all(data.names or [""]):
+        problems.append(Problem(file, None, "a blank line or no class", "one class name a line"))
+    found = Parsed("yolo", "", file, root)
+    check_names(data.names, found, file, None)
+    problems += found.problems
+    if problems:
+        raise DataError(problems)
+    images = root / "images"
+    if images.is_dir():
+        found = splits(images) or {"all": images}
+    else:
+        found = {split: folder / "images" for split, folder in splits(root).items()} or {"all": root}
+    for split, folder in found.items():
+        data.splits[split] = ([folder.relative_to(root).as_posix()], 1)
     return data
 
 
@@ -188,7 +229,7 @@ def _interpret(data: YoloData, values: dict[str, tuple[Any, int]], problems: lis
         for name in given:
             if type(name) not in (str, int) or not str(name).strip():
                 wrong(line, f"the class name {name!r}", "a text; quote what YAML takes for something else")
-        data.names = tuple(map(str, given))
+        data.names = tuple(plain_name(str(name)) for name in given)
         found = Parsed("yolo", "", data.file, data.root)
         check_names(data.names, found, data.file, line)
         problems += found.problems
@@ -205,11 +246,13 @@ def _interpret(data: YoloData, values: dict[str, tuple[Any, int]], problems: lis
     base, at = values.get("path", (None, None))
     data.root = data.file.parent
     if base is not None:
-        below = _below(data.root, base) if isinstance(base, str) else None
-        if below is None:
-            wrong(at, f"path: {base!r}", "a folder below that of this file")
+        # As trainers look for it: from this file, from the working folder, or absolute.
+        bases = [data.root / base, Path(base)] if isinstance(base, str) and "\0" not in base else []
+        there = next((folder for folder in bases if folder.is_dir()), None)
+        if there is None:
+            wrong(at, f"path: {base!r}", "a folder, from that of this file or from the working folder")
         else:
-            data.root = data.root / below
+            data.root = there
     for split in SPLITS:
         value, at = values.get(split, values.get("validation", (None, None)) if split == "val" else (None, None))
         places: list[Any] = value if isinstance(value, list) else [value]

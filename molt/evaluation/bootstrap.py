@@ -38,7 +38,7 @@ def poisson_weights(keys: Sequence[str], resamples: int, seed: int) -> Tensor:
     """
     weights = np.ones((len(keys), 1 + resamples), dtype=np.int32)
     for row, key in zip(weights, keys, strict=True):
-        stream = hashlib.shake_128(f"{seed}:{key}".encode()).digest(4 * resamples)
+        stream = hashlib.shake_128(f"{seed}:{key}".encode(errors="surrogatepass")).digest(4 * resamples)
         row[1:] = np.searchsorted(_CUMULATIVE, np.frombuffer(stream, dtype="<u4"), side="right")
     return torch.from_numpy(weights)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from molt._arguments import check_int, check_number
+from molt._text import has_control
 from molt.methods.transformer import HEADS, OVER_HEADS, OVER_LAYERS, POOLINGS, check_spatial_map
 from molt.ops._checks import ORDERS
 
@@ -95,7 +96,7 @@ class MOLTConfig:
 def _check_text(name: str, value: object) -> None:
     if not isinstance(value, str):
         raise TypeError(f"{name} must be text, got {value!r}")
-    if not value.strip() or not value.isprintable() or len(value) > 1000:
+    if not value.strip() or has_control(value) or len(value) > 1000:
         raise ValueError(f"{name} must be printable text of at most 1000 characters, got {value!r:.60}")
 
 

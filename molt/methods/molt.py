@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from molt import ops
 from molt._files import save_tensors
+from molt._text import plain_name
 from molt.backbones import ViTBackbone
 from molt.backbones.preprocess import check_images, mean_and_std, normalize, resize
 from molt.classes import OBJECT, find_class, imagenet_names
@@ -84,7 +85,7 @@ class MOLT(nn.Module):
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes: those given, ImageNet's where there are 1000, else ``class 0``, ``class 1``..."""
         if self.config.class_names is not None:
-            return self.config.class_names
+            return tuple(map(plain_name, self.config.class_names))
         names = imagenet_names()
         count = self.config.num_classes
         return names if count == len(names) else tuple(f"class {i}" for i in range(count))

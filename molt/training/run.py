@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -116,7 +117,7 @@ class Run:
             self.feature_photos = len({row // store.views for row in rows} - set(store.bad))
             for index, message in store.bad.items():
                 self.note_bad(index, message)
-            self._some_photo(len(set(self.photos.train) - set(self.bad)))
+            self._some_photo()
         self.optimizer = build_optimizer(self.model, self.recipe)
         torch.manual_seed(self.seed + self.rank)
         if resume:
@@ -253,7 +254,10 @@ class Run:
     def _entry(self, seconds: float, first: int) -> dict[str, Any]:
         """Return what is kept of an epoch, which this call began at step ``first``."""
         total, correct, count = self.sums.tolist()
-        self._some_photo(count)
+        if self.world > 1:
+            for bad in gather_object([self.bad]):
+                self.bad |= bad
+        self._some_photo()
         val_loss, val_accuracy = self._validate()
         seen = len(self.photos.train) - first * self.recipe.batch
         return {
@@ -324,10 +328,17 @@ class Run:
         flag = torch.tensor([wish and self.rank == 0], dtype=torch.float32, device=self.device)
         return bool(self.accelerator.reduce(flag, "sum").item())
 
-    def _some_photo(self, count: float) -> None:
-        if not count:
-            first = next(iter(self.bad.values()), "")
-            raise TrainingError(f"none of the {len(self.photos.train)} photos can be read: {first}")
+    def _some_photo(self) -> None:
+        """Stop where no photo, or none of a class, can be read: what is learnt then looks good and is nothing."""
+        train, samples = self.photos.train, self.photos.samples
+        there = {samples[i].label for i in train if i not in self.bad}
+        if not there:
+            raise TrainingError(f"none of the {len(train)} photos can be read: {next(iter(self.bad.values()), '')}")
+        for label in sorted({samples[i].label for i in train} - there):
+            lost = [i for i in train if samples[i].label == label]
+            folder = os.path.commonpath([samples[i].path.parent for i in lost])
+            which = f"class {self.photos.classes[label]!r}, in {folder},"
+            raise TrainingError(f"none of the {len(lost)} photos of {which} can be read: {self.bad[lost[0]]}")
 
 
 def _correct(logits: list[Tensor], labels: Tensor) -> Tensor:

@@ -1,0 +1,200 @@
+"""What the folders of a data set are: its splits, parts of a layout, or a layout that molt does not read."""
+
+from __future__ import annotations
+
+import mmap
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from molt.data._folders import entries
+from molt.data.annotations import DataError, Problem
+
+# Folders of a layout, which are no classes.
+PARTS = frozenset(
+    {"images", "imgs", "img", "image", "jpegimages", "photos", "pictures", "data", "dataset", "datasets", "imagesets"}
+    | {"labels", "annotations", "annotation", "anns", "ann", "bboxes", "boxes", "xml", "xmls", "json", "txt", "gt"}
+    | {"masks", "segmentation", "segmentations", "segmentationclass", "segmentationobject", "trimaps", "groundtruth"}
+)
+PHOTO_FOLDERS = ("images", "JPEGImages", "image", "img", "imgs", "photos", "data")
+
+_SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training", "trainset", "trainingset"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "valset", "validationset", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "testset"), "test"),
+    **dict.fromkeys(("pred", "unlabeled", "unlabelled"), "unlabelled"),
+}
+_FILLERS = {"set", "data", "dataset", "images", "imgs", "photos", "split"}
+_COCO = (b'"images"', b'"annotations"')
+
+
+def folders(path: Path) -> list[Path]:
+    """Return the folders in a folder that may belong to a set."""
+    try:
+        return [Path(entry.path) for entry in entries(path) if entry.is_dir()]
+    except OSError:
+        return []
+
+
+def files(path: Path, *suffixes: str) -> list[Path]:
+    """Return the files in a folder with one of the suffixes, in lower case, that may belong to a set."""
+    try:
+        return [Path(e.path) for e in entries(path) if Path(e.name).suffix.lower() in suffixes and e.is_file()]
+    except OSError:
+        return []
+
+
+def child(path: Path, *names: str) -> Path | None:
+    """Return the folder in a folder that has one of the names, whatever their case; the first name that is there."""
+    there = {folder.name.casefold(): folder for folder in folders(path)}
+    return next((there[name.casefold()] for name in names if name.casefold() in there), None)
+
+
+def split_word(name: str) -> tuple[str | None, tuple[str, ...]]:
+    """Return the split that a folder's name says, train, val or test, and what else it says."""
+    words = [word.casefold() for word in re.findall(r"[^\W\d_]+", name)]
+    found = {_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS}
+    rest = tuple(word for word in words if word not in _SPLIT_WORDS and word not in _FILLERS)
+    return (found.pop() if len(found) == 1 else None), rest
+
+
+def splits(path: Path) -> dict[str, Path]:
+    """Return the folders that are one split each, by split: training_set, Test, valid, seg_train...; none are classes.
+
+    They are where all folders' names say a split and nothing else that differs, or where two say nothing but a split.
+    """
+    there = [(folder, *split_word(folder.name)) for folder in folders(path)]
+    rests = {rest for _, _, rest in there}
+    if any(split is None for _, split, _ in there) or len(rests) != 1 or (len(there) == 1 and rests != {()}):
+        there = [(folder, split, rest) for folder, split, rest in there if split and not rest]
+        if len({split for _, split, _ in there}) < 2:
+            return {}
+    return {split: folder for folder, split, _ in reversed(there) if split}
+
+
+def split_folder(path: Path, split: str) -> Path:
+    """Return the folder of a split: the one of that name, or that says it in another way."""
+    if not (path / split).is_dir():
+        wanted, _ = split_word(split)
+        path = splits(path).get(wanted or "", path / split)
+    else:
+        path = path / split
+    return unpacked(path)
+
+
+def unpacked(path: Path) -> Path:
+    """Return the folder of the same name inside, where that is all there is: archives are often packed so."""
+    there = folders(path)
+    if len(there) == 1 and there[0].name.casefold() == path.name.casefold():
+        return unpacked(there[0])
+    return path
+
+
+def holds(file: Path, *words: bytes) -> bool:
+    """Return whether all of the words are somewhere in a file."""
+    try:
+        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return all(content.find(word) >= 0 for word in words)
+    except (OSError, ValueError):  # ValueError: an empty file
+        return False
+
+
+def is_coco(file: Path) -> bool:
+    """Return whether a JSON file has COCO's lists, and is of a kind that molt reads."""
+    return holds(file, *_COCO) and _json_kind(file) is None
+
+
+def refuse(path: Path) -> None:
+    """Stop at a file or folder of a layout that molt knows by name and does not read.
+
+    Raises:
+        DataError: it is one; the message names it and what converts it.
+    """
+    for file, what, how in _known(path):
+        raise DataError([Problem(file, None, f"{what}, which molt does not read", f"a set that it reads: {how}")])
+
+
+def _known(path: Path) -> Iterator[tuple[Path, str, str]]:
+    """Yield file, what it is, and what makes of it a set that molt reads."""
+
+    def convert(form: str) -> str:
+        return f"`datum convert -if {form} -f coco` of datumaro"
+
+    there = (
+        [path]
+        if path.is_file()
+        else files(path, ".json", ".ndjson", ".csv", ".xml", ".data", ".tfrecord", ".tfrecords")
+    )
+    names = {folder.name.casefold() for folder in folders(path)}
+    if path.is_dir() and not there:  # where the layout's own folders have them
+        for folder in folders(path):
+            if folder.name.casefold() in PARTS:
+                there += files(folder, ".json", ".csv", ".xml")[:1]
+    if any(name.startswith("obj_") and name.endswith("_data") for name in names) and not path.is_file():
+        yield (
+            path,
+            "a set of darknet, as CVAT exports it (obj.data, obj_train_data)",
+            f"{convert('yolo')}, or CVAT's export as COCO",
+        )
+    if {"image_2", "label_2"} <= names:
+        yield path, "a set of KITTI (image_2, label_2)", convert("kitti")
+    if {"leftimg8bit", "gtfine"} <= names:
+        yield path, "a set of Cityscapes (leftImg8bit, gtFine)", convert("cityscapes")
+    for file in there:
+        suffix, how = file.suffix.lower(), None
+        if suffix == ".data" and holds(file, b"names"):
+            how = "a set of darknet (obj.data)", f"{convert('yolo')}, or CVAT's export as COCO"
+        elif suffix.startswith(".tfrecord"):
+            how = "a TFRecord file", convert("tf_detection_api")
+        elif suffix == ".xml" and holds(file, b"<annotations>", b"<image "):
+            how = "CVAT's XML", f"{convert('cvat')}, or CVAT's export as COCO"
+        elif suffix in (".json", ".ndjson"):
+            how = _json_kind(file, beside=path.is_dir())
+        elif suffix == ".csv":
+            how = _csv_kind(file)
+        if how is not None:
+            yield file, *how
+
+
+def _json_kind(file: Path, *, beside: bool = True) -> tuple[str, str] | None:
+    """Return what a JSON file is and what converts it, where molt does not read it."""
+    if file.name == "meta.json" and beside and any(child(one, "ann") for one in (file.parent, *folders(file.parent))):
+        return "a project of Supervisely (meta.json, ann)", "its app Export to COCO"
+    if holds(file, b'"shapes"', b'"imagePath"'):
+        return "JSON of labelme", "`labelme2coco`, or labelme's own labelme2voc.py"
+    if holds(file, b'"regions"') and (holds(file, b'"file_attributes"') or holds(file, b'"_via_img_metadata"')):
+        return "JSON of the VGG Image Annotator (VIA)", "VIA's own export as COCO"
+    if holds(file, b'"segments_info"', *_COCO):
+        return "COCO's panoptic JSON", "its instances_*.json, or panoptic2detection_coco_format.py of panopticapi"
+    if holds(file, b'"caption"', *_COCO) and not holds(file, b'"bbox"'):
+        return "COCO's captions", "its instances_*.json, of the same photos"
+    if holds(file, b'"coordinates"', b'"annotations"', b'"image"') and not holds(file, b'"images"'):
+        return "JSON of CreateML", "Roboflow's export as COCO"
+    if holds(file, b'"data_row"') or holds(file, b'"Labeled Data"'):
+        return "an export of Labelbox", "`fiftyone.utils.labelbox`, then FiftyOne's export as COCO"
+    if holds(file, b'"items"', b'"categories"', b'"label_categories"') or holds(file, b'"dm_format_version"'):
+        return "JSON of datumaro", "`datum convert -if datumaro -f coco`"
+    if holds(file, b'"classTitle"', b'"objects"'):
+        return "JSON of Supervisely", "its app Export to COCO"
+    return None
+
+
+def _csv_kind(file: Path) -> tuple[str, str] | None:
+    """Return what a CSV file is and what converts it, where molt does not read it."""
+    try:
+        with file.open("rb") as opened:
+            head = opened.readline(1 << 16).decode("utf-8-sig", "replace").strip().casefold()
+    except OSError:
+        return None
+    columns = {column.strip(' "') for column in re.split("[,;\t]", head)}
+    if "imageid" in columns and {"labelname", "xmin"} & columns:
+        return "a table of OpenImages", "FiftyOne's zoo has it, `foz.load_zoo_dataset`, and exports COCO"
+    if {"imageid", "predictionstring"} <= columns:
+        return "Kaggle's table of ILSVRC", "the text files of wsolevaluation for it"
+    if len({"xmin", "ymin", "xmax", "ymax", "x1", "y1", "x2", "y2", "bbox", "x_min", "y_min"} & columns) > 3 - 3 * (
+        "bbox" in columns
+    ):
+        return "a table with boxes", "Roboflow's or FiftyOne's export as COCO"
+    if file.name.casefold() == "_classes.csv":
+        return "Roboflow's table of several classes a photo", "Roboflow's export as COCO, or as folders"
+    return None

@@ -1,0 +1,119 @@
+"""Photos and classes in a table: a CSV file of path and label."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from molt._text import plain_name
+from molt.data._layouts import PHOTO_FOLDERS
+from molt.data._parsing import MAX_CLASSES, NAME_FORM, Parsed, Place, is_safe, no_collection, read_text, shown
+from molt.data.annotations import Sample
+from molt.data.images import photo_suffixes
+
+PATHS = ("path", "image", "file", "filename", "file_name", "filepath", "file_path", "image_path", "image_name", "img")
+LABELS = ("label", "class", "labels", "category", "class_name", "classname", "target", "name")
+_FORM = "path,label in each line"
+_Rows = tuple[tuple[int, int] | None, list[tuple[int, list[str]]], list[str]]
+
+
+@no_collection()
+def parse_table(file: Path, photos: Path | None = None, classes: Sequence[str] | None = None) -> Parsed:
+    """Collect the samples and problems of a CSV file.
+
+    Its first line may name the columns, a path (path, image, file, filename...) and a label (label, class,
+    category...), others being left out; without such a line there are two columns, path and label. Commas, semicolons
+    or tabs part them. Labels are class names, sorted; whole numbers are sorted as numbers, and with ``classes`` are
+    indices into these. A photo with several labels gives a sample each.
+
+    Args:
+        file: in UTF-8.
+        photos: folder the paths start from; the file's own if not given, or where the first photo is found below it.
+        classes: class names by label.
+    """
+    found = Parsed("csv", file.stem, file, file.parent if photos is None else photos)
+    text = read_text(file, found)
+    columns, rows, head = (None, [], []) if text is None else _rows(file, text, found)
+    if columns is None:
+        return found
+    at, what = columns
+    parted = next((cell for cell in head if cell.casefold() in ("split", "set", "subset")), None)
+    if parted is not None:
+        found.remark(file, 1, f"the column {shown(parted)} is not looked at", "a table for each split")
+    listed: dict[tuple[str, str], int] = {}
+    for line, row in rows:
+        if len(row) <= max(at, what) or not row[at].strip() or not (label := plain_name(row[what])):
+            found.problem(file, line, shown(",".join(row)), _FORM)
+        elif not is_safe(name := row[at].strip()):
+            found.problem(file, line, f"the name {shown(name)}", NAME_FORM)
+        elif (earlier := listed.setdefault((name, label), line)) != line:
+            found.remark(file, line, f"repeats line {earlier}, {shown(','.join(row))}", "each photo and label once")
+    titles = {label for _, label in listed}
+    numbers = all(title.isdecimal() for title in titles)
+    names = sorted(titles, key=int) if numbers else sorted(titles)
+    labels = {name: label for label, name in enumerate(names)}
+    if classes is not None:
+        names = list(map(plain_name, classes))
+        labels = {str(i) if numbers else name: i for i, name in enumerate(names)}
+    if len(names) > MAX_CLASSES:
+        found.problem(file, None, f"{len(names):,} classes", f"at most {MAX_CLASSES:,}")
+        return found
+    if photos is None and listed:
+        found.photos = _photo_folder(file.parent, next(iter(listed))[0])
+    lines = []
+    for (name, title), line in listed.items():
+        if title not in labels:
+            found.problem(file, line, f"the class {shown(title)}", f"one of {', '.join(list(labels)[:20])}")
+            continue
+        found.samples.append(Sample(name, found.photos / name, labels[title], np.zeros((0, 4))))
+        lines.append((file, line))
+    found.classes = tuple(names)
+    found.place = lambda index: Place(lines[index], lines[index], lines[index], ())
+    return found
+
+
+def is_table(file: Path) -> bool:
+    """Return whether a CSV file has paths of photos and labels."""
+    found = Parsed("csv", file.stem, file, file.parent)
+    text = read_text(file, found)
+    return text is not None and _rows(file, "\n".join(text.split("\n", 100)[:100]), found)[0] is not None
+
+
+def _rows(file: Path, text: str, found: Parsed) -> _Rows:
+    """Return where path and label are, rows with their lines, and columns; None, and a problem, where unknown."""
+    try:
+        dialect: type[csv.Dialect] | csv.Dialect = csv.Sniffer().sniff(text[: 1 << 14], ",;\t|")
+    except csv.Error:
+        dialect = csv.excel
+    reader = csv.reader(io.StringIO(text, newline=""), dialect, strict=True)
+    rows: list[tuple[int, list[str]]] = []
+    try:
+        rows.extend((reader.line_num, row) for row in reader if any(cell.strip() for cell in row))
+    except csv.Error as error:
+        found.problem(file, reader.line_num, f"no CSV ({error})", _FORM)
+        return None, [], []
+    head = [cell.strip().casefold() for cell in rows[0][1]] if rows else []
+    at = next((head.index(name) for name in PATHS if name in head), None)
+    what = next((head.index(name) for name in LABELS if name in head), None)
+    if at is not None and what is not None:
+        return (at, what), rows[1:], head
+    if len(head) == 2:  # the first line may be one of names that are not known
+        for first, (_, row) in enumerate(rows[:2]):
+            for column in (0, 1):
+                if len(row) == 2 and Path(row[column].strip()).suffix.lower() in photo_suffixes():
+                    return (column, 1 - column), rows[first:], []
+    came = f"the columns {shown(','.join(head))}" if head else "no line"
+    expected = (
+        f"a path ({', '.join(PATHS[:4])}...) and a label ({', '.join(LABELS[:2])}...) in the first line, or {_FORM}"
+    )
+    found.problem(file, 1, came, expected)
+    return None, [], []
+
+
+def _photo_folder(folder: Path, name: str) -> Path:
+    places = [folder, *(folder / below for below in (*PHOTO_FOLDERS, "train"))]
+    return next((place for place in places if (place / name).is_file()), folder)
