@@ -135,7 +135,7 @@ def parse_voc(
             found.notes.append(f"{text[:300]}; classes= or --classes gives others")
     if classes is not None:
         names = tuple(classes)
-        check_names(names, found, folder, None)
+        found.problems += check_names(names, folder, None)
     labels = {name: label for label, name in enumerate(names)}
     places: list[Place] = []
     for photo, place in photos.values():
@@ -155,10 +155,10 @@ def parse_voc(
 def _photos_by_stem(folder: Path) -> dict[str, list[str]]:
     """Return the photos below a folder, by their names without and with suffix."""
     found: dict[str, list[str]] = {}
-    for parent, _, files in os.walk(folder):
+    for parent, _, names in os.walk(folder):
         below = Path(parent).relative_to(folder)
-        for file in sorted(files):
-            path = below / file
+        for name in sorted(names):
+            path = below / name
             if path.suffix.lower() in photo_suffixes():
                 for key in (path.with_suffix("").as_posix(), path.as_posix()):
                     found.setdefault(key, []).append(path.as_posix())

@@ -189,9 +189,7 @@ def _interpret(data: YoloData, values: dict[str, tuple[Any, int]], problems: lis
             if type(name) not in (str, int) or not str(name).strip():
                 wrong(line, f"the class name {name!r}", "a text; quote what YAML takes for something else")
         data.names = tuple(map(str, given))
-        found = Parsed("yolo", "", data.file, data.root)
-        check_names(data.names, found, data.file, line)
-        problems += found.problems
+        problems += check_names(data.names, data.file, line)
         number, at = values.get("nc", (len(given), None))
         if as_integer(number) != len(given):
             wrong(at, f"nc: {number!r}", f"{len(given)}, the number of names")
