@@ -161,14 +161,16 @@ def as_flag(value: Any) -> bool | None:
     return bool(number) if number in (0, 1) else None
 
 
-def check_names(names: Sequence[str], found: Parsed, file: Path, line: int | None, ids: Sequence[object] = ()) -> None:
-    """Make a problem of each class name that several classes have; ``ids`` are theirs, else they count from 0."""
+def check_names(names: Sequence[str], file: Path, line: int | None, ids: Sequence[object] = ()) -> list[Problem]:
+    """Return a problem for each class whose name another one has; ``ids`` are theirs, else they count from 0."""
     ids = ids or range(len(names))
     first: dict[str, int] = {}
+    problems = []
     for number, name in enumerate(names):
         if (earlier := first.setdefault(plain_name(name), number)) != number:
             text = f"the classes {shown(ids[earlier])} and {shown(ids[number])} are both called {shown(name)}"
-            found.problem(file, line, text, "names that differ")
+            problems.append(Problem(file, line, text, "names that differ"))
+    return problems
 
 
 def is_safe(name: str) -> bool:

@@ -195,7 +195,7 @@ def _categories(
         else:
             labels[key] = len(names)
             names.append(plain_name(name))
-    check_names(names, found, file, None, [*labels])
+    found.problems += check_names(names, file, None, [*labels])
     return tuple(names), labels
 
 

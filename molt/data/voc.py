@@ -173,7 +173,7 @@ def parse_voc(
             found.notes.append(f"{text[:300]}; classes= or --classes gives others")
     if classes is not None:
         names = tuple(map(plain_name, classes))
-        check_names(names, found, folder, None)
+        found.problems += check_names(names, folder, None)
     labels = {name: label for label, name in enumerate(names)}
     places: list[Place] = []
     for photo, place in photos.values():

@@ -86,7 +86,7 @@ def parse_wsol(
 ) -> Parsed:
     """Collect the samples and problems of the wsolevaluation layout."""
     found = Parsed("wsol", "", metadata, photos)
-    check_names(classes or (), found, metadata, None)
+    found.problems += check_names(classes or (), metadata, None)
     if split is not None and not is_safe(split):
         found.problem(metadata, None, f"the split {shown(split)}", NAME_FORM)
         return found

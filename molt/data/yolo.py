@@ -147,9 +147,7 @@ def _without_yaml(root: Path, file: Path) -> YoloData:
     data = YoloData(file, tuple(map(plain_name, (text or "").strip().splitlines())), root)
     if text is not None and not all(data.names or [""]):
         problems.append(Problem(file, None, "a blank line or no class", "one class name a line"))
-    found = Parsed("yolo", "", file, root)
-    check_names(data.names, found, file, None)
-    problems += found.problems
+    problems += check_names(data.names, file, None)
     if problems:
         raise DataError(problems)
     images = root / "images"
@@ -230,9 +228,7 @@ def _interpret(data: YoloData, values: dict[str, tuple[Any, int]], problems: lis
             if type(name) not in (str, int) or not str(name).strip():
                 wrong(line, f"the class name {name!r}", "a text; quote what YAML takes for something else")
         data.names = tuple(plain_name(str(name)) for name in given)
-        found = Parsed("yolo", "", data.file, data.root)
-        check_names(data.names, found, data.file, line)
-        problems += found.problems
+        problems += check_names(data.names, data.file, line)
         number, at = values.get("nc", (len(given), None))
         if as_integer(number) != len(given):
             wrong(at, f"nc: {number!r}", f"{len(given)}, the number of names")
