@@ -175,9 +175,20 @@ def test_orientations_that_sizes_do_not_tell_are_counted(
     options = {"photos": tmp_path / "photos"}
     found = inspect_set(tmp_path / "meta", **options)
     assert found.problems == () and len(found.notes) == count
-    assert all("heed it: 1; boxes are taken to be on the photo as it is seen" in line for line in found.notes)
+    assert all("heed it: 1; they are taken to be on the photo as it is seen" in line for line in found.notes)
     wsol(tmp_path / "meta", localization="", image_sizes="")
     assert inspect_set(tmp_path / "meta", **options).notes == (), "there are no boxes"
+
+
+@pytest.mark.parametrize(("orientation", "count"), [(3, 1), (6, 0), (1, 0)])
+def test_orientations_of_masked_photos(tmp_path: Path, orientation: int, count: int) -> None:
+    masked(tmp_path, "a/1.jpg,m.png,\nb/2.jpg,m2.png,", m=mask((60, 40)), m2=mask((30, 20)))
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    size = (40, 60) if orientation == 6 else (60, 40)
+    PIL.Image.new("RGB", size).save(tmp_path / "photos" / "a" / "1.jpg", exif=exif)
+    found = inspect_set(tmp_path / "meta", photos=tmp_path / "photos", masks=tmp_path)
+    assert found.problems == () and len(found.notes) == count
 
 
 def test_orientations_of_yolo(tmp_path: Path) -> None:

@@ -285,6 +285,13 @@ def test_read_set_hands_yolo_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert problem.message == "came"
 
 
+def test_wsol_whole_numbers_with_a_point(tmp_path: Path) -> None:
+    found = read_wsol(
+        wsol(tmp_path, class_labels="a/1.jpg,0.0\nb/2.jpg,1.", image_sizes="a/1.jpg,60.0,40\nb/2.jpg, 30,20"), "/p"
+    )
+    assert [(s.label, s.size) for s in found.samples] == [(0, (60, 40)), (1, (30, 20))]
+
+
 def test_classes_of_one_name_are_refused(tmp_path: Path) -> None:
     (problem,) = faults(read_wsol, wsol(tmp_path), "/photos", classes=["crane", "cat", "crane"])
     assert problem.message == "the classes 0 and 2 are both called 'crane'" and problem.expected == "names that differ"

@@ -363,6 +363,8 @@ def annotation(**changes: object) -> dict[str, object]:
         (annotation(bbox=[], segmentation=[[1, 2, 3, 4, 5, None]]), "the segmentation [[1, 2,", "polygons"),
         (annotation(bbox=[], segmentation=[[1, 2, 3, 4, 5, float("nan")]]), "box 1,nan,5,nan is not finite", "finite"),
         (annotation(bbox=[], segmentation={"size": [4, 0], "counts": [0]}), "the RLE {'size': [4, 0]", "counts and"),
+        (annotation(bbox=[], segmentation={"size": [4, 4, 1], "counts": [1, 2, 13]}), "the RLE {'size'", "counts"),
+        (annotation(bbox=[], segmentation={"size": "4", "counts": [1, 2, 13]}), "the RLE {'size'", "counts"),
         (annotation(bbox=[], segmentation={"size": [4, 4], "counts": [16]}), "no bbox, and the RLE", "counts and"),
         (annotation(bbox=[], segmentation={"size": [4, 4], "counts": [0, 99]}), "no bbox, and the RLE", "counts and"),
         (annotation(bbox=[], segmentation={"size": [4, 4]}), "no bbox, and the RLE", "counts and"),

@@ -243,7 +243,7 @@ def _check_photos(
     first: dict[Path, int] = {}
     for index, sample in enumerate(found.samples):
         first.setdefault(sample.path, index)
-    boxed = {sample.path for sample in found.samples if len(sample.boxes)}
+    boxed = {sample.path for sample in found.samples if len(sample.boxes) or sample.masks}
     turned = 0
     headers = _each(_decoded if deep else _header, list(first))
     for done, ((path, index), header) in enumerate(zip(first.items(), headers, strict=True), 1):
@@ -259,14 +259,15 @@ def _check_photos(
             sizes[path] = header.size
             width, height = header.size
             # The size tells which way the boxes are meant if turning changes it and if it was not read off the photo.
-            told = header.orientation >= 5 and width != height and sample.size is not None and found.kind != "yolo"
+            sized = (sample.size is not None or sample.masks) and found.kind != "yolo"
+            told = header.orientation >= 5 and width != height and sized
             turned += header.orientation != 1 and not told and path in boxed
             if sample.size is not None and sample.size != header.size:
                 yield _other_size(sample, header, _place(found, index))
     if turned:
         found.notes.append(
-            f"photos with an EXIF orientation of which no size tells whether the boxes heed it: {turned:,}; boxes are "
-            "taken to be on the photo as it is seen, turned, so any drawn on the raw pixels are in the wrong place"
+            f"photos with an EXIF orientation of which no size tells whether boxes or masks heed it: {turned:,}; they "
+            "are taken to be on the photo as it is seen, turned, so any drawn on the raw pixels are in the wrong place"
         )
 
 

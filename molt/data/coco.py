@@ -182,13 +182,16 @@ def _categories(
     if len(categories) > MAX_CLASSES:
         found.problem(file, None, f"{len(categories):,} categories", f"at most {MAX_CLASSES:,}")
         return (), {}
+    # Exports of Roboflow begin with a category for the group, which may have the name of a class in it.
+    objects = [one for one in categories if isinstance(one, dict) and isinstance(one.get("name"), str)]
+    grouped = {one["name"] for one in objects if one["name"] == one.get("supercategory")}
     for number, entry in enumerate(categories):
         key = _key(entry.get("id")) if isinstance(entry, dict) else None
         name = entry.get("name") if isinstance(entry, dict) else None
         name = str(name) if type(name) is int else name
         if key is None or not isinstance(name, str) or not plain_name(name):
             found.problem(file, None, f"categories[{number}] is {shown(entry)}", 'an object with "id" and "name"')
-        elif _is_group(entry, categories):
+        elif name in grouped and entry.get("supercategory") == "none":
             continue
         elif key in labels:
             found.problem(file, None, f"categories[{number}] has the id {key} once more", "ids that differ")
@@ -197,13 +200,6 @@ def _categories(
             names.append(plain_name(name))
     found.problems += check_names(names, file, None, [*labels])
     return tuple(names), labels
-
-
-def _is_group(entry: dict[str, Any], categories: list[Any]) -> bool:
-    """Return whether a category only names the group of another one of its name, as Roboflow exports have it first."""
-    name, above = entry["name"], entry.get("supercategory")
-    others = [one for one in categories if isinstance(one, dict) and one is not entry and one.get("name") == name]
-    return above == "none" and any(one.get("supercategory") == name for one in others)
 
 
 def _images(file: Path, found: Parsed, images: list[Any]) -> dict[int | str | None, int]:
@@ -292,8 +288,9 @@ def _around_rle(file: Path, found: Parsed, which: str, given: dict[str, Any]) ->
     except ImportError:
         found.problem(file, None, f"{which}: no bbox, and an RLE", "bbox, or pycocotools installed to decode it")
         return None
-    height, width = [as_integer(side) or 0 for side in _numbers(given.get("size")) or ()] or (0, 0)
-    if is_size(width, height):
+    sides = [as_integer(side) or 0 for side in _numbers(given.get("size")) or ()]
+    if len(sides) == 2 and is_size(*sides):
+        height, width = sides
         rle = given | {"size": [height, width]}
         try:
             x, y, w, h = mask.toBbox(mask.frPyObjects(rle, height, width) if isinstance(rle["counts"], list) else rle)

@@ -17,6 +17,7 @@ from molt.data._parsing import (
     Place,
     Where,
     as_folder,
+    as_integer,
     check_names,
     is_safe,
     is_size,
@@ -173,9 +174,8 @@ def _read_fields(file: Path, found: Parsed, ids: dict[str, int], count: int, for
         if name not in ids:
             others.append((number, name))
             continue
-        try:
-            entry = tuple(map(int, texts))
-        except ValueError:
+        entry = tuple(number for number in map(as_integer, texts) if number is not None)
+        if len(entry) < count:
             found.problem(file, number, shown(line), f"{form} in whole numbers")
             entry = ()
         if name not in values:
