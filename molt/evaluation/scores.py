@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from molt.evaluation._inputs import check_thresholds
-from molt.evaluation._score_bins import score_bins
+from molt.evaluation._score_bins import score_histogram
 
 BOX_SCORES = ("max_box_acc", "max_box_acc_v2", "mean_iou")
 V1_IOU = 0.5  # MaxBoxAcc's
@@ -91,12 +91,7 @@ def pixel_histogram(
 
     ``grid`` is ``thresholds(steps)``.
     """
-    edges = np.concatenate([grid, [1.0, 2.0, 3.0]])
-    bins = len(grid) + 1
-    row = np.zeros(256, np.int64)
-    row[[0, 255]] = bins, 2 * bins
-    where = row[mask] + score_bins(scores, edges, steps)
-    return np.bincount(where.ravel(), minlength=3 * bins)[: 2 * bins].reshape(2, bins).astype(np.uint32)
+    return score_histogram(scores, mask, np.append(grid, [1.0, 2.0]), steps).astype(np.uint32)
 
 
 def pixel_precision(pixels: NDArray[np.uint32], weights: NDArray | None = None) -> Array:
