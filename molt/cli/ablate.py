@@ -98,6 +98,7 @@ def ablate(
     from molt.benchmark import ablation
     from molt.benchmark.ablation_plots import draw, need_matplotlib
     from molt.data.annotations import DataError
+    from molt.data.checking import check_sizes
     from molt.data.images import PhotoError
     from molt.evaluation.runs import Settings
     from molt.training import TrainingError
@@ -120,6 +121,7 @@ def ablate(
         if train and (checkpoint or checkpoint_class_token):
             raise ValueError("--train: takes the place of --checkpoint and --checkpoint-class-token")
         data = read(path, kind, split=split, photos=photos, classes=classes, limit=limit, seed=seed)
+        check_sizes(data.samples)
         plan = ablation.Plan(
             checkpoints=tuple(checkpoint or ()),
             class_token=tuple(checkpoint_class_token or ()),

@@ -112,6 +112,7 @@ def evaluate(
         if len(paths) > 1:
             stop(f"one data set at a time, got {', '.join(map(str, paths))}; runs are compared with --compare")
         from molt.cli._map_providers import Wanted, provider
+        from molt.data.checking import check_sizes
         from molt.evaluation.runs import Settings
 
         methods = list(dict.fromkeys(method or [_default(checkpoint)]))
@@ -131,6 +132,7 @@ def evaluate(
         data = read(paths[0], kind, split=split, photos=photos, masks=masks, classes=classes, limit=limit, seed=seed)
         if batch < 1:
             raise ValueError(f"--batch {batch}: expected at least 1")
+        check_sizes(data.samples)
         runs = []
         for name in methods:
             wanted = Wanted(name, gt_map, class_map, cast("Any", missing), size, device, source, checkpoint)
@@ -233,6 +235,7 @@ def _run(
                 save=None if store is None else lambda s, m: save_map(store, s, m, labelled=labelled),
                 step=step,
                 problems=found.problems,
+                sizes="trust",
             )
         except KeyboardInterrupt:
             if folder is not None:

@@ -20,6 +20,7 @@ from molt.data.images import PhotoError, _guard, _limit, _one_line, _open, _orie
 from molt.data.reading import parse_set
 
 _BATCH = 1024  # files asked for at once, so that a million of them do not wait in memory
+_NAMED = 3  # photos of another size that an error names
 _SLACK = 0.5  # pixels a box may reach out of its photo: annotations are rounded
 
 
@@ -125,6 +126,37 @@ def inspect_set(
     )
 
 
+def check_sizes(samples: Sequence[Sample]) -> None:
+    """Stop where photos are not of the size that their annotations say: boxes would lie elsewhere than they are meant.
+
+    The header of each photo is read once, and its EXIF orientation turns it. A photo that is not there or cannot be
+    read, or whose annotations give no size, is passed over.
+
+    Raises:
+        DataError: one problem: how many photos, and the first few with both sizes.
+    """
+    first: dict[Path, Sample] = {}
+    for sample in samples:
+        if sample.size is not None:
+            first.setdefault(sample.path, sample)
+    headers = zip(first.values(), _each(_header, list(first)), strict=True)
+    wrong = [(sample, header) for sample, header in headers if header.fault is None and header.size != sample.size]
+    if not wrong:
+        return
+    listed = []
+    for sample, header in wrong[:_NAMED]:
+        assert sample.size is not None
+        said = "{}x{} annotated, {}x{} in the file".format(*sample.size, *header.size)
+        listed.append(f"{shown(sample.name)} ({said}{', turned by its EXIF orientation' * header.turned})")
+    more = ", ..." if len(wrong) > _NAMED else ""
+    text = (
+        f"{len(wrong)} of {len(first)} photos are not of the size that the annotations say: {', '.join(listed)}{more}"
+    )
+    raise DataError(
+        [Problem(wrong[0][0].path, None, text, "the photos that were annotated; molt data check lists all")]
+    )
+
+
 def _place(found: Parsed, index: int) -> Place:
     if found.place is not None:
         return found.place(index)
@@ -188,7 +220,9 @@ def _header(path: Path) -> _Header:
             if image.width * image.height > _limit():
                 raise PhotoError(f"{image.width}x{image.height} pixels are over the limit of {_limit():,}")
             turned = _orientation(image) >= 5
-            return _Header(image.size[::-1] if turned else image.size, turned)
+            # Pillow gives a TIFF's size as it is seen.
+            swapped = turned and image.format != "TIFF"
+            return _Header(image.size[::-1] if swapped else image.size, turned)
 
     try:
         return _guard(_one_line(path), read)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 import molt
 from molt._arguments import check_int, check_number
 from molt.data.annotations import LocalizationSet, Problem, Sample
+from molt.data.checking import check_sizes
 from molt.data.images import PhotoError, load_photo, read_photo
 from molt.evaluation._spool import (
     ROWS,
@@ -163,6 +164,7 @@ def evaluate(
     save: Callable[[Sample, NDArray[np.float64]], object] | None = None,
     step: Callable[[int], object] | None = None,
     problems: Sequence[Problem] = (),
+    sizes: Literal["check", "trust"] = "check",
 ) -> Run:
     """Score the maps of a data set: MaxBoxAcc, MaxBoxAccV2, mean IoU, and PxAP where there are masks.
 
@@ -181,8 +183,11 @@ def evaluate(
         save: called with each sample and its map as it was scored.
         step: called with the number of photos done, at the start and after each batch.
         problems: found before, to be listed with the run's own.
+        sizes: ``"check"`` compares the annotated sizes with the photos that are there, whose headers are read, before
+            the first map is asked for; ``"trust"`` does not, where :func:`molt.data.check_sizes` has.
 
     Raises:
+        DataError: photos that are not of their annotated size.
         RunError: ``out`` holds something else, or a run with other settings.
         TypeError: maps of another type.
         ValueError: a data set without photos or without any box or mask, or too few or too many maps.
@@ -194,6 +199,8 @@ def evaluate(
     masked = any(sample.masks for sample in data.samples)
     if not masked and not any(len(sample.boxes) for sample in data.samples):
         raise ValueError(f"data: none of the {len(data)} photos of {data.name!r} has a box or a mask to score against")
+    if sizes == "check":
+        check_sizes(data.samples)
     said: dict[str, Any] = {
         "format": FORMAT,
         "molt": molt.__version__,
