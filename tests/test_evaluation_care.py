@@ -19,6 +19,7 @@ from molt.data import Annotation, DataError, checking, read_voc, write_voc, writ
 from molt.data.annotations import LocalizationSet, Sample
 from molt.evaluation import MaxBoxAcc, PxAP
 from molt.evaluation.compare import compare
+from molt.evaluation.masks import nearest
 from molt.evaluation.runs import Settings, evaluate
 
 SIDE = 224
@@ -368,3 +369,11 @@ def test_python_compares_the_sizes_too_and_reads_each_header_once(
     assert len(read) == 1, "a photo of two classes is looked at once, one without an annotated size not at all"
     (tmp_path / "a.png").write_bytes(b"no photo")
     assert score((400, 200)).info["scores"]["max_box_acc"]["value"] == 100, "stored maps do not need the photo"
+
+
+def test_every_side_of_a_mask_is_resized_as_opencv_does() -> None:
+    for new in (1, 17, 224, 512):
+        for old in range(1, 4097):
+            line = np.arange(old, dtype=np.float32)[None].repeat(2, 0)
+            want = cv2.resize(line, (new, 2), interpolation=cv2.INTER_NEAREST)[0]
+            assert np.array_equal(nearest(old, new), want), (old, new)

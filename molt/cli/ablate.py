@@ -175,7 +175,7 @@ class _Classes:
             raise ValueError(f"--class-map {self.class_map}: cannot be read ({error})") from error
 
     def __call__(self, known: tuple[str, ...]) -> Mapping[int, tuple[int, ...]]:
-        from molt.cli._map_providers import network_classes
+        from molt.cli._network_classes import network_classes
 
         return network_classes(self.data, known, None if self.names <= set(known) else self.class_map)[0]
 
@@ -267,7 +267,7 @@ def _run(data: LocalizationSet, plan: Any, find: _Classes, out: Path, *, restart
 
 def _show(report: Mapping[str, Any]) -> None:
     """Print a table a group, what the scales share, and what was not run."""
-    from molt.cli.evaluate import _console, _printer, _table
+    from molt.cli._score_tables import _console, _printer, _table
 
     console = _console()
     if not console.is_terminal:

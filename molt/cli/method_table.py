@@ -180,7 +180,7 @@ def _groups(data: LocalizationSet, class_map: Path | None, known: tuple[str, ...
         ValueError: classes that are not the method's.
     """
     from molt.classes import imagenet_names
-    from molt.cli._map_providers import network_classes
+    from molt.cli._network_classes import network_classes
 
     return network_classes(data, known, class_map if known == imagenet_names() else None)[0]
 

@@ -46,7 +46,9 @@ class StoredMaps:
 
     Args:
         folder: where the maps lie.
-        samples: all photos they may belong to.
+        samples: the photos whose maps are wanted.
+        of: all photos of the set where ``samples`` are some of them: a map of another photo is then none too many.
+        labelled: False takes no map of one label only.
         missing: ``"stop"``: a map that is missing, or whose file cannot be one, is an error now, before anything is
             computed; ``"zero"``: a :class:`MapError` takes its place, which counts as a map of zeros.
 
@@ -62,19 +64,32 @@ class StoredMaps:
 
     normalize: Normalize = "none"
 
-    def __init__(self, folder: str | Path, samples: Sequence[Sample], *, missing: Missing = "stop") -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        samples: Sequence[Sample],
+        *,
+        missing: Missing = "stop",
+        of: Sequence[Sample] | None = None,
+        labelled: bool = True,
+    ) -> None:
         if missing not in get_args(Missing):
             raise ValueError(f"missing must be one of {', '.join(get_args(Missing))}, got {missing!r}")
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise DataError([Problem(self.folder, None, "no such folder", "a folder of maps")])
         there = {path for path in self.folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()}
-        names = [_inside(name).with_suffix("") for name in {sample.name for sample in samples}]
+        whole = samples if of is None else of
+        names = [_inside(name).with_suffix("") for name in {sample.name for sample in whole}]
         stems = Counter(str(name) for name in names) + Counter(name.name for name in names if len(name.parts) > 1)
         self._files: dict[tuple[str, int], Path] = {}
         absent = []
+
+        def places(sample: Sample) -> Iterator[Path]:
+            return (path for path in _places(self.folder, sample, stems, labelled=labelled) if path in there)
+
         for sample in samples:
-            found = next((p for p in _places(self.folder, sample, stems) if p in there), None)
+            found = next(places(sample), None)
             if found is None:
                 expected = f"{sample.name}.npy, or the same without its suffix, or .png"
                 absent.append(Problem(self.folder / sample.name, None, "the photo has no map", expected))
@@ -85,7 +100,7 @@ class StoredMaps:
             if absent:
                 raise DataError(absent)
         self.stamp = _stamp(self._files.values())
-        unused = sorted(there - set(self._files.values()))
+        unused = sorted(there - set(self._files.values()) - {path for sample in of or () for path in places(sample)})
         stray = [Problem(path, None, "a map that belongs to no photo", "maps of the data set") for path in unused]
         self.problems = tuple(stray)
 
@@ -269,11 +284,12 @@ def _unusable(path: Path) -> Problem | None:
     return None
 
 
-def _places(folder: Path, sample: Sample, stems: Counter[str]) -> Iterable[Path]:
+def _places(folder: Path, sample: Sample, stems: Counter[str], *, labelled: bool) -> Iterable[Path]:
     """Yield where the map of a sample may be, the first choice first."""
     name = _inside(sample.name)
     bare = name.with_suffix("")
-    names = [f"{name}@{sample.label}", str(name), *(stem for stem in (str(bare), bare.name) if stems[stem] == 1)]
+    own = [f"{name}@{sample.label}"] if labelled else []
+    names = [*own, str(name), *(stem for stem in (str(bare), bare.name) if stems[stem] == 1)]
     for suffix in SUFFIXES:
         yield from (folder / f"{stem}{suffix}" for stem in dict.fromkeys(names))
 
