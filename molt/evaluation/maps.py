@@ -199,31 +199,36 @@ def prepare(
 
 
 def _resized(values: NDArray[np.float64], size: int, kind: Resize) -> NDArray[np.float64]:
-    """Return (size, w) of (h, w): each new row a weighted sum of old ones."""
-    if len(values) == size:
-        return values
-    taps, weights = _taps(len(values), size, kind)
-    mixed = np.zeros((size, values.shape[1]))
+    """Return (h, size) of (h, w): each new column a weighted sum of old ones."""
+    taps, weights = _taps(values.shape[1], size, kind)
+    mixed = np.zeros((len(values), size))
     for place, weight in zip(taps.T, weights.T, strict=True):
-        mixed += weight[:, None] * values[place]
+        mixed += weight * values[:, place]
     return mixed
 
 
 @functools.lru_cache(64)
 def _taps(old: int, new: int, kind: Resize) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return which old rows each new one mixes, and how; rows beyond the edge repeat it."""
-    at = (np.arange(new) + 0.5) * (old / new) - 0.5
-    first = np.floor(at).astype(np.int64)
-    t = at - first
+    """Return which old columns each new one mixes, and how; columns beyond the edge repeat it.
+
+    Of cubic ones places and weights are in single precision, as OpenCV has them whatever the map's type, so that sums
+    are its own to the last digit.
+    """
+    at = (np.arange(new) + 0.5) * (1.0 / (new / old)) - 0.5
     if kind == "bilinear":
+        first = np.floor(at).astype(np.int64)
+        t = at - first
         steps, weights = np.arange(2), np.stack([1 - t, t], 1)
     else:
-        a = -0.75
-        steps = np.arange(-1, 3)
-        away = np.abs(t[:, None] - steps)
-        near = (a + 2) * away**3 - (a + 3) * away**2 + 1
-        weights = np.where(away <= 1, near, a * away**3 - 5 * a * away**2 + 8 * a * away - 4 * a)
-    return np.clip(first[:, None] + steps, 0, old - 1), weights
+        near = at.astype(np.float32)
+        first = np.floor(near).astype(np.int64)
+        t = near - first.astype(np.float32)
+        one, a = np.float32(1), np.float32(-0.75)
+        beyond, away = t + one, one - t
+        before = ((a * beyond - 5 * a) * beyond + 8 * a) * beyond - 4 * a
+        here, after = (((a + 2) * d - (a + 3)) * d * d + one for d in (t, away))
+        steps, weights = np.arange(-1, 3), np.stack([before, here, after, one - before - here - after], 1)
+    return np.clip(first[:, None] + steps, 0, old - 1), weights.astype(np.float64)
 
 
 def _open(path: Path) -> NDArray:
