@@ -366,9 +366,34 @@ def test_python_compares_the_sizes_too_and_reads_each_header_once(
     monkeypatch.setattr(checking, "_header", lambda path: read.append(path) or header(path))
     for sizes in ([(400, 200)] * 2, [None]):
         assert score(*sizes).info["scores"]["mean_iou"]["value"] > 90
-    assert len(read) == 1, "a photo of two classes is looked at once, one without an annotated size not at all"
+    assert len(read) == 2, "a photo of two classes is looked at once"
     (tmp_path / "a.png").write_bytes(b"no photo")
     assert score((400, 200)).info["scores"]["max_box_acc"]["value"] == 100, "stored maps do not need the photo"
+
+
+@pytest.mark.parametrize(
+    ("orientation", "size"), [(3, (SIDE, 60)), (2, (SIDE, 60)), (6, (SIDE, SIDE)), (1, (SIDE, 60))]
+)
+def test_turned_photos_whose_size_tells_nothing_are_remarked(
+    tmp_path: Path, orientation: int, size: tuple[int, int]
+) -> None:
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    PIL.Image.new("RGB", size).save(tmp_path / "a.png", exif=exif)
+    sample = Sample("a.png", tmp_path / "a.png", 0, np.array([[0.0, 0, 9, 9]]), size)
+    data = LocalizationSet("one", "coco", (sample,), ("it",))
+    listed = evaluate(data, iter([np.eye(8)]), Settings(thresholds=5, draws=2)).info["problems"]["listed"]
+    assert [one["message"][:47] for one in listed] == (
+        ["1 photos with boxes carry an EXIF orientation, of"[:47]] if orientation > 1 else []
+    )
+
+
+def test_a_turned_tiff_has_the_size_that_is_seen(tmp_path: Path) -> None:
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    PIL.Image.new("RGB", (60, 40)).save(tmp_path / "a.tif", exif=exif)
+    sample = Sample("a.tif", tmp_path / "a.tif", 0, np.array([[0.0, 0, 9, 9]]), (40, 60))
+    assert not checking.check_sizes(LocalizationSet("one", "coco", (sample,), ("it",)))
 
 
 def test_every_side_of_a_mask_is_resized_as_opencv_does() -> None:

@@ -193,7 +193,7 @@ def run(
     samples = [sample for sample in data.samples if len(sample.boxes)]
     if not samples:
         raise ValueError(f"data: none of the {len(data)} photos of {data.name!r} has a box to score against")
-    check_sizes(samples)
+    check_sizes(data)
     wanted = Wanted(plan.gt_map, find)
     trained, model = _checkpoints(plan, wanted)
     truth = [_truth(sample) for sample in samples]

@@ -121,7 +121,7 @@ def ablate(
         if train and (checkpoint or checkpoint_class_token):
             raise ValueError("--train: takes the place of --checkpoint and --checkpoint-class-token")
         data = read(path, kind, split=split, photos=photos, classes=classes, limit=limit, seed=seed)
-        check_sizes(data.samples)
+        check_sizes(data)
         plan = ablation.Plan(
             checkpoints=tuple(checkpoint or ()),
             class_token=tuple(checkpoint_class_token or ()),

@@ -165,7 +165,7 @@ def evaluate(
             about["counted"] = counted
         if batch < 1:
             raise ValueError(f"--batch {batch}: expected at least 1")
-        check_sizes(data.samples)
+        remarks = check_sizes(data)
         runs = []
         for name in methods:
             wanted = Wanted(
@@ -182,6 +182,7 @@ def evaluate(
                 any_object,
             )
             found = provider(wanted, data)
+            found = replace(found, problems=(*remarks, *found.problems))
             own = replace(settings, normalize=found.normalize or cast("Any", normalize) or found.usual)
             _check_range(found, own, data)
             folder = _folder(out, data.name, name, single=len(methods) == 1, as_json=as_json)

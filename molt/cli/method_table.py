@@ -156,7 +156,7 @@ def _work(choice: Choice, device: str, out: Path) -> Work:
     whole = read(None)
     data = whole if choice.limit is None else read(choice.limit)
     _sets.check_files([sample.path for sample in data.samples])
-    check_sizes(data.samples)
+    check_sizes(data)
     rows = plans(Networks(device, choice.source, files))
     wanted = names("--method", choice.methods, [plan.name for plan in rows])
     return Work(

@@ -15,12 +15,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from molt.data._parsing import Parsed, Place, ranges, shown
-from molt.data.annotations import DataError, Problem, Sample, SetKind
+from molt.data.annotations import DataError, LocalizationSet, Problem, Sample, SetKind
 from molt.data.images import PhotoError, _guard, _limit, _one_line, _open, _orientation, load_photo
 from molt.data.reading import parse_set
 
 _BATCH = 1024  # files asked for at once, so that a million of them do not wait in memory
-_NAMED = 3  # photos of another size that an error names
+_UNTURNED = ("JPEG", "MPO", "PNG", "WEBP")  # formats whose headers Pillow gives as they are
 _SLACK = 0.5  # pixels a box may reach out of its photo: annotations are rounded
 
 
@@ -126,37 +126,6 @@ def inspect_set(
     )
 
 
-def check_sizes(samples: Sequence[Sample]) -> None:
-    """Stop where photos are not of the size that their annotations say: boxes would lie elsewhere than they are meant.
-
-    The header of each photo is read once, and its EXIF orientation turns it. A photo that is not there or cannot be
-    read, or whose annotations give no size, is passed over.
-
-    Raises:
-        DataError: one problem: how many photos, and the first few with both sizes.
-    """
-    first: dict[Path, Sample] = {}
-    for sample in samples:
-        if sample.size is not None:
-            first.setdefault(sample.path, sample)
-    headers = zip(first.values(), _each(_header, list(first)), strict=True)
-    wrong = [(sample, header) for sample, header in headers if header.fault is None and header.size != sample.size]
-    if not wrong:
-        return
-    listed = []
-    for sample, header in wrong[:_NAMED]:
-        assert sample.size is not None
-        said = "{}x{} annotated, {}x{} in the file".format(*sample.size, *header.size)
-        listed.append(f"{shown(sample.name)} ({said}{', turned by its EXIF orientation' * header.turned})")
-    more = ", ..." if len(wrong) > _NAMED else ""
-    text = (
-        f"{len(wrong)} of {len(first)} photos are not of the size that the annotations say: {', '.join(listed)}{more}"
-    )
-    raise DataError(
-        [Problem(wrong[0][0].path, None, text, "the photos that were annotated; molt data check lists all")]
-    )
-
-
 def _place(found: Parsed, index: int) -> Place:
     if found.place is not None:
         return found.place(index)
@@ -192,10 +161,10 @@ def _check_objects(found: Parsed) -> Iterator[Problem]:
 
 
 class _Header(NamedTuple):
-    """Size of a file's picture, upright, and whether that swapped its sides; or why it cannot be read."""
+    """Size of a file's picture, upright, and its EXIF orientation, from 5 on the sides are swapped; or its fault."""
 
     size: tuple[int, int] = (0, 0)
-    turned: bool = False
+    orientation: int = 1
     missing: bool = False
     fault: str | None = None
 
@@ -219,10 +188,11 @@ def _header(path: Path) -> _Header:
                 raise PhotoError(f"has no pixels ({image.width}x{image.height})")
             if image.width * image.height > _limit():
                 raise PhotoError(f"{image.width}x{image.height} pixels are over the limit of {_limit():,}")
-            turned = _orientation(image) >= 5
-            # Pillow gives a TIFF's size as it is seen.
-            swapped = turned and image.format != "TIFF"
-            return _Header(image.size[::-1] if swapped else image.size, turned)
+            orientation = _orientation(image)
+            size = image.size
+            if orientation >= 5:  # other formats may have swapped their sides already
+                size = size[::-1] if image.format in _UNTURNED else load_photo(path).size
+            return _Header(size, orientation)
 
     try:
         return _guard(_one_line(path), read)
@@ -295,7 +265,7 @@ def _other_size(sample: Sample, header: _Header, place: Place) -> Problem:
     text = f"photo {shown(sample.name)} has size {sample.size[0]}x{sample.size[1]} here"
     expected = f"{width}x{height}, its width and height in pixels"
     if sample.size == (height, width):
-        if header.turned:
+        if header.orientation >= 5:
             text += ", that before its EXIF orientation turns it"
             expected += " as it is seen, and boxes to match"
         else:
@@ -349,3 +319,43 @@ def _check_masks(found: Parsed, deep: bool, sizes: dict[Path, tuple[int, int]]) 
             yield Problem(file, line, text, "the photo's size, or its proportions")
     if scaled:
         found.notes.append(f"{scaled:,} masks have the proportions but not the size of their photo")
+
+
+def check_sizes(data: LocalizationSet) -> tuple[Problem, ...]:
+    """Stop where photos are not of the size that their annotations say: boxes would lie elsewhere than they are meant.
+
+    The header of each photo is read once, and its EXIF orientation turns it. A photo that is not there or cannot be
+    read is passed over.
+
+    Returns:
+        A remark where boxes are on photos with an EXIF orientation of which no size tells whether they heed it.
+
+    Raises:
+        DataError: one problem: how many photos, and the first few with both sizes.
+    """
+    first: dict[Path, Sample] = {}
+    for sample in data.samples:
+        if sample.size is not None or len(sample.boxes):
+            first.setdefault(sample.path, sample)
+    wrong, turned = [], []
+    for sample, header in zip(first.values(), _each(_header, list(first)), strict=True):
+        if header.fault is None and sample.size is not None and sample.size != header.size:
+            said = "{}x{} annotated, {}x{} in the file".format(*sample.size, *header.size)
+            said += ", turned by its EXIF orientation" * (header.orientation >= 5)
+            wrong.append(f"{shown(sample.name)} ({said})")
+        elif header.orientation != 1 and len(sample.boxes):
+            # YOLO's sizes are read off the photos.
+            sized = sample.size is not None and data.kind != "yolo" and header.size[0] != header.size[1]
+            if header.orientation < 5 or not sized:
+                turned.append(sample)
+    if wrong:
+        listed = ", ".join(wrong[:3]) + (", ..." if len(wrong) > 3 else "")
+        text = f"{len(wrong)} of {len(first)} photos are not of the size that the annotations say: {listed}"
+        expected = "the photos that were annotated; molt data check lists all"
+        raise DataError([Problem(Path(data.name), None, text, expected)])
+    if not turned:
+        return ()
+    text = (
+        f"{len(turned)} photos with boxes carry an EXIF orientation, of which no size tells whether the boxes heed it"
+    )
+    return (Problem(turned[0].path, None, text, "boxes on the photo as it is seen, turned"),)

@@ -222,7 +222,7 @@ def evaluate(
     if not masked and not any(len(sample.boxes) for sample in data.samples):
         raise ValueError(f"data: none of the {len(data)} photos of {data.name!r} has a box or a mask to score against")
     if sizes == "check":
-        check_sizes(data.samples)
+        problems = (*problems, *check_sizes(data))
     said: dict[str, Any] = {
         "format": FORMAT,
         "molt": molt.__version__,
