@@ -350,12 +350,10 @@ def check_sizes(data: LocalizationSet) -> tuple[Problem, ...]:
                 turned.append(sample)
     if wrong:
         listed = ", ".join(wrong[:3]) + (", ..." if len(wrong) > 3 else "")
-        text = f"{len(wrong)} of {len(first)} photos are not of the size that the annotations say: {listed}"
+        text = f"photos of another size than the annotations say: {len(wrong)} of {len(first)}, {listed}"
         expected = "the photos that were annotated; molt data check lists all"
         raise DataError([Problem(Path(data.name), None, text, expected)])
     if not turned:
         return ()
-    text = (
-        f"{len(turned)} photos with boxes carry an EXIF orientation, of which no size tells whether the boxes heed it"
-    )
+    text = f"photos with an EXIF orientation of which no size tells whether the boxes heed it: {len(turned)}"
     return (Problem(turned[0].path, None, text, "boxes on the photo as it is seen, turned"),)
