@@ -1,9 +1,17 @@
 """Time an evaluation as large as CUB's test set: MaxBoxAcc, MaxBoxAccV2 and PxAP of 5,794 maps of 224 x 224.
 
     python benchmarks/evaluation_speed.py [--maps 5794] [--json FILE]
+    python benchmarks/evaluation_speed.py --peers [--photos 128] [--repeats 15] [--json FILE]
 
 Maps are bicubic noise of 14 x 14, boxes and masks made up: what is timed does not depend on what they show. Each number
 of maps runs in a process of its own, a tenth of them first, so that its peak memory can be compared.
+
+With --peers TopKLoc at a fixed threshold and PxAP run beside the same on the calls of the published code, photo by
+photo: TS-CAM's lib/cams_deit.py (threshold, findContours, contourArea and boundingRect of OpenCV for the five
+likeliest classes and the label's, IoU box by box) and wsolevaluation's evaluation.py (two histograms of NumPy a photo).
+Both sides get the same finished maps of 224 x 224 on one thread and must give the same figures; the least of the
+repeats counts, taken in turns. molt's side includes its 1000 resamples (PxAP: 200) for intervals, which the published
+code lacks.
 """
 
 from __future__ import annotations
@@ -14,16 +22,19 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 
 from molt.benchmark.machine import about
-from molt.evaluation import MaxBoxAcc, PxAP
+from molt.evaluation import MaxBoxAcc, PxAP, TopKLoc
 
 BATCH, SIDE, CELLS = 64, 224, 14
 
@@ -58,13 +69,146 @@ def run(count: int) -> dict[str, Any]:
     return {"maps": count, "seconds": seconds, "total": sum(seconds.values()), "peak_MiB": peak, "scores": scores}
 
 
+def published_box(cam: np.ndarray, threshold: float) -> list[int]:
+    """Return the box of the largest contour, by TS-CAM's calls."""
+    cam = (cam * 255.0).astype(np.uint8)
+    kept = cv2.threshold(cam, int(threshold * np.max(cam)), 255, cv2.THRESH_TOZERO)[1]
+    contours = cv2.findContours(kept, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)[0]
+    if not contours:
+        return [0, 0, 1, 1]
+    x, y, w, h = cv2.boundingRect(max(contours, key=cv2.contourArea))
+    return [x, y, x + w, y + h]
+
+
+def published_shares(box: Any, truth: Any) -> tuple[float, float, float]:
+    """Return IoU and the shares of both boxes, in NumPy as TS-CAM takes them, a pair at a time."""
+    a, b = np.asarray(box, dtype=float)[None], np.asarray(truth, dtype=float)[None]
+    width = np.minimum(a[:, 2], b[:, 2]) - np.maximum(a[:, 0], b[:, 0]) + 1
+    height = np.minimum(a[:, 3], b[:, 3]) - np.maximum(a[:, 1], b[:, 1]) + 1
+    both = np.maximum(width, 0.0) * np.maximum(height, 0.0)
+    one, other = ((c[:, 2] - c[:, 0] + 1) * (c[:, 3] - c[:, 1] + 1) for c in (a, b))
+    return (both / (one + other - both))[0], (both / other)[0], (both / one)[0]
+
+
+def published_loc(
+    cams: np.ndarray, known: np.ndarray, ranked: list[int], label: int, boxes: list, threshold: float
+) -> list[bool]:
+    """Return one photo's Top-1, Top-5 and GT-known Loc, by TS-CAM's calls."""
+    found = [published_box(cam, threshold) for cam in cams]
+    hits = []
+    for k in (1, 5):
+        hit = False
+        for index, box in zip(ranked[:k], found[:k], strict=True):
+            ious = [published_shares(box, truth)[0] for truth in boxes]
+            if k == 1 and index == label and max(ious) <= 0.5:  # what is wrong with it
+                published_shares(box, boxes[int(np.argmax(ious))])
+            if index == label and max(ious) > 0.5:
+                hit = True
+                break
+        hits.append(hit)
+    box = published_box(known, threshold)
+    return [*hits, max(published_shares(box, truth)[0] for truth in boxes) >= 0.5]
+
+
+def published_pxap(maps: np.ndarray, masks: np.ndarray) -> float:
+    """Return PxAP in percent, by wsolevaluation's calls."""
+    edges = np.append(np.arange(0, 1, 0.001), [1.0, 2.0, 3.0])
+    right, wrong = np.zeros(len(edges) - 1), np.zeros(len(edges) - 1)
+    for scores, mask in zip(maps, masks, strict=True):
+        if np.isnan(scores).any() or (scores > 1).any() or (scores < 0).any():
+            raise ValueError("scores: expected all in [0, 1]")
+        right += np.histogram(scores[mask == 1], bins=edges)[0]
+        wrong += np.histogram(scores[mask == 0], bins=edges)[0]
+    hits, others = right[::-1].cumsum(), wrong[::-1].cumsum()
+    some = (hits + others) > 0
+    precision = np.divide(hits, hits + others, out=np.zeros_like(hits), where=some)
+    return float((precision[1:] * np.diff(hits / hits[-1])).sum() * 100)
+
+
+def least(sides: Mapping[str, Callable[[], Any]], repeats: int) -> tuple[dict[str, float], dict[str, Any]]:
+    """Return the least seconds of each side, run in turns, and what each returned."""
+    seconds = dict.fromkeys(sides, float("inf"))
+    for _ in range(repeats):
+        for name, call in sides.items():
+            begin = time.perf_counter()
+            call()
+            seconds[name] = min(seconds[name], time.perf_counter() - begin)
+    return seconds, {name: call() for name, call in sides.items()}
+
+
+def peers(photos: int, repeats: int) -> list[dict[str, Any]]:
+    """Time both sides of each metric on the same maps and compare their figures."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    generator = torch.Generator().manual_seed(0)
+    boxes = make(photos, generator)[1]
+    maps = torch.stack([make(photos, generator)[0] for _ in range(5)], 1).float()
+    places = torch.arange(photos) % 6  # the label's place among the likeliest classes; 5 is none of them
+    known = torch.where(
+        (places < 5)[:, None, None], maps[torch.arange(photos), places.clamp(max=4)], maps[:, 4].flip(1)
+    )
+    ranked, threshold = torch.arange(5).expand(photos, 5), 0.5
+    cams, knowns, order = maps.numpy(), known.numpy(), ranked.tolist()
+
+    def own_loc() -> list[float]:
+        metric = TopKLoc(threshold)
+        for start in range(0, photos, 32):
+            part = slice(start, start + 32)
+            metric.update(maps[part], ranked[part], places[part], boxes[part], known[part])
+        found = metric.compute()
+        return [found[name] for name in ("top1_loc", "top5_loc", "gt_known_loc")]
+
+    def their_loc() -> list[float]:
+        each = zip(cams, knowns, order, places.tolist(), boxes, strict=True)
+        return (np.mean([published_loc(*photo, threshold) for photo in each], 0) * 100).tolist()
+
+    wide, masks = known.double(), known > 0.6
+    scores, truths = wide.numpy(), masks.numpy().astype(np.uint8)
+
+    def own_pxap() -> list[float]:
+        metric = PxAP()
+        metric.update(wide, masks)
+        return [metric.compute()["score"]]
+
+    rows = []
+    for name, sides in {
+        "TopKLoc, fixed threshold": {"molt": own_loc, "published": their_loc},
+        "PxAP": {"molt": own_pxap, "published": lambda: [published_pxap(scores, truths)]},
+    }.items():
+        seconds, found = least(sides, repeats)
+        ms = {f"{side}_ms": 1000 * value / photos for side, value in seconds.items()}
+        off = max(abs(a - b) for a, b in zip(found["molt"], found["published"], strict=True))
+        rows.append({"metric": name} | ms | {"times": seconds["published"] / seconds["molt"], "off": off})
+    return rows
+
+
+def show_peers(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print how long each side takes; a figure that differs is an error."""
+    table = Table("metric", "molt, ms a photo", "published calls, ms a photo", "times", "figures differ by")
+    for row in rows:
+        table.add_row(row["metric"], *(f"{row[key]:.3g}" for key in ("molt_ms", "published_ms", "times", "off")))
+    Console(width=110).print(table)
+    if max(row["off"] for row in rows) > 1e-9:
+        raise SystemExit("the two sides differ")
+
+
 def main() -> None:
-    """Run a tenth, then all."""
+    """Run a tenth, then all; or the peers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--maps", type=int, default=5794)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--peers", action="store_true", help="beside the calls of the published code")
+    parser.add_argument("--photos", type=int, default=128, help="of --peers")
+    parser.add_argument("--repeats", type=int, default=15, help="of --peers")
     options = parser.parse_args()
+    if options.peers:
+        found = peers(options.photos, options.repeats)
+        if options.json is not None:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            options.json.write_text(json.dumps(about("cpu", 1) | {"rows": found}, indent=1) + "\n")
+        show_peers(found)
+        return
     if options.one is not None:
         print(json.dumps(run(options.one)))
         return

@@ -2,11 +2,13 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <string>
 
 #include "cpu/clones.h"
 #include "cpu/cluster_refine.h"
+#include "cpu/one_cut.h"
 #include "cpu/sweep.h"
 #include "torch_parallel.h"
 
@@ -161,6 +163,44 @@ py::tuple box_curves(const py::array& given, const py::array_t<double, py::array
   return py::make_tuple(of_any, of_largest, peak);
 }
 
+py::array_t<int32_t> largest_at_one_cut(const py::array& given, double threshold, bool relative, bool contours) {
+  const molt::MapType kind = map_type(given);
+  if (given.ndim() != 3 || kind == molt::MapType::float16) {
+    throw py::value_error("maps: got shape " + text(given.attr("shape")) + ", expected (N, H, W) of float32 or float64");
+  }
+  if (!(threshold >= 0.0 && threshold < 1.0)) throw py::value_error("threshold: expected a number in [0, 1)");
+  const py::array maps = contiguous(given);
+  py::array_t<int32_t> boxes({maps.shape(0), py::ssize_t{4}});
+  const molt::OneCut job{maps.data(),   kind,      maps.shape(0), maps.shape(1),
+                         maps.shape(2), threshold, relative,      contours};
+  int32_t* to = boxes.mutable_data();
+  if (job.count > 0) {
+    py::gil_scoped_release release;
+    molt::largest_at_one_cut(job, to, molt::torch_parallel());
+  }
+  return boxes;
+}
+
+py::array_t<int64_t> count_scores(const py::array_t<double, py::array::c_style | py::array::forcecast>& scores,
+                                  const py::array_t<uint8_t, py::array::c_style | py::array::forcecast>& mask,
+                                  const py::array_t<double, py::array::c_style | py::array::forcecast>& edges) {
+  if (scores.size() != mask.size()) throw py::value_error("mask: expected as many pixels as there are scores");
+  if (edges.ndim() != 1 || edges.size() < 2 || !(edges.at(0) <= 0.0) || !(edges.at(edges.size() - 1) > 1.0)) {
+    throw py::value_error("edges: expected rising numbers from 0 to above 1");
+  }
+  const py::ssize_t bins = edges.size() - 1;
+  py::array_t<int64_t> counts({py::ssize_t{2}, bins});
+  int64_t* to = counts.mutable_data();
+  std::fill(to, to + 2 * bins, 0);
+  bool inside = true;
+  {
+    py::gil_scoped_release release;
+    inside = molt::count_scores(scores.data(), mask.data(), scores.size(), edges.data(), bins, to);
+  }
+  if (!inside) throw py::value_error("scores: expected numbers in [0, 1]");
+  return counts;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -173,4 +213,8 @@ PYBIND11_MODULE(_C, m) {
         py::arg("contours") = true, py::arg("clip") = true, py::arg("extra") = 1.0,
         py::arg("empty") = std::array<double, 4>{}, py::arg("any") = true, py::arg("largest") = true,
         "box_curves for NumPy arrays, on the same core as the operator; contiguous arrays are not copied.");
+  m.def("largest_at_one_cut_numpy", &largest_at_one_cut, py::arg("maps"), py::arg("threshold"), py::arg("relative"),
+        py::arg("contours"), "The largest component's box of each map at one threshold, zeros where nothing is kept.");
+  m.def("count_scores_numpy", &count_scores, py::arg("scores"), py::arg("mask"), py::arg("edges"),
+        "How many scores lie between the edges, where the mask is 1 and where it is 0.");
 }

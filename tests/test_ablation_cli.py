@@ -135,6 +135,18 @@ def test_a_photo_that_cannot_be_read_ends_with_1(there: SimpleNamespace, tmp_pat
     assert found.code == 1 and "1 problems, the first" in found.out and "2.png" in found.out
 
 
+def test_a_photo_of_another_size_than_annotated_stops_before_networks_run(
+    there: SimpleNamespace, tmp_path: Path
+) -> None:
+    for name in ("0.png", "1.png"):
+        (tmp_path / name).write_bytes((there.folder / name).read_bytes())
+    PIL.Image.new("RGB", (31, 17)).save(tmp_path / "0.png")
+    base = (there.base[0], "--photos", tmp_path, *there.base[3:], "--checkpoint", there.checkpoint)
+    found = call("ablate", *base, "--no-plots", "--out", tmp_path / "out")
+    assert found.code == 2 and "'0.png' (" in found.err and "31x17 in the file" in found.err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

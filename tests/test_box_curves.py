@@ -1,4 +1,4 @@
-"""IoU of boxes at every cut: the core against the plain twin, tensors against arrays, and wrong arguments."""
+"""IoU of boxes at every cut, boxes at one, counts of scores: the core against the plain twin, and wrong arguments."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from molt import ops
 from molt.evaluation import box_curves, to_levels
+from molt.evaluation._inputs import check_thresholds
+from molt.evaluation._score_bins import score_histogram
+from molt.evaluation.box_curves import Area, largest_at_one_cut
 
 
 def made(seed: int, count: int = 3) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -121,3 +125,62 @@ def test_the_operator_refuses_what_would_read_other_memory() -> None:
     with pytest.raises(RuntimeError, match="truths"):
         operator(levels, truths.float(), torch.tensor([0, 2]), *knobs)
     torch.library.opcheck(operator.default, (levels, truths, torch.tensor([0, 2]), *knobs))
+
+
+@pytest.mark.parametrize("area", ["contour", "pixels"])
+@pytest.mark.parametrize("relative", [True, False])
+def test_one_cut_is_the_sweep_s_answer_at_that_cut(area: Area, relative: bool) -> None:
+    rng = np.random.default_rng(3)
+    for seed in range(60):
+        levels, _ = made(seed, count=4)
+        maps = torch.from_numpy(levels / 255).to(torch.float64 if seed % 2 else torch.float32)
+        maps[3, 0, 0] = torch.nan
+        # On levels, just below and just above them, where one rounding decides.
+        whole = float(rng.integers(0, 255)) / 255
+        for threshold in (0.0, whole, np.nextafter(whole, 0), np.nextafter(whole, 1), rng.uniform(0, 1)):
+            share = float(np.clip(threshold, 0, np.nextafter(1.0, 0)))
+            at = to_levels(maps)
+            peak = at.flatten(1).amax(1).numpy() if relative else np.full(4, 255)
+            swept = ops.largest_at_cuts(at[:, None], contours=area == "contour")[0][:, 0].double().numpy()
+            want = swept[np.arange(4), (share * peak).astype(np.int64)]
+            for backend in ("native", "reference"):
+                found = largest_at_one_cut(maps, share, relative=relative, area=area, backend=backend)
+                np.testing.assert_array_equal(found, want, f"{seed} {share} {backend}")
+
+
+def test_one_cut_of_smooth_maps_with_rings_and_equal_parts() -> None:
+    rings = np.zeros((40, 61))
+    for inset, value in enumerate((0.9, 0.9, 0.2, 0.8, 0.8, 0.1, 0.9)):
+        rings[2 * inset : 40 - 2 * inset, 2 * inset : 61 - 2 * inset] = value
+    twins = np.zeros((40, 61))
+    twins[3:9, 3:9] = twins[3:9, 20:26] = twins[20:26, 3:9] = 1.0
+    thin = np.eye(40, 61)
+    noise = torch.nn.functional.interpolate(torch.rand(1, 1, 9, 9), (40, 61), mode="bicubic")[0, 0].clamp(0, 1).numpy()
+    maps = torch.from_numpy(np.stack([rings, rings.T.copy().reshape(40, 61), twins, thin, noise]))
+    swept = {
+        c: ops.largest_at_cuts(to_levels(maps)[:, None], contours=c)[0][:, 0].double().numpy() for c in (True, False)
+    }
+    for threshold in np.arange(0, 1, 0.01):
+        cuts = (threshold * to_levels(maps).flatten(1).amax(1).numpy()).astype(np.int64)
+        for area, contours in (("contour", True), ("pixels", False)):
+            found = largest_at_one_cut(maps, float(threshold), area=area)
+            np.testing.assert_array_equal(found, swept[contours][np.arange(5), cuts])
+    assert largest_at_one_cut(maps[2:3], 0.5).tolist() == [[3, 20, 9, 26]], "of equal contours the last one"
+    assert largest_at_one_cut(maps[2:3], 0.5, area="pixels").tolist() == [[3, 3, 9, 9]], "of equal parts the first one"
+    assert largest_at_one_cut(maps[:0], 0.5).shape == (0, 4)
+
+
+@pytest.mark.parametrize("thresholds", [1000, 7, [0.0, 0.3, 0.3000000001, 0.9]])
+def test_scores_are_counted_as_histogram_does(thresholds) -> None:
+    grid = check_thresholds(thresholds)
+    edges = np.append(grid, [1.0, 2.0])
+    steps = thresholds if isinstance(thresholds, int) else None
+    around = np.concatenate([edges[:-1], np.nextafter(edges[1:-1], 0), np.nextafter(edges[:-2], 1)])
+    scores = np.concatenate([around, np.random.default_rng(0).random(500)])
+    mask = np.random.default_rng(1).choice(np.array([0, 1, 255], np.uint8), scores.shape)
+    want = [np.histogram(scores[mask == value], edges)[0] for value in (1, 0)]
+    for backend in ("native", "reference"):
+        np.testing.assert_array_equal(score_histogram(scores, mask, edges, steps, backend), want)
+    for bad in (-0.1, 1.1, np.nan):
+        with pytest.raises(ValueError, match="scores: expected"):
+            score_histogram(np.array([bad]), np.ones(1, np.uint8), edges, steps)

@@ -15,10 +15,11 @@ import PIL.Image
 import pytest
 import torch
 
-from molt.data import Annotation, read_voc, write_voc, write_wsol
+from molt.data import Annotation, DataError, checking, read_voc, write_voc, write_wsol
 from molt.data.annotations import LocalizationSet, Sample
 from molt.evaluation import MaxBoxAcc, PxAP
 from molt.evaluation.compare import compare
+from molt.evaluation.masks import nearest
 from molt.evaluation.runs import Settings, evaluate
 
 SIDE = 224
@@ -316,3 +317,87 @@ def test_boxes_that_differ_in_the_last_digits_are_the_same_truth() -> None:
     assert compare(runs[:2], draws=3)["photos"] == 3
     with pytest.raises(ValueError, match="share no photo"):
         compare(runs[1:], draws=3)
+
+
+@pytest.mark.parametrize("method", ["weak", "maps:maps"])
+def test_photos_of_another_size_than_annotated_stop_the_run(
+    stored: Any, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("no network is needed to see that sizes differ")
+
+    monkeypatch.setattr("molt.localizer.Localizer", never)
+    given = ("evaluate", "metadata", "--photos", ".", "--gt-map", "top1", "--method", method, "--json", *FAST)
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    PIL.Image.new("RGB", (SIDE, 100)).save("3.png", exif=exif)
+    for number in (1, 5, 6):
+        PIL.Image.new("RGB", (SIDE, 100 + number)).save(f"{number}.png")
+    result = call(*given)
+    assert result.code == 2 and not result.out and "Traceback" not in result.err
+    assert "photos of another size than the annotations say: 4 of 8, " in result.err
+    assert f"'1.png' ({SIDE}x{SIDE} annotated, {SIDE}x101 in the file)" in result.err
+    assert f"'3.png' ({SIDE}x{SIDE} annotated, 100x{SIDE} in the file, turned by its EXIF orientation)" in result.err
+    assert "5.png" in result.err and "6.png" not in result.err and "molt data check lists all" in result.err
+    for number in range(8):
+        Path(f"{number}.png").unlink()
+    if method == "maps:maps":
+        assert call(*given).code == 0, "stored maps need no photos"
+
+
+def test_python_compares_the_sizes_too_and_reads_each_header_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = np.array([[100.0, 100, 200, 150]])
+    values = np.zeros((200, 400))
+    values[100:150, 100:200] = 1
+    settings = Settings(thresholds=10, draws=3, resize="bilinear")
+
+    def score(*sizes: tuple[int, int] | None) -> Any:
+        samples = [Sample("a.png", tmp_path / "a.png", label, box, size) for label, size in enumerate(sizes)]
+        data = LocalizationSet("one", "coco", tuple(samples), ("it", "that"))
+        return evaluate(data, iter([values] * len(sizes)), settings)
+
+    PIL.Image.new("RGB", (400, 200)).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"say: 1 of 1, 'a.png' \(640x640 annotated, 400x200 in the file\)"):
+        score((640, 640))
+    read = []
+    header = checking._header
+    monkeypatch.setattr(checking, "_header", lambda path: read.append(path) or header(path))
+    for sizes in ([(400, 200)] * 2, [None]):
+        assert score(*sizes).info["scores"]["mean_iou"]["value"] > 90
+    assert len(read) == 2, "a photo of two classes is looked at once"
+    (tmp_path / "a.png").write_bytes(b"no photo")
+    assert score((400, 200)).info["scores"]["max_box_acc"]["value"] == 100, "stored maps do not need the photo"
+
+
+@pytest.mark.parametrize(
+    ("orientation", "size"), [(3, (SIDE, 60)), (2, (SIDE, 60)), (6, (SIDE, SIDE)), (1, (SIDE, 60))]
+)
+def test_turned_photos_whose_size_tells_nothing_are_remarked(
+    tmp_path: Path, orientation: int, size: tuple[int, int]
+) -> None:
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    PIL.Image.new("RGB", size).save(tmp_path / "a.png", exif=exif)
+    sample = Sample("a.png", tmp_path / "a.png", 0, np.array([[0.0, 0, 9, 9]]), size)
+    data = LocalizationSet("one", "coco", (sample,), ("it",))
+    listed = evaluate(data, iter([np.eye(8)]), Settings(thresholds=5, draws=2)).info["problems"]["listed"]
+    said = "photos with an EXIF orientation of which no size tells whether the boxes heed it: 1"
+    assert [one["message"] for one in listed] == ([said] if orientation > 1 else [])
+
+
+def test_a_turned_tiff_has_the_size_that_is_seen(tmp_path: Path) -> None:
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    PIL.Image.new("RGB", (60, 40)).save(tmp_path / "a.tif", exif=exif)
+    sample = Sample("a.tif", tmp_path / "a.tif", 0, np.array([[0.0, 0, 9, 9]]), (40, 60))
+    assert not checking.check_sizes(LocalizationSet("one", "coco", (sample,), ("it",)))
+
+
+def test_every_side_of_a_mask_is_resized_as_opencv_does() -> None:
+    for new in (1, 17, 224, 512):
+        for old in range(1, 4097):
+            line = np.arange(old, dtype=np.float32)[None].repeat(2, 0)
+            want = cv2.resize(line, (new, 2), interpolation=cv2.INTER_NEAREST)[0]
+            assert np.array_equal(nearest(old, new), want), (old, new)

@@ -149,10 +149,10 @@ def test_several_runs_side_by_side(tmp_path: Path) -> None:
 
 def test_a_page_of_large_photos_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = data_set(tmp_path)
+    run = run_of(data)
     noise = np.random.default_rng(0).integers(0, 255, (900, 1200, 3), dtype=np.uint8)
     for sample in data.samples:
         PIL.Image.fromarray(noise).save(sample.path)
-    run = run_of(data)
     monkeypatch.setattr(report, "MAX_BYTES", 150_000)
     path = write_report(tmp_path / "r.html", [run], samples=data.samples, maps=maps)
     assert path.stat().st_size < 150_000 and "data:image/jpeg" in path.read_text()

@@ -331,3 +331,23 @@ def test_an_empty_batch_is_nothing() -> None:
     metric = MaxBoxAcc("v1", 10)
     metric.update(torch.zeros(0, 5, 5), [])
     assert metric.count == 0
+
+
+@pytest.mark.parametrize("thresholds", [[0.2], 1])
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_one_threshold_is_fixed_and_no_oracle(version, thresholds) -> None:
+    maps = torch.rand(6, 20, 17, generator=torch.Generator().manual_seed(0)) ** 3
+    maps[5] = 0
+    boxes = [[[2, 3, 9, 12]]] * 3 + [[[0, 0, 16, 19], [4, 4, 9, 9]]] * 3
+    for knobs in ({}, {"area": "pixels", "clip": False, "plus_one": False, "empty": (1, 1, 5, 5)}):
+        iou = (0.01, 0.1, 0.3, 0.5, 0.7)
+        one = MaxBoxAcc(version, thresholds, bootstrap=0, iou=iou, **knobs)
+        at = float(one.thresholds[0])
+        many = MaxBoxAcc(version, [at, at + 0.5], bootstrap=0, iou=iou, **knobs)
+        one.update(maps, boxes)
+        many.update(maps, boxes)
+        assert {k: v[0] for k, v in one.compute()["curves"].items()} == {
+            k: v[0] for k, v in many.compute()["curves"].items()
+        }
+        assert "oracle" not in str(one.protocol) and f"thresholds={at:g}," in str(one.protocol)
+        assert "oracle" in str(many.protocol)

@@ -174,6 +174,15 @@ def test_resize_and_minmax_are_opencvs(kind: str) -> None:
     np.testing.assert_allclose(prepare(values, 64, resize=kind), expected, atol=2e-6)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("shape", [(14, 14), (1, 9), (34, 27), (64, 10), (300, 400), (128, 65)])
+def test_cubic_is_opencvs_to_the_last_digit(shape: tuple[int, int]) -> None:
+    cv2 = pytest.importorskip("cv2")
+    values = np.random.default_rng(3).random(shape)
+    bigger = cv2.resize(values, (64, 64), interpolation=cv2.INTER_CUBIC)
+    expected = (bigger - bigger.min()) / (bigger - bigger.min()).max()
+    assert np.array_equal(prepare(values, 64), expected)
+
+
 def test_normalisation() -> None:
     values = np.array([[-1.0, 0], [1, 3]])
     assert prepare(values, 2).tolist() == [[0, 0.25], [0.5, 1]]

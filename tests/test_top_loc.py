@@ -285,3 +285,10 @@ def test_bad_photos_add_nothing(changes: dict, knobs: dict, message: str) -> Non
 def test_bad_knobs(arguments: dict, message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         TopKLoc(**arguments)
+
+
+def test_one_threshold_is_no_oracle() -> None:
+    for metric in (TopKLoc(0.2), TopKLoc("best", thresholds=[0.2])):
+        assert "oracle" not in str(metric.protocol) and "threshold=0.2," in str(metric.protocol)
+    assert "oracle" in str(TopKLoc("best", thresholds=[0.1, 0.2]).protocol)
+    assert "oracle" in str(TopKLoc(0.2, oracle=True).protocol), "it was chosen on these photos, as the caller says"

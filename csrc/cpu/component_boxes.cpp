@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -10,6 +9,7 @@
 
 #include "clones.h"
 #include "convert.h"
+#include "runs.h"
 
 namespace molt {
 namespace {
@@ -65,30 +65,6 @@ MOLT_ROW_LOOPS(float)
 MOLT_ROW_LOOPS(double)
 #undef MOLT_ROW_LOOPS
 
-// Pixels begin to end of one row; `parent` is a run of the same component, never a later one.
-struct Run {
-  int64_t row, begin, end;
-  int64_t parent;
-};
-
-int64_t root_of(std::vector<Run>& runs, int64_t at) {
-  while (runs[at].parent != at) {
-    runs[at].parent = runs[runs[at].parent].parent;
-    at = runs[at].parent;
-  }
-  return at;
-}
-
-void join(std::vector<Run>& runs, int64_t a, int64_t b) {
-  a = root_of(runs, a);
-  b = root_of(runs, b);
-  if (a < b) {
-    runs[b].parent = a;
-  } else {
-    runs[a].parent = b;
-  }
-}
-
 template <class T>
 class Finder {
   using A = Acc<T>;
@@ -122,32 +98,12 @@ class Finder {
   }
 
   void find_runs(A cutoff) {
-    // A 0 on both sides, so that every run has a beginning and an end.
+    // One 0 more, so that every run has an end.
     std::vector<uint8_t> kept(job_.width + 1, 0);
-    const int64_t reach = job_.diagonal ? 1 : 0;
     size_t above = 0;  // first run of the row above
     for (int64_t y = 0; y < job_.height; ++y) {
       keep(row(y), job_.width, cutoff, kept.data());
-      const size_t first = runs_.size();
-      for (int64_t x = 0; x < job_.width;) {
-        if (!kept[x]) {
-          const void* next = std::memchr(kept.data() + x, 1, job_.width - x);
-          if (next == nullptr) break;
-          x = static_cast<const uint8_t*>(next) - kept.data();
-        }
-        const auto* end = static_cast<const uint8_t*>(std::memchr(kept.data() + x, 0, job_.width + 1 - x));
-        const int64_t self = static_cast<int64_t>(runs_.size());
-        runs_.push_back({y, x, end - kept.data(), self});
-        x = end - kept.data();
-      }
-      size_t a = above;
-      for (size_t b = first; b < runs_.size(); ++b) {
-        while (a < first && runs_[a].end + reach <= runs_[b].begin) ++a;
-        for (size_t c = a; c < first && runs_[c].begin < runs_[b].end + reach; ++c) {
-          join(runs_, static_cast<int64_t>(c), static_cast<int64_t>(b));
-        }
-      }
-      above = first;
+      above = add_row(runs_, above, kept.data(), job_.width, y, job_.diagonal);
     }
   }
 

@@ -3,18 +3,16 @@
 #include <cstdint>
 #include <cstdlib>
 
-#include "sweep_tree.h"
-
 namespace molt {
 
 // The area that OpenCV's contourArea gives for the border of the pixels above `cut`, followed from `start` (Suzuki and
-// Abe 1985, algorithm 1), whose neighbour to the west (an outer border) or to the east (a hole's) is not kept.
-inline double traced_area(const LevelMap& map, int64_t start, int32_t cut, bool hole) {
-  const int64_t s = map.stride;
+// Abe 1985, algorithm 1), whose neighbour to the west (an outer border) or to the east (a hole's) is not kept. `level` is
+// a map with a frame of zeros, `s` the length of its rows.
+inline double traced_area(const uint8_t* level, int64_t s, int64_t start, int32_t cut, bool hole) {
   const int64_t step[8] = {-s, -s + 1, 1, s + 1, s, s - 1, -1, -s - 1};
   constexpr int kX[8] = {0, 1, 1, 1, 0, -1, -1, -1};
   constexpr int kY[8] = {-1, -1, 0, 1, 1, 1, 0, -1};
-  const auto kept = [&](int64_t at) { return map.level[at] > cut; };
+  const auto kept = [&](int64_t at) { return level[at] > cut; };
 
   // Clockwise from the pixel that is not kept: where the border would come from.
   int from = hole ? 2 : 6;

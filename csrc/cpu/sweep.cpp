@@ -139,10 +139,12 @@ class Areas {
     }
     const int32_t same = of_start_[node.grown.start];
     if (same >= 0 && outlines_[same].first <= node.last) return static_cast<double>(outlines_[same].grown.size) / 2;
-    return traced_area(kept_, node.grown.start, node.last, false);
+    return traced_area(kept_.level.data(), kept_.stride, node.grown.start, node.last, false);
   }
 
-  double hole(const Node& node) const { return traced_area(kept_, node.grown.start - 1, node.last, true); }
+  double hole(const Node& node) const {
+    return traced_area(kept_.level.data(), kept_.stride, node.grown.start - 1, node.last, true);
+  }
 
  private:
   const LevelMap& kept_;

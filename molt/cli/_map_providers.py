@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import gc
 import importlib
-import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -17,12 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from molt._text import plain_name
-from molt.classes import OBJECT, find_class, imagenet_names
+from molt.classes import OBJECT, imagenet_names
+from molt.cli._network_classes import Groups, network_classes
 from molt.cli._sets import check_files
 from molt.data.annotations import LocalizationSet, Problem, Sample
 from molt.data.images import PhotoError, read_photo
 from molt.evaluation.maps import MapError, Missing, Normalize, StoredMaps
+from molt.evaluation.predictions import Predictions, place
+from molt.methods.evidence import Evidence, Method
 
 if TYPE_CHECKING:
     from molt.localizer import Localizer
@@ -31,7 +30,6 @@ CENTRE = 0.7  # of each side
 GT_MAPS = ("label", "top1", "agnostic")
 BASELINES = ("centre", "full", "cam", "layercam")
 Map = NDArray | Exception
-Groups = dict[int, tuple[int, ...]]
 CLASS_SIDE = 224  # px, where a class is decided
 
 
@@ -49,6 +47,9 @@ class Wanted:
         device: ``"cpu"``, ``"cuda"``... or None.
         source: where weights come from.
         checkpoint: of a trained model.
+        predictions: CSV of the likeliest classes of each photo, in place of the network's own, or None.
+        whole: all samples of the set, where some were drawn, or None.
+        any_object: whether the photos' own classes are given up, and with them maps of one label.
     """
 
     method: str
@@ -59,6 +60,9 @@ class Wanted:
     device: str | None = None
     source: str = "auto"
     checkpoint: Path | None = None
+    predictions: Path | None = None
+    whole: Sequence[Sample] | None = None
+    any_object: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ class Provider:
         normalize: what must be done with them, or None where the user may choose.
         problems: found before the first photo.
         usual: what is done with them where the user does not choose.
+        ranks: gives the place of each sample's label among the predicted classes, after its map; None where no class is
+            predicted.
     """
 
     maps: Callable[[Sequence[Sample]], Iterator[Map]]
@@ -78,9 +84,20 @@ class Provider:
     normalize: Normalize | None = None
     problems: tuple[Problem, ...] = field(default=())
     usual: Normalize = "minmax"
+    ranks: Callable[[Sequence[Sample]], list[int | None]] | None = None
 
 
 def provider(wanted: Wanted, data: LocalizationSet) -> Provider:
+    """Return what gives the maps asked for, and the classes; arguments and errors as for :func:`_maps_of`."""
+    if wanted.predictions is None:
+        return _maps_of(wanted, data)
+    read = Predictions(wanted.predictions, data.samples, data.classes, missing=wanted.missing, of=wanted.whole)
+    found = _maps_of(wanted, data)
+    about = found.about | {"predictions": _file_said(wanted.predictions)}
+    return replace(found, about=about, problems=(*found.problems, *read.problems), ranks=read)
+
+
+def _maps_of(wanted: Wanted, data: LocalizationSet) -> Provider:
     """Return what gives the maps asked for; a network is loaded now, and what cannot work is told now.
 
     Raises:
@@ -103,7 +120,13 @@ def provider(wanted: Wanted, data: LocalizationSet) -> Provider:
     if wanted.missing == "stop":
         check_files(needed)
     if name.startswith("maps:"):
-        stored = StoredMaps(name.removeprefix("maps:"), data.samples, missing=wanted.missing)
+        stored = StoredMaps(
+            name.removeprefix("maps:"),
+            data.samples,
+            missing=wanted.missing,
+            of=wanted.whole,
+            labelled=not wanted.any_object,
+        )
         about_maps = {"name": name, "missing": wanted.missing, "files": stored.stamp, "weights": []}
         return Provider(stored, about_maps, None, stored.problems, stored.normalize)
     if name in ("centre", "full"):
@@ -137,57 +160,29 @@ def provider(wanted: Wanted, data: LocalizationSet) -> Provider:
             raise ValueError(f"--class-map: {data.classes[several[0]]!r} has several classes; {name} takes one each")
         about["classes"] = {str(label): list(group) for label, group in sorted(classes.items())}
     if wanted.checkpoint is not None:
-        found = wanted.checkpoint.stat()
-        about["checkpoint"] = f"{wanted.checkpoint}, {found.st_size} bytes, changed at {found.st_mtime_ns} ns"
+        about["checkpoint"] = _file_said(wanted.checkpoint)
     see = {"cam": _cam, "layercam": _layer_cam(loc, explainer)}.get(name, _refined)
-    return Provider(_Network(loc, see, classes, agnostic=wanted.gt_map == "agnostic"), about, None, tuple(problems))
+    ranked = None if wanted.any_object else _ranked(loc, classes, data)
+    maps = _Network(loc, see, classes, agnostic=wanted.gt_map == "agnostic", ranked=ranked)
+    return Provider(maps, about, None, tuple(problems), ranks=None if ranked is None else maps.ranks)
 
 
-def network_classes(
-    data: LocalizationSet, known: tuple[str, ...], class_map: Path | None
-) -> tuple[Groups, list[Problem]]:
-    """Return the network's class indices, -1 for 'object', by label of the set, and labels that have none.
+def _file_said(path: Path) -> str:
+    """Return what tells a file from another, or from itself after a change."""
+    found = path.stat()
+    return f"{path}, {found.st_size} bytes, changed at {found.st_mtime_ns} ns"
 
-    Without a file a class is found by name, by WordNet id where the network knows ImageNet's classes, or by its number
-    where the set has as many classes as the network. A class in the file that the network lacks is a problem, and its
-    photos count as missed.
 
-    Raises:
-        ValueError: classes that are not the network's, or a file that does not hold.
-    """
-    used = Counter(sample.label for sample in data.samples)
-    said = {} if class_map is None else _read_class_map(class_map)
-    numbers = len(data.classes) == len(known)
-    ids = _wordnet_ids(known)
-    found: Groups = {}
-    wrong: list[tuple[int, str]] = []
-    for label in sorted(used):
-        name = data.classes[label] if 0 <= label < len(data.classes) else str(label)
+def _ranked(loc: Localizer, classes: Groups | None, data: LocalizationSet) -> Groups | None:
+    """Return the network's classes by label, for Top-k, or None where it predicts none of these."""
+    if not hasattr(loc.method, "register_forward_hook"):
+        return None  # no network whose probabilities could be seen
+    if classes is None:  # whose map counts needs no class of the set, and some sets have others
         try:
-            if class_map is not None:
-                if name not in said:
-                    raise ValueError(f"class {name!r} is not in {class_map}")
-                found[label] = _group(said[name], known)
-            elif name in ids:
-                found[label] = (ids[name],)
-            elif not numbers and name.removeprefix("-").isdecimal():
-                raise ValueError(f"class {name!r} is a number, and the set has {len(data.classes)} classes")
-            else:
-                found[label] = (find_class(name, known),)
-        except ValueError as error:
-            wrong.append((label, f"{name}: {error}"))
-    if wrong and (class_map is None or any("is not in" in text for _, text in wrong)):
-        listed = "; ".join(text for _, text in wrong[:3]) + ("; ..." if len(wrong) > 3 else "")
-        photos = sum(used[label] for label, _ in wrong)
-        raise ValueError(
-            f"{len(wrong)} of the set's {len(used)} classes ({photos} photos) are not among the network's "
-            f"{len(known)}: {listed}. Say which are meant with --class-map FILE (lines: class name, network class name "
-            "or index, or object), or take --gt-map top1 or agnostic"
-        )
-    expected = f"a class of the network, 0 to {len(known) - 1}; its photos count as missed"
-    return found, [
-        Problem(class_map or Path(data.name), None, f"{text} ({used[label]} photos)", expected) for label, text in wrong
-    ]
+            classes = network_classes(data, loc.method.class_names, None)[0]
+        except ValueError:
+            return None
+    return None if any(OBJECT in group for group in classes.values()) else classes
 
 
 class _Network:
@@ -200,13 +195,25 @@ class _Network:
         classes: Groups | None,
         *,
         agnostic: bool,
+        ranked: Groups | None = None,
     ) -> None:
-        self.loc, self.see, self.classes, self.agnostic = loc, see, classes, agnostic
+        self.loc, self.see, self.classes, self.agnostic, self.ranked = loc, see, classes, agnostic, ranked
+        self._probabilities: Tensor | None = None  # of the batch that was seen last
+        self._ranks: dict[tuple[str, int], int] = {}
+        if ranked is not None:
+            loc.method.register_forward_hook(self._note)
+
+    def ranks(self, samples: Sequence[Sample]) -> list[int | None]:
+        """Return the place of each label among the classes of the photos whose maps were given last."""
+        return [self._ranks.get((sample.name, sample.label)) for sample in samples]
+
+    def _note(self, method: Method, images: object, evidence: Evidence) -> None:
+        self._probabilities = evidence.all_probabilities
 
     def __call__(self, samples: Sequence[Sample]) -> Iterator[Map]:
         """Yield a map, or why there is none, of each sample."""
         found: list[Map | None] = []
-        pixels, groups = [], []
+        pixels, groups, read = [], [], []
         for sample in samples:
             try:
                 group = (OBJECT,) if self.classes is None else self.classes.get(sample.label)
@@ -214,10 +221,13 @@ class _Network:
                     raise MapError(f"the network has no class for label {sample.label}", "a class of the network")
                 pixels.append(read_photo(sample.path, self.loc.method.size).pixels)
                 groups.append(group)
+                read.append(sample)
                 found.append(None)
             except (PhotoError, OSError, MapError) as error:
                 found.append(error)
         maps = iter(self._seen(pixels, groups))
+        if self.ranked is not None:
+            self._rank(pixels, read)
         for entry in found:
             yield next(maps) if entry is None else entry
 
@@ -230,18 +240,36 @@ class _Network:
         return [values.numpy() for values in seen[:, 0].detach().float().cpu()]
 
     @torch.inference_mode()
+    def _rank(self, pixels: list[Tensor], samples: list[Sample]) -> None:
+        self._ranks = {}
+        if not pixels:
+            return
+        if self._probabilities is None:  # LayerCAM asks the CNN alone
+            cnn: Any = self.loc.method.cnn
+            self._probabilities = cnn(_at_class_side(torch.stack(pixels).to(self.loc.device))).logits
+        assert self.ranked is not None
+        for sample, row in zip(samples, self._probabilities.float().cpu(), strict=True):
+            if group := self.ranked.get(sample.label):
+                self._ranks[sample.name, sample.label] = place(row, group)
+        self._probabilities = None
+
+    @torch.inference_mode()
     def _wanted(self, images: Tensor, groups: list[tuple[int, ...]]) -> Tensor:
         """Return (B, 1) the class of each photo, of several the one that the CNN holds likeliest."""
         chosen = [group[0] for group in groups]
         several = [i for i, group in enumerate(groups) if len(group) > 1]
         if several:
-            from molt.backbones.preprocess import resize
-
             cnn: Any = self.loc.method.cnn
-            logits = cnn(resize(images[several], (CLASS_SIDE, CLASS_SIDE))).logits
+            logits = cnn(_at_class_side(images[several])).logits
             for i, scores in zip(several, logits, strict=True):
                 chosen[i] = groups[i][int(scores[list(groups[i])].argmax())]
         return torch.tensor(chosen, dtype=torch.int64, device=self.loc.device)[:, None]
+
+
+def _at_class_side(images: Tensor) -> Tensor:
+    from molt.backbones.preprocess import resize
+
+    return resize(images, (CLASS_SIDE, CLASS_SIDE))
 
 
 def _refined(loc: Localizer, images: Tensor, wanted: Tensor | None) -> Tensor:
@@ -267,7 +295,7 @@ def _layer_cam(loc: Localizer, explainer: Any) -> Callable[[Localizer, Tensor, T
         return _cam
     import timm
 
-    from molt.backbones.preprocess import normalize, resize
+    from molt.backbones.preprocess import normalize
 
     target = importlib.import_module("pytorch_grad_cam.utils.model_targets").ClassifierOutputTarget
     cnn: Any = loc.method.cnn
@@ -278,7 +306,7 @@ def _layer_cam(loc: Localizer, explainer: Any) -> Callable[[Localizer, Tensor, T
     def see(_: Localizer, images: Tensor, wanted: Tensor | None) -> Tensor:
         if wanted is None:
             with torch.inference_mode():
-                wanted = cnn(resize(images, (224, 224))).logits.argmax(-1, keepdim=True)
+                wanted = cnn(_at_class_side(images)).logits.argmax(-1, keepdim=True)
         targets = [target(int(index)) for index in wanted[:, 0]]
         maps = explain(input_tensor=normalize(images.clone(), model), targets=targets)
         gc.collect()  # the package's hooks leave each batch's graph in a cycle, and few objects make a collection late
@@ -298,52 +326,3 @@ def _box_maps(name: str, size: int) -> Callable[[Sequence[Sample]], Iterator[NDA
             yield values
 
     return maps
-
-
-def _group(texts: Sequence[str], known: tuple[str, ...]) -> tuple[int, ...]:
-    """Return the network's classes behind names, indices and ranges such as 80-100, each once.
-
-    Raises:
-        ValueError: one that the network lacks, or 'object' among others.
-    """
-    found: list[int] = []
-    for text in texts:
-        if span := re.fullmatch(r"(\d{1,9})-(\d{1,9})", text):
-            first, last = int(span[1]), int(span[2])
-            if not first <= last < len(known):
-                raise ValueError(f"{text!r} is no range of classes 0 to {len(known) - 1}")
-            found += range(first, last + 1)
-        else:
-            found.append(find_class(text, known))
-    if OBJECT in found and len(set(found)) > 1:
-        raise ValueError("'object' is no class among others")
-    return tuple(dict.fromkeys(found))
-
-
-def _read_class_map(path: Path) -> dict[str, list[str]]:
-    """Return the network classes, as written, by class name.
-
-    Raises:
-        ValueError: a line that has not two columns, or a file that cannot be read.
-    """
-    found: dict[str, list[str]] = {}
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            for number, row in enumerate(csv.reader(file), 1):
-                if not row:
-                    continue
-                # A network class may hold commas itself: tabby, tabby cat.
-                name, text = plain_name(row[0]), ", ".join(part.strip() for part in row[1:] if part.strip())
-                if not name or not text:
-                    raise ValueError(f"--class-map {path}:{number}: got {row!r}, expected name,network class")
-                found.setdefault(name, []).append(text)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"--class-map {path}: cannot be read ({error})") from error
-    return found
-
-
-def _wordnet_ids(known: tuple[str, ...]) -> dict[str, int]:
-    """Return ImageNet's WordNet ids by number where these are the network's classes."""
-    from timm.data.imagenet_info import ImageNetInfo
-
-    return {} if known != imagenet_names() else {name: i for i, name in enumerate(ImageNetInfo().label_names())}

@@ -98,6 +98,7 @@ def ablate(
     from molt.benchmark import ablation
     from molt.benchmark.ablation_plots import draw, need_matplotlib
     from molt.data.annotations import DataError
+    from molt.data.checking import check_sizes
     from molt.data.images import PhotoError
     from molt.evaluation.runs import Settings
     from molt.training import TrainingError
@@ -121,6 +122,7 @@ def ablate(
             raise ValueError("--train: takes the place of --checkpoint and --checkpoint-class-token")
         data = read(path, kind, split=split, photos=photos, classes=classes, limit=limit, seed=seed)
         say_left_out(data.left_out, data.name)
+        check_sizes(data)
         plan = ablation.Plan(
             checkpoints=tuple(checkpoint or ()),
             class_token=tuple(checkpoint_class_token or ()),
@@ -174,7 +176,7 @@ class _Classes:
             raise ValueError(f"--class-map {self.class_map}: cannot be read ({error})") from error
 
     def __call__(self, known: tuple[str, ...]) -> Mapping[int, tuple[int, ...]]:
-        from molt.cli._map_providers import network_classes
+        from molt.cli._network_classes import network_classes
 
         return network_classes(self.data, known, None if self.names <= set(known) else self.class_map)[0]
 
@@ -266,7 +268,7 @@ def _run(data: LocalizationSet, plan: Any, find: _Classes, out: Path, *, restart
 
 def _show(report: Mapping[str, Any]) -> None:
     """Print a table a group, what the scales share, and what was not run."""
-    from molt.cli.evaluate import _console, _printer, _table
+    from molt.cli._score_tables import _console, _printer, _table
 
     console = _console()
     if not console.is_terminal:

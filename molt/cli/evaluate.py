@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from molt._text import readable
-from molt.cli._say import FAILED, SHOWN, stop, stop_at
-from molt.cli._sets import read
+from molt.cli._say import FAILED, stop, stop_at
+from molt.cli._score_tables import REPORT, Scores, show, show_comparison, write_csv, write_latex
+from molt.cli._sets import any_object as merged
+from molt.cli._sets import read, some
 
 if TYPE_CHECKING:
     from molt.cli._map_providers import Provider
@@ -21,14 +22,7 @@ if TYPE_CHECKING:
     from molt.evaluation.runs import Run, Settings
 
 OUT = Path("molt-evaluation")
-REPORT, COMPARISON = "report.html", "comparison.json"
-WIDTH = 110  # of tables that no terminal limits
-NAMES = {
-    "max_box_acc": "MaxBoxAcc",
-    "max_box_acc_v2": "MaxBoxAccV2",
-    "mean_iou": "mean IoU",
-    "pxap": "PxAP",
-}
+COMPARISON = "comparison.json"
 
 
 def evaluate(
@@ -63,8 +57,26 @@ def evaluate(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1...")] = None,
     batch: Annotated[int, typer.Option(help="Photos at once.")] = 8,
     gt_map: Annotated[
-        str, typer.Option(help="Whose map counts: label (the photo's class), top1 (the likeliest) or agnostic.")
-    ] = "label",
+        str | None,
+        typer.Option(
+            help="Whose map counts: label (the photo's class), top1 (the likeliest) or agnostic. If not given label, "
+            "and agnostic with --any-object."
+        ),
+    ] = None,
+    any_object: Annotated[
+        bool, typer.Option("--any-object", help="Each photo once, right with any object of any class: CorLoc.")
+    ] = False,
+    difficult: Annotated[
+        bool, typer.Option("--difficult/--no-difficult", help="Objects marked difficult count (voc).")
+    ] = False,
+    crowd: Annotated[bool, typer.Option("--crowd/--no-crowd", help="Boxes round a crowd count (coco).")] = False,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CSV",
+            help="Lines: photo, then its classes from the likeliest down, for Top-1 and Top-5, not the network's.",
+        ),
+    ] = None,
     class_map: Annotated[
         Path | None,
         typer.Option(
@@ -81,7 +93,10 @@ def evaluate(
         str, typer.Option(help="stop where a photo, mask or map is missing, or let zero maps stand for them: zero.")
     ] = "stop",
     size: Annotated[int, typer.Option(help="Side of the square where maps and boxes are compared, px.")] = 224,
-    thresholds: Annotated[int, typer.Option(help="How many thresholds.")] = 1000,
+    thresholds: Annotated[int, typer.Option(help="How many thresholds, of which the best is taken.")] = 1000,
+    threshold: Annotated[
+        float | None, typer.Option(metavar="T", help="The only threshold, a share of each map's maximum in [0, 1).")
+    ] = None,
     ious: Annotated[str, typer.Option(metavar="A,B", help="IoUs of MaxBoxAccV2.")] = "0.3,0.5,0.7",
     resize: Annotated[str, typer.Option(help="Of maps: cubic, bilinear or none.")] = "cubic",
     normalize: Annotated[
@@ -93,12 +108,16 @@ def evaluate(
     clip: Annotated[bool, typer.Option(help="End boxes at the last pixel.")] = True,
     plus_one: Annotated[bool, typer.Option(help="Count widths as x1 - x0 + 1.")] = True,
     draws: Annotated[int, typer.Option(help="Bootstrap draws of the intervals.")] = 1000,
+    csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write the scores as CSV, too.")] = None,
+    latex: Annotated[
+        Path | None, typer.Option("--latex", metavar="FILE", help="Write them as a LaTeX table (booktabs), too.")
+    ] = None,
 ) -> None:
     """Score a method or stored maps on photos with boxes or masks.
 
-    Gives MaxBoxAcc, MaxBoxAccV2, mean IoU and PxAP. The defaults are those of wsolevaluation. A run that was killed
-    goes on with the same command. Exit code 0; 1 if a photo's map or truth could not be used (it is then listed, and
-    the map counts as zeros); 2 for a wrong option.
+    Gives MaxBoxAcc, MaxBoxAccV2, mean IoU and PxAP, and where classes are predicted Top-1, Top-5 and GT-known Loc. The
+    defaults are those of wsolevaluation. A run that was killed goes on with the same command. Exit code 0; 1 if a
+    photo's map or truth could not be used (it is then listed, and the map counts as zeros); 2 for a wrong option.
     """
     from molt.data.annotations import DataError
     from molt.data.images import PhotoError
@@ -108,11 +127,12 @@ def evaluate(
         stop("PATH is missing: give a data set, or runs with --compare (molt evaluate --help)")
     try:
         if compare:
-            _compare(paths, out, as_json, draws, seed)
+            _compare(paths, out, as_json, draws, seed, csv, latex)
             return
         if len(paths) > 1:
             stop(f"one data set at a time, got {', '.join(map(str, paths))}; runs are compared with --compare")
         from molt.cli._map_providers import Wanted, provider
+        from molt.data.checking import check_sizes
         from molt.evaluation.runs import Settings
 
         methods = list(dict.fromkeys(method or [_default(checkpoint)]))
@@ -128,22 +148,50 @@ def evaluate(
             plus_one=plus_one,
             draws=draws,
             seed=seed,
+            threshold=threshold,
         )
-        data = read(paths[0], kind, split=split, photos=photos, masks=masks, classes=classes, limit=limit, seed=seed)
+        gt_map = gt_map or ("agnostic" if any_object else "label")
+        if any_object and (gt_map == "label" or predictions is not None):
+            given = f"--predictions {predictions}" if predictions is not None else "--gt-map label"
+            raise ValueError(f"--any-object: takes no class into account, so {given} does not go with it")
+        parts: dict[str, Any] = {"split": split, "photos": photos, "masks": masks, "classes": classes}
+        whole = read(paths[0], kind, **parts, difficult=difficult, crowd=crowd)
+        if any_object:
+            whole = merged(whole)
+        data = some(whole, limit, seed)
+        flags = {"difficult objects": difficult, "crowds": crowd}
+        about: dict[str, Any] = {"any_object": True} if any_object else {}
+        if counted := [name for name, on in flags.items() if on]:
+            about["counted"] = counted
         if batch < 1:
             raise ValueError(f"--batch {batch}: expected at least 1")
+        remarks = check_sizes(data)
         runs = []
         for name in methods:
-            wanted = Wanted(name, gt_map, class_map, cast("Any", missing), size, device, source, checkpoint)
+            wanted = Wanted(
+                name,
+                gt_map,
+                class_map,
+                cast("Any", missing),
+                size,
+                device,
+                source,
+                checkpoint,
+                predictions,
+                whole.samples,
+                any_object,
+            )
             found = provider(wanted, data)
+            found = replace(found, problems=(*remarks, *found.problems))
             own = replace(settings, normalize=found.normalize or cast("Any", normalize) or found.usual)
             _check_range(found, own, data)
             folder = _folder(out, data.name, name, single=len(methods) == 1, as_json=as_json)
             store = None if save_maps is None else save_maps / (_slug(name) if len(methods) > 1 else "")
-            runs.append(_run(data, found, own, folder, store, restart=restart, batch=batch))
+            runs.append(_run(data, found, own, folder, store, restart=restart, batch=batch, about=about))
             if not as_json:
-                _show(runs[-1], folder)
+                show(runs[-1], folder)
         comparison = _together(runs, out if len(runs) > 1 else None, draws, seed)
+        _write_tables(csv, latex, [(run.name, run.info["scores"]) for run in runs], runs)
     except DataError as error:
         stop_at(error.problems)
     except (RunError, ValueError, ImportError, PhotoError) as error:
@@ -159,7 +207,7 @@ def evaluate(
         )
         print(json.dumps(found_json))
     elif comparison is not None:
-        _show_comparison(comparison)
+        show_comparison(comparison)
     if any(row["problem"] or not (row["truth"] or row["masks"]) for run in runs for row in run.rows):
         raise typer.Exit(FAILED)
 
@@ -199,6 +247,7 @@ def _run(
     *,
     restart: bool,
     batch: int,
+    about: dict[str, Any],
 ) -> Run:
     """Evaluate one method, with a progress bar where there is a terminal."""
     from rich.console import Console
@@ -234,11 +283,15 @@ def _run(
                 save=None if store is None else lambda s, m: save_map(store, s, m, labelled=labelled),
                 step=step,
                 problems=found.problems,
+                sizes="trust",
+                ranks=found.ranks,
+                about=about,
             )
         except KeyboardInterrupt:
             if folder is not None:
+                what = "photos" if len(set(names)) == len(names) else "photo-class pairs"
                 console.print(
-                    f"molt: {done} of {len(data)} photos are in {folder}: the same command goes on", markup=False
+                    f"molt: {done} of {len(data)} {what} are in {folder}: the same command goes on", markup=False
                 )
             raise
     if folder is not None:
@@ -246,16 +299,42 @@ def _run(
     return run
 
 
-def _compare(folders: Sequence[Path], out: Path | None, as_json: bool, draws: int, seed: int) -> None:
+def _compare(
+    folders: Sequence[Path],
+    out: Path | None,
+    as_json: bool,
+    draws: int,
+    seed: int,
+    csv: Path | None,
+    latex: Path | None,
+) -> None:
     from molt.evaluation.runs import Run
 
-    found = _together([Run.load(folder) for folder in folders], out, draws, seed)
+    runs = [Run.load(folder) for folder in folders]
+    found = _together(runs, out, draws, seed)
     if found is None:
         raise ValueError(f"--compare: got {len(folders)} run, expected two or more")
+    scores = [{metric: entries[i] for metric, entries in found["scores"].items()} for i in range(len(runs))]
+    _write_tables(csv, latex, list(zip(found["runs"], scores, strict=True)), runs)
     if as_json:
         print(json.dumps(found))
     else:
-        _show_comparison(found)
+        show_comparison(found)
+
+
+def _write_tables(csv: Path | None, latex: Path | None, rows: Scores, runs: Sequence[Run]) -> None:
+    """Write the scores as the files that are asked for."""
+    from molt.evaluation.summary import fixed_threshold, protocol_line
+
+    try:
+        if csv is not None:
+            write_csv(csv, rows)
+        if latex is not None:
+            said = [f"{name}: {protocol_line(run.info)}" for (name, _), run in zip(rows, runs, strict=True)]
+            fixed = all(fixed_threshold(run.info) is not None for run in runs)
+            write_latex(latex, rows, fixed=fixed, said=said)
+    except OSError as error:
+        raise ValueError(f"--csv, --latex: {error}") from error
 
 
 def _together(runs: Sequence[Run], out: Path | None, draws: int, seed: int) -> dict[str, Any] | None:
@@ -290,99 +369,3 @@ def _ious(text: str) -> tuple[float, ...]:
         return tuple(dict.fromkeys(float(part) for part in text.split(",")))
     except ValueError:
         raise ValueError(f"--ious {text}: expected numbers parted by commas") from None
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = WIDTH
-    return console
-
-
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
-    from rich.markup import escape
-    from rich.table import Column, Table
-
-    heads = [Column(columns[0], overflow="fold"), *(Column(name, justify="right") for name in columns[1:])]
-    table = Table(*heads, title=escape(readable(title)), title_justify="left")
-    for row in rows:
-        table.add_row(*(escape(readable(cell)) for cell in row))
-    return table
-
-
-def _percent(entry: Mapping[str, Any]) -> tuple[str, str]:
-    low, high = entry["interval"]
-    return f"{entry['value']:.2f}", f"{low:.1f} to {high:.1f}"
-
-
-def _show(run: Run, folder: Path | None) -> None:
-    """Print a run's tables, how it was scored, the weights behind it and what was wrong."""
-    from molt.evaluation.summary import protocol_line
-
-    info, console = run.info, _console()
-    rows = [(NAMES[name], *_percent(entry), str(entry["photos"])) for name, entry in info["scores"].items()]
-    data = info["data"]
-    console.print(_table(f"{run.name} on {data['name']}", ("metric", "%", "95 % interval", "photos"), rows))
-    if info["by_iou"]:
-        rows_iou = [
-            (
-                NAMES["max_box_acc"] if e["kind"] == "v1" else f"any box, IoU {e['iou']:g}",
-                *_percent(e),
-                f"{e['threshold']:.3g}",
-            )
-            for e in info["by_iou"]
-        ]
-        console.print(_table("at its best threshold", ("box", "%", "95 % interval", "threshold"), rows_iou))
-        split = ", ".join(f"{kind} {number}" for kind, number in info["errors"].items())
-        console.print(f"largest box: {split}", soft_wrap=True, markup=False)
-    plain = _printer(console)
-    plain(f"protocol: {protocol_line(info)}")
-    for used in info["method"].get("weights", ()):
-        plain(f"weights: {used['model']}, {used['source']}; seen pixel masks in training: {used['saw_masks']}")
-    for what, number in info["data"]["left_out"].items():
-        plain(f"left out by the reader: {number} {what}")
-    problems = info["problems"]
-    if problems["count"]:
-        plain(f"{problems['count']} problem{'s' * (problems['count'] != 1)}:")
-        for problem in problems["listed"][:SHOWN]:
-            plain(f"  {problem['file']}: {problem['message']} (expected {problem['expected']})")
-        if problems["count"] > SHOWN:
-            plain(f"  and {problems['count'] - SHOWN} more" + (f", all in {folder}" if folder else ""))
-    if folder is not None:
-        plain(f"run in {folder}, report in {folder / REPORT}")
-
-
-def _show_comparison(found: Mapping[str, Any]) -> None:
-    console = _console()
-    plain = _printer(console)
-    rows = [
-        (name, *("{} ({})".format(*_percent(entries[i])) for entries in found["scores"].values()))
-        for i, name in enumerate(found["runs"])
-    ]
-    heads = [NAMES[metric] for metric in found["scores"]]
-    console.print(_table(f"on the {found['photos']} photos that all share, %", ("run", *heads), rows))
-    changes = [
-        (
-            f"{entry['run']} - {entry['against']}",
-            NAMES[entry["metric"]],
-            f"{entry['difference']:+.2f}",
-            "{:+.1f} to {:+.1f}".format(*entry["interval"]),
-        )
-        for entry in found["differences"]
-    ]
-    console.print(_table("differences", ("runs", "metric", "points", "95 % interval"), changes))
-    for left in found["unshared"]:
-        more = ", ..." if left["count"] > len(left["photos"]) else ""
-        plain(f"{left['count']} photos left out, {left['reason']}: {', '.join(left['photos'])}{more}")
-    for other in found["protocol"]:
-        said = ", ".join(f"{name} {value}" for name, value in other["values"].items())
-        plain(f"protocols differ in {other['setting']}: {said}")
-
-
-def _printer(console: Any) -> Callable[[str], None]:
-    def plain(text: str) -> None:
-        console.print(readable(text), soft_wrap=True, markup=False)
-
-    return plain

@@ -123,6 +123,7 @@ def _work(choice: Choice, device: str, out: Path) -> Work:
     from molt.benchmark.method_rows import Networks, plans
     from molt.benchmark.method_table import GT_MAPS, Work
     from molt.cli.end_to_end import numbers
+    from molt.data.checking import check_sizes
     from molt.evaluation.runs import Settings, _digest
 
     if choice.gt_map not in GT_MAPS:
@@ -155,6 +156,7 @@ def _work(choice: Choice, device: str, out: Path) -> Work:
     whole = read(None)
     data = whole if choice.limit is None else read(choice.limit)
     _sets.check_files([sample.path for sample in data.samples])
+    check_sizes(data)
     rows = plans(Networks(device, choice.source, files))
     wanted = names("--method", choice.methods, [plan.name for plan in rows])
     return Work(
@@ -178,7 +180,7 @@ def _groups(data: LocalizationSet, class_map: Path | None, known: tuple[str, ...
         ValueError: classes that are not the method's.
     """
     from molt.classes import imagenet_names
-    from molt.cli._map_providers import network_classes
+    from molt.cli._network_classes import network_classes
 
     return network_classes(data, known, class_map if known == imagenet_names() else None)[0]
 

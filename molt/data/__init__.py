@@ -1,7 +1,7 @@
 """Photos and data sets."""
 
 from molt.data.annotations import DataError, LocalizationSet, Problem, Sample
-from molt.data.checking import Findings, check_set, inspect_set
+from molt.data.checking import Findings, check_set, check_sizes, inspect_set
 from molt.data.coco import read_coco
 from molt.data.folder import read_image_folder
 from molt.data.images import Photo, PhotoError, find_photos, load_photo, photo_suffixes, read_photo
@@ -29,6 +29,7 @@ __all__ = [
     "SamplePhoto",
     "Written",
     "check_set",
+    "check_sizes",
     "find_photos",
     "inspect_set",
     "join_samples",

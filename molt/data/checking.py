@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from molt.data._parsing import Parsed, Place, ranges, shown
-from molt.data.annotations import DataError, Problem, Sample, SetKind
+from molt.data.annotations import DataError, LocalizationSet, Problem, Sample, SetKind
 from molt.data.images import PhotoError, _guard, _limit, _one_line, _open, _orientation, load_photo
 from molt.data.reading import parse_set
 
@@ -331,3 +331,41 @@ def _check_masks(found: Parsed, deep: bool, sizes: dict[Path, tuple[int, int]]) 
             yield Problem(file, line, text, "the photo's size, or its proportions")
     if scaled:
         found.notes.append(f"{scaled:,} masks have the proportions but not the size of their photo")
+
+
+def check_sizes(data: LocalizationSet) -> tuple[Problem, ...]:
+    """Stop where photos are not of the size that their annotations say: boxes would lie elsewhere than they are meant.
+
+    The header of each photo is read once, and its EXIF orientation turns it. A photo that is not there or cannot be
+    read is passed over.
+
+    Returns:
+        A remark where boxes are on photos with an EXIF orientation of which no size tells whether they heed it.
+
+    Raises:
+        DataError: one problem: how many photos, and the first few with both sizes.
+    """
+    first: dict[Path, Sample] = {}
+    for sample in data.samples:
+        if sample.size is not None or len(sample.boxes):
+            first.setdefault(sample.path, sample)
+    wrong, turned = [], []
+    for sample, header in zip(first.values(), _each(_header, list(first)), strict=True):
+        if header.fault is None and sample.size is not None and sample.size != header.size:
+            said = "{}x{} annotated, {}x{} in the file".format(*sample.size, *header.size)
+            said += ", turned by its EXIF orientation" * (header.orientation >= 5)
+            wrong.append(f"{shown(sample.name)} ({said})")
+        elif header.orientation != 1 and len(sample.boxes):
+            # YOLO's sizes are read off the photos.
+            sized = sample.size is not None and data.kind != "yolo" and header.size[0] != header.size[1]
+            if header.orientation < 5 or not sized:
+                turned.append(sample)
+    if wrong:
+        listed = ", ".join(wrong[:3]) + (", ..." if len(wrong) > 3 else "")
+        text = f"photos of another size than the annotations say: {len(wrong)} of {len(first)}, {listed}"
+        expected = "the photos that were annotated; molt data check lists all"
+        raise DataError([Problem(Path(data.name), None, text, expected)])
+    if not turned:
+        return ()
+    text = f"photos with an EXIF orientation of which no size tells whether the boxes heed it: {len(turned)}"
+    return (Problem(turned[0].path, None, text, "boxes on the photo as it is seen, turned"),)

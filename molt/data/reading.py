@@ -37,6 +37,8 @@ def read_set(
     photos: str | Path | None = None,
     masks: str | Path | None = None,
     classes: Sequence[str] | None = None,
+    difficult: bool | None = None,
+    crowd: bool | None = None,
 ) -> LocalizationSet:
     """Read a data set of any layout molt knows.
 
@@ -52,12 +54,15 @@ def read_set(
             the others know where their photos are, and take none.
         masks: wsol's folder of masks; ``photos`` if not given.
         classes: class names by label, for wsol, voc and csv.
+        difficult: of voc, keep objects marked difficult, which are left out if not given.
+        crowd: of coco, keep annotations with ``iscrowd``, which are left out if not given.
 
     Raises:
         ValueError: an argument that the layout does not take, or lacks.
         DataError: a ValueError too: with everything that keeps the annotations from being read.
     """
-    return parse_set(path, kind=kind, split=split, photos=photos, masks=masks, classes=classes).result()
+    flags = {"difficult": difficult, "crowd": crowd}
+    return parse_set(path, kind=kind, split=split, photos=photos, masks=masks, classes=classes, **flags).result()
 
 
 def parse_set(
@@ -68,6 +73,8 @@ def parse_set(
     photos: str | Path | None = None,
     masks: str | Path | None = None,
     classes: Sequence[str] | None = None,
+    difficult: bool | None = None,
+    crowd: bool | None = None,
 ) -> Parsed:
     """Collect the samples and problems of a data set; arguments as for :func:`read_set`."""
     if kind not in KINDS:
@@ -85,6 +92,8 @@ def parse_set(
         ("masks", masks, ("wsol",)),
         ("classes", classes, ("wsol", "voc", "csv")),
         ("split", split, ("folder", "wsol", "voc", "yolo", "cub")),
+        ("difficult", difficult, ("voc",)),
+        ("crowd", crowd, ("coco",)),
     ):
         if value is not None and kind not in takers:
             raise ValueError(f"{name}: the {kind} layout of {given} takes none, got {value!r}")
@@ -93,9 +102,9 @@ def parse_set(
             raise ValueError(f"photos: the wsol layout of {given} does not say where they are; give their folder")
         return parse_wsol(given, as_folder(photos), split, masks, classes=classes)
     if kind == "voc":
-        return parse_voc(given, split, classes=classes)
+        return parse_voc(given, split, difficult=bool(difficult), classes=classes)
     if kind == "coco":
-        return parse_coco(_json_file(given), None if photos is None else as_folder(photos))
+        return parse_coco(_json_file(given), None if photos is None else as_folder(photos), crowd=bool(crowd))
     if kind == "yolo":
         word = None if split is None else split_word(split)[0]
         return _parse_yolo(given, word or split)

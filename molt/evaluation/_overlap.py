@@ -11,7 +11,7 @@ Floats = NDArray[np.float64]
 
 
 class Overlap(NamedTuple):
-    """Shares of the area that m boxes and n true boxes have in common, each (m, n) in [0, 1].
+    """Shares of the area that boxes and true boxes have in common, each in [0, 1], of m and n boxes (m, n).
 
     Attributes:
         iou: of their union.
@@ -29,8 +29,12 @@ def overlap(boxes: Floats, truth: Floats, *, plus_one: bool) -> Overlap:
 
     A share of nothing is 0.
     """
+    return overlap_pairs(boxes[:, None], truth[None], plus_one=plus_one)
+
+
+def overlap_pairs(a: Floats, b: Floats, *, plus_one: bool) -> Overlap:
+    """Compare boxes ``a`` (..., 4) with true boxes ``b`` (..., 4), each with its own as NumPy broadcasts."""
     extra = 1.0 if plus_one else 0.0
-    a, b = boxes[:, None], truth[None]
     sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]) + extra
     common = np.prod(np.maximum(sides, 0), axis=-1)
     area_a = np.prod(a[..., 2:] - a[..., :2] + extra, axis=-1)

@@ -43,10 +43,10 @@ footer { margin-top: 40px; font-size: .8125rem; color: var(--soft); }
 TEMPLATE = (
     """{% macro share(value) %}{{ "%.2f"|format(value) }}{% endmacro %}
 {% macro span(pair) %}{{ "%.1f to %.1f"|format(pair[0], pair[1]) }}{% endmacro %}
-{% macro figures(rows, head) %}
-<div class="scroll"><table><thead><tr><th>{{ head }}</th><th>photos</th><th>MaxBoxAcc</th><th>MaxBoxAccV2</th>
-<th>mean IoU</th></tr></thead><tbody>
-{% for row in rows %}<tr><td>{{ row.title }}</td><td>{{ row.photos }}</td><td>{{ share(row.max_box_acc) }}</td>
+{% macro figures(rows, head, fixed) %}
+<div class="scroll"><table><thead><tr><th>{{ head }}</th><th>photos</th><th>{{ metric_name("max_box_acc", fixed) }}</th>
+<th>{{ metric_name("max_box_acc_v2", fixed) }}</th><th>mean IoU</th></tr></thead><tbody>
+{% for row in rows %}<tr><td>{{ row.title }}</td><td>{{ counted(row) }}</td><td>{{ share(row.max_box_acc) }}</td>
 <td>{{ share(row.max_box_acc_v2) }}</td><td>{{ share(row.mean_iou) }}</td></tr>
 {% endfor %}</tbody></table></div>
 {% endmacro %}
@@ -73,9 +73,9 @@ style="background:{{ colour(loop.index0) }}"></span>{{ name }}</li>{% endfor %}<
 {% endfor %}</header>
 {% if comparison %}
 <section id="comparison">
-<h2>Runs on the {{ comparison.photos }} photos that all share</h2>
-<div class="scroll"><table><thead><tr><th>run</th>{% for metric in comparison.scores %}<th>{{ metric_name(metric) }}, %
-</th><th>95 % interval</th>{% endfor %}</tr></thead><tbody>
+<h2>Runs on the {{ counted(comparison, " photos") }} that all share</h2>
+<div class="scroll"><table><thead><tr><th>run</th>{% for metric in comparison.scores %}
+<th>{{ metric_name(metric, comparison.fixed) }}, %</th><th>95 % interval</th>{% endfor %}</tr></thead><tbody>
 {% for name in comparison.runs %}{% set number = loop.index0 %}<tr><td>{{ name }}</td>
 {% for entries in comparison.scores.values() %}<td>{{ share(entries[number].value) }}</td>
 <td>{{ span(entries[number].interval) }}</td>{% endfor %}</tr>
@@ -86,10 +86,11 @@ open which run is better.</p>
 <div class="scroll"><table><thead><tr><th>runs</th><th class="text">metric</th><th>points</th><th>95 % interval</th>
 </tr></thead><tbody>
 {% for entry in comparison.differences %}<tr><td>{{ entry.run }} &minus; {{ entry.against }}</td>
-<td class="text">{{ metric_name(entry.metric) }}</td><td>{{ "%+.2f"|format(entry.difference) }}</td>
+<td class="text">{{ metric_name(entry.metric, comparison.fixed) }}</td><td>{{ "%+.2f"|format(entry.difference) }}</td>
 <td>{{ "%+.1f to %+.1f"|format(entry.interval[0], entry.interval[1]) }}</td></tr>
 {% endfor %}</tbody></table></div>
-{% for left in comparison.unshared %}<p class="soft">{{ left.count }} photos left out, {{ left.reason }}:
+{% for left in comparison.unshared %}<p class="soft">{{ left.count }} {{ units(comparison) }} left out,
+{{ left.reason }}:
 {{ left.photos|join(", ") }}{% if left.count > left.photos|length %}, &hellip;{% endif %}</p>
 {% endfor %}{% for other in comparison.protocol %}<p class="soft">Protocols differ in {{ other.setting }}:
 {% for name, value in other["values"].items() %}{{ name }} {{ value }}{{ "; " if not loop.last }}{% endfor %}</p>
@@ -99,21 +100,23 @@ open which run is better.</p>
 <section class="run">
 <h2>{{ run.name }}</h2>
 <div class="scroll"><table><thead><tr><th>metric</th><th>%</th><th>95 % interval</th><th>photos</th></tr></thead><tbody>
-{% for name, entry in run.info.scores.items() %}<tr><td>{{ metric_name(name) }}</td><td>{{ share(entry.value) }}</td>
-<td>{{ span(entry.interval) }}</td><td>{{ entry.photos }}</td></tr>
+{% for name, entry in run.info.scores.items() %}<tr><td>{{ metric_name(name, run.fixed) }}</td>
+<td>{{ share(entry.value) }}</td><td>{{ span(entry.interval) }}</td><td>{{ counted(entry) }}</td></tr>
 {% endfor %}</tbody></table></div>
 <p class="soft protocol">Protocol: {{ run.protocol }}.</p>
 {% for used in run.info.method.get("weights", []) %}<p class="soft">Weights: {{ used.model }}, {{ used.source }}; saw
 pixel masks in training: {{ used.saw_masks }}.</p>
 {% endfor %}
-{% if run.plot %}
-<h2>Accuracy against threshold</h2>
+{% if run.info.by_iou %}
+{% if run.plot %}<h2>Accuracy against threshold</h2>
 {{ run.plot }}
 {{ legend(run.lines) }}
+{% endif %}
 <div class="scroll"><table><thead><tr><th>box</th><th>IoU at least</th><th>%</th><th>95 % interval</th>
-<th>best threshold</th></tr></thead><tbody>
+<th>{{ "fixed" if run.fixed else "best" }} threshold</th></tr></thead><tbody>
 {% for entry in run.info.by_iou %}<tr>
-<td>{{ "largest contour (MaxBoxAcc)" if entry.kind == "v1" else "any contour (V2)" }}</td><td>{{ entry.iou }}</td>
+<td>{% if entry.kind == "v1" %}largest contour ({{ metric_name("max_box_acc", run.fixed) }}){% else %}
+any contour (V2){% endif %}</td><td>{{ entry.iou }}</td>
 <td>{{ share(entry.value) }}</td><td>{{ span(entry.interval) }}</td><td>{{ "%.3g"|format(entry.threshold) }}</td></tr>
 {% endfor %}</tbody></table></div>
 <h2>What is wrong with the largest box</h2>
@@ -122,10 +125,10 @@ style="flex:{{ number }};background:{{ colour(error_colour(kind)) }}"></span>{% 
 <ul class="legend">{% for kind, number in run.info.errors.items() %}<li><span class="dot"
 style="background:{{ colour(error_colour(kind)) }}"></span>{{ error_name(kind) }}: {{ number }}</li>{% endfor %}</ul>
 <h2>By size of the object</h2>
-{{ figures(run.sizes, "largest true box, share of the photo") }}
+{{ figures(run.sizes, "largest true box, share of the photo", run.fixed) }}
 <h2>By class</h2>
-{{ figures(run.classes, "class") }}
-{% if run.more_classes %}<p class="soft">The {{ run.classes|length }} classes of lowest MaxBoxAcc; run.json has
+{{ figures(run.classes, "class", run.fixed) }}
+{% if run.more_classes %}<p class="soft">The {{ run.classes|length }} classes of lowest accuracy; run.json has
 {{ run.more_classes }} more.</p>{% endif %}
 {% endif %}
 {% for group, pictures in run.pictures %}
@@ -136,7 +139,8 @@ alt="{{ one.name }}: heat map, true and predicted boxes">{% endif %}<figcaption>
 {% endif %}</figcaption></figure></li>
 {% endfor %}</ul>
 {% endfor %}
-{% if run.pictures %}<p class="soft">White: true boxes. Orange: the largest contour's box at MaxBoxAcc's threshold.
+{% if run.pictures %}<p class="soft">White: true boxes. Orange: the largest contour's box
+at {{ "the fixed" if run.fixed else "MaxBoxAcc's" }} threshold.
 </p>{% endif %}
 {% if run.info.problems.count %}
 <h2>Problems: {{ run.info.problems.count }}</h2>

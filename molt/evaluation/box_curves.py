@@ -117,6 +117,35 @@ def box_curves(
     return BoxCurves(*(value.numpy() for value in found))
 
 
+def largest_at_one_cut(
+    maps: Tensor, threshold: float, *, relative: bool = True, area: Area = "contour", backend: Backend | None = None
+) -> NDArray[np.float64]:
+    """Box the largest component of each map at one threshold, without a sweep over the others, on the CPU.
+
+    Args:
+        maps: (N, H, W) float in [0, 1]; one that holds NaN counts as zeros.
+        threshold: in [0, 1), the share of the map's highest level (see :func:`to_levels`) above which pixels are kept.
+        relative: False takes it as a share of 255.
+        area: as for :func:`box_curves`.
+        backend: as for :func:`molt.ops.sweep_boxes`.
+
+    Returns:
+        (N, 4) xyxy, right and bottom outside, zeros where nothing is kept: what :func:`molt.ops.largest_at_cuts` has at
+        this cut.
+    """
+    given = maps.detach().cpu()
+    given = given if given.dtype in (torch.float32, torch.float64) else given.double()
+    if use_native("largest_at_one_cut", torch.device("cpu"), backend):
+        module: Any = _extension.CPU.module
+        found = module.largest_at_one_cut_numpy(given.numpy(), threshold, relative, area == "contour")
+        return np.asarray(found, dtype=np.float64)
+    levels = to_levels(given)
+    peak = levels.flatten(1).amax(1).numpy() if relative else np.full(len(levels), 255)
+    kept = levels > torch.from_numpy((threshold * peak).astype(np.int64))[:, None, None]
+    boxes, _ = _sweep_reference.largest_at_cuts(kept.to(torch.uint8)[:, None], area == "contour", 8)
+    return boxes[:, 0, 0].double().numpy()
+
+
 def _reference(
     levels: Tensor | NDArray[np.uint8],
     truths: NDArray[np.float64],

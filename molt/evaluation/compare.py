@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from molt._arguments import check_int
 from molt.evaluation.runs import Run
 from molt.evaluation.scores import (
-    BOX_SCORES,
     drawn_precision,
     drawn_scores,
+    figures,
     interval,
     pixel_precision,
     scores,
-    thresholds,
 )
+from molt.evaluation.summary import count, fixed_threshold
 
 NAMED = 20  # photos named of those that are not shared; all are counted
 
@@ -35,10 +35,11 @@ def compare(runs: Sequence[Run], *, draws: int = 1000, seed: int = 0) -> dict[st
         seed: of the draws.
 
     Returns:
-        plain values, figures in percent. ``runs``: names; ``photos``: how many are shared; ``scores``: by metric, one
-        value and interval a run on the shared photos; ``differences``: metric, run, against, difference, interval
-        (95 %) and ``better``, the share of draws above zero; ``unshared``: photos that not all runs have, or whose
-        true boxes differ; ``protocol``: settings that are not the same in all.
+        plain values, figures in percent. ``runs``: names; ``photos``: how many are shared, and ``pairs`` of a photo
+        and a class where these are more; ``fixed``: whether no threshold was chosen on these photos; ``scores``: by
+        metric, one value and interval a run on the shared photos; ``differences``: metric, run, against, difference,
+        interval (95 %) and ``better``, the share of draws above zero; ``unshared``: photos that not all runs have, or
+        whose true boxes differ; ``protocol``: settings that are not the same in all.
 
     Raises:
         ValueError: fewer than two runs, or none of their photos shared.
@@ -56,13 +57,17 @@ def compare(runs: Sequence[Run], *, draws: int = 1000, seed: int = 0) -> dict[st
     boxed = np.array([bool(runs[0].rows[i]["truth"]) for i in shared[0]])
     masked = np.all([[bool(run.rows[i]["masks"]) for i in rows] for run, rows in zip(runs, shared, strict=True)], 0)
 
+    fixed = all(fixed_threshold(run.info) is not None for run in runs)
+    ranked = all(run.curves.rank is not None for run in runs)
+    any_object = all(run.info.get("data", {}).get("any_object") for run in runs)
+    reported = figures(ranked=ranked, fixed=fixed, any_object=any_object)
     drawn: dict[str, list[tuple[float, NDArray[np.float64]]]] = {}
     for run, rows in zip(runs, shared, strict=True):
-        grid, ious = thresholds(run.settings.thresholds), run.settings.ious
+        grid, ious = run.settings.grid(), run.settings.ious
         if boxed.any():
             some = run.curves.take(rows[boxed])
             again, whole = drawn_scores(some, grid, ious, draws, seed), scores(some, grid, ious)
-            for name in BOX_SCORES:
+            for name in reported:
                 drawn.setdefault(name, []).append((float(whole[name][0]), again[name]))
         if masked.any() and all(one.curves.pixels is not None for one in runs):
             assert run.curves.pixels is not None
@@ -70,16 +75,19 @@ def compare(runs: Sequence[Run], *, draws: int = 1000, seed: int = 0) -> dict[st
             drawn.setdefault("pxap", []).append(
                 (float(pixel_precision(pixels)[0]), drawn_precision(pixels, draws, seed))
             )
-    counted = dict.fromkeys(BOX_SCORES, int(boxed.sum())) | {"pxap": int(masked.sum())}
+    rows_of = [runs[0].rows[i] for i in shared[0]]
+    boxes, masks = ([row for row, has in zip(rows_of, some, strict=True) if has] for some in (boxed, masked))
+    counted = dict.fromkeys(reported, count(boxes)) | {"pxap": count(masks)}
     unmasked = [key for key, has in zip(alike, masked, strict=True) if masked.any() and not has]
     called = names(runs)
     return {
         "runs": called,
-        "photos": len(alike),
+        "fixed": fixed,
+        **count(rows_of),
         "draws": draws,
         "scores": {
             metric: [
-                {"value": 100 * value, "interval": list(interval(100 * values)), "photos": counted[metric]}
+                {"value": 100 * value, "interval": list(interval(100 * values))} | counted[metric]
                 for value, values in found
             ]
             for metric, found in drawn.items()
@@ -146,7 +154,8 @@ def _protocols(runs: Sequence[Run], called: Sequence[str]) -> list[dict[str, Any
     """Return the settings that differ, with each run's; the class of the maps only among runs that have one."""
     all_of = [
         {key: value for key, value in run.info["protocol"].items() if key not in ("draws", "seed")}
-        | {key: run.info["method"].get(key) for key in ("gt_map", "missing")}
+        | {key: run.info["method"].get(key) for key in ("gt_map", "missing", "predictions")}
+        | {key: run.info.get("data", {}).get(key) for key in ("any_object", "counted")}
         for run in runs
     ]
     found = []

@@ -46,7 +46,9 @@ class StoredMaps:
 
     Args:
         folder: where the maps lie.
-        samples: all photos they may belong to.
+        samples: the photos whose maps are wanted.
+        of: all photos of the set where ``samples`` are some of them: a map of another photo is then none too many.
+        labelled: False takes no map of one label only.
         missing: ``"stop"``: a map that is missing, or whose file cannot be one, is an error now, before anything is
             computed; ``"zero"``: a :class:`MapError` takes its place, which counts as a map of zeros.
 
@@ -62,19 +64,32 @@ class StoredMaps:
 
     normalize: Normalize = "none"
 
-    def __init__(self, folder: str | Path, samples: Sequence[Sample], *, missing: Missing = "stop") -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        samples: Sequence[Sample],
+        *,
+        missing: Missing = "stop",
+        of: Sequence[Sample] | None = None,
+        labelled: bool = True,
+    ) -> None:
         if missing not in get_args(Missing):
             raise ValueError(f"missing must be one of {', '.join(get_args(Missing))}, got {missing!r}")
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise DataError([Problem(self.folder, None, "no such folder", "a folder of maps")])
         there = {path for path in self.folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()}
-        names = [_inside(name).with_suffix("") for name in {sample.name for sample in samples}]
+        whole = samples if of is None else of
+        names = [_inside(name).with_suffix("") for name in {sample.name for sample in whole}]
         stems = Counter(str(name) for name in names) + Counter(name.name for name in names if len(name.parts) > 1)
         self._files: dict[tuple[str, int], Path] = {}
         absent = []
+
+        def places(sample: Sample) -> Iterator[Path]:
+            return (path for path in _places(self.folder, sample, stems, labelled=labelled) if path in there)
+
         for sample in samples:
-            found = next((p for p in _places(self.folder, sample, stems) if p in there), None)
+            found = next(places(sample), None)
             if found is None:
                 expected = f"{sample.name}.npy, or the same without its suffix, or .png"
                 absent.append(Problem(self.folder / sample.name, None, "the photo has no map", expected))
@@ -85,7 +100,7 @@ class StoredMaps:
             if absent:
                 raise DataError(absent)
         self.stamp = _stamp(self._files.values())
-        unused = sorted(there - set(self._files.values()))
+        unused = sorted(there - set(self._files.values()) - {path for sample in of or () for path in places(sample)})
         stray = [Problem(path, None, "a map that belongs to no photo", "maps of the data set") for path in unused]
         self.problems = tuple(stray)
 
@@ -184,31 +199,36 @@ def prepare(
 
 
 def _resized(values: NDArray[np.float64], size: int, kind: Resize) -> NDArray[np.float64]:
-    """Return (size, w) of (h, w): each new row a weighted sum of old ones."""
-    if len(values) == size:
-        return values
-    taps, weights = _taps(len(values), size, kind)
-    mixed = np.zeros((size, values.shape[1]))
+    """Return (h, size) of (h, w): each new column a weighted sum of old ones."""
+    taps, weights = _taps(values.shape[1], size, kind)
+    mixed = np.zeros((len(values), size))
     for place, weight in zip(taps.T, weights.T, strict=True):
-        mixed += weight[:, None] * values[place]
+        mixed += weight * values[:, place]
     return mixed
 
 
 @functools.lru_cache(64)
 def _taps(old: int, new: int, kind: Resize) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return which old rows each new one mixes, and how; rows beyond the edge repeat it."""
-    at = (np.arange(new) + 0.5) * (old / new) - 0.5
-    first = np.floor(at).astype(np.int64)
-    t = at - first
+    """Return which old columns each new one mixes, and how; columns beyond the edge repeat it.
+
+    Of cubic ones places and weights are in single precision, as OpenCV has them whatever the map's type, so that sums
+    are its own to the last digit.
+    """
+    at = (np.arange(new) + 0.5) * (1.0 / (new / old)) - 0.5
     if kind == "bilinear":
+        first = np.floor(at).astype(np.int64)
+        t = at - first
         steps, weights = np.arange(2), np.stack([1 - t, t], 1)
     else:
-        a = -0.75
-        steps = np.arange(-1, 3)
-        away = np.abs(t[:, None] - steps)
-        near = (a + 2) * away**3 - (a + 3) * away**2 + 1
-        weights = np.where(away <= 1, near, a * away**3 - 5 * a * away**2 + 8 * a * away - 4 * a)
-    return np.clip(first[:, None] + steps, 0, old - 1), weights
+        near = at.astype(np.float32)
+        first = np.floor(near).astype(np.int64)
+        t = near - first.astype(np.float32)
+        one, a = np.float32(1), np.float32(-0.75)
+        beyond, away = t + one, one - t
+        before = ((a * beyond - 5 * a) * beyond + 8 * a) * beyond - 4 * a
+        here, after = (((a + 2) * d - (a + 3)) * d * d + one for d in (t, away))
+        steps, weights = np.arange(-1, 3), np.stack([before, here, after, one - before - here - after], 1)
+    return np.clip(first[:, None] + steps, 0, old - 1), weights.astype(np.float64)
 
 
 def _open(path: Path) -> NDArray:
@@ -269,11 +289,12 @@ def _unusable(path: Path) -> Problem | None:
     return None
 
 
-def _places(folder: Path, sample: Sample, stems: Counter[str]) -> Iterable[Path]:
+def _places(folder: Path, sample: Sample, stems: Counter[str], *, labelled: bool) -> Iterable[Path]:
     """Yield where the map of a sample may be, the first choice first."""
     name = _inside(sample.name)
     bare = name.with_suffix("")
-    names = [f"{name}@{sample.label}", str(name), *(stem for stem in (str(bare), bare.name) if stems[stem] == 1)]
+    own = [f"{name}@{sample.label}"] if labelled else []
+    names = [*own, str(name), *(stem for stem in (str(bare), bare.name) if stems[stem] == 1)]
     for suffix in SUFFIXES:
         yield from (folder / f"{stem}{suffix}" for stem in dict.fromkeys(names))
 

@@ -18,8 +18,9 @@ from molt.evaluation._inputs import (
     check_maps,
     check_thresholds,
 )
+from molt.evaluation._overlap import clipped, overlap
 from molt.evaluation.bootstrap import PhotoMetric, add_steps, curves
-from molt.evaluation.box_curves import Area, box_curves, to_levels
+from molt.evaluation.box_curves import Area, box_curves, largest_at_one_cut, to_levels
 from molt.evaluation.protocol import Protocol
 
 
@@ -31,7 +32,7 @@ class MaxBoxAcc(PhotoMetric):
     takes the best of all contours' boxes, and is the mean over IoUs 0.3, 0.5 and 0.7 of each one's own best (Choe et
     al., "Evaluating Weakly Supervised Object Localization Methods Right", CVPR 2020, and its extended version; the
     defaults give the figures of clovaai/wsolevaluation). The threshold is chosen on the photos that are scored: on a
-    test set that is an oracle, and :attr:`protocol` says so.
+    test set that is an oracle, and :attr:`protocol` says so; a single one is fixed.
 
     A map that holds a NaN counts as all zeros (wsolevaluation's own rule) and is reported as ``nan_maps``.
 
@@ -89,8 +90,9 @@ class MaxBoxAcc(PhotoMetric):
             "empty": check_empty(empty),
         }
         oracle = f"best threshold{' of each IoU' if len(wanted) > 1 else ''} on the scored photos (oracle)"
+        notes = (oracle,) if len(values) > 1 else ()
         name = "MaxBoxAcc" if version == "v1" else "MaxBoxAccV2"
-        super().__init__(Protocol(name, settings=settings, notes=(oracle,)), bootstrap, seed, confidence, **kwargs)
+        super().__init__(Protocol(name, settings=settings, notes=notes), bootstrap, seed, confidence, **kwargs)
         self.version, self.iou, self.area = version, wanted, area
         self.clip, self.plus_one, self.empty = bool(clip), bool(plus_one), check_empty(empty)
         self.thresholds = values
@@ -119,8 +121,23 @@ class MaxBoxAcc(PhotoMetric):
         truth = check_boxes(boxes, len(found))
         if len(found) == 0:
             return
+        ious = self._ious(found, truth)
+        at = ious[:, None] >= np.array(self.iou)[:, None]
+        drawn = self._draw(len(found), ids)
+        add_steps(self.differences, torch.from_numpy(at).to(self.differences.device), drawn)
+        self.nan_maps += nan.sum()
+
+    def _ious(self, maps: Tensor, truth: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+        """Return (B, T) the IoU of the map's box, or of the best of its boxes, at each threshold."""
+        if self.version == "v1" and len(self.thresholds) == 1:
+            boxes = largest_at_one_cut(maps, float(self.thresholds[0]), area=self.area)
+            nothing = boxes[:, 2] == 0
+            boxes = clipped(boxes, *maps.shape[:0:-1]) if self.clip else boxes
+            boxes[nothing] = self.empty
+            pairs = zip(boxes, truth, strict=True)
+            return np.array([overlap(box[None], true, plus_one=self.plus_one).iou.max(1) for box, true in pairs])
         curve = box_curves(
-            to_levels(found).cpu(),
+            to_levels(maps).cpu(),
             truth,
             area=self.area,
             clip=self.clip,
@@ -128,13 +145,9 @@ class MaxBoxAcc(PhotoMetric):
             empty=self.empty,
             which="largest" if self.version == "v1" else "any",
         )
-        ious = curve.largest if self.version == "v1" else curve.any
-        cuts = curve.cuts(self.thresholds)
-        hits = ious[:, None] >= np.array(self.iou)[:, None]
-        at = np.take_along_axis(hits, cuts[:, None], axis=2)
-        drawn = self._draw(len(found), ids)
-        add_steps(self.differences, torch.from_numpy(at).to(self.differences.device), drawn)
-        self.nan_maps += nan.sum()
+        return np.take_along_axis(
+            curve.largest if self.version == "v1" else curve.any, curve.cuts(self.thresholds), axis=1
+        )
 
     def compute(self) -> dict[str, Any]:
         """Return the figures.
@@ -171,6 +184,8 @@ class MaxBoxAcc(PhotoMetric):
 
 def threshold_range(given: object, values: NDArray[np.float64]) -> str:
     """Say which thresholds those are, for a protocol line."""
+    if len(values) == 1:
+        return f"{values[0]:g}"
     if isinstance(given, int | np.integer):
         return f"arange(0, 1, 1/{given})"
     return f"{len(values)} from {values[0]:g} to {values[-1]:g}"

@@ -11,12 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from molt.evaluation._inputs import check_maps, check_thresholds
-from molt.evaluation._score_bins import score_bins
+from molt.evaluation._score_bins import IGNORE, score_histogram
 from molt.evaluation.bootstrap import PhotoMetric
 from molt.evaluation.max_box_acc import threshold_range
 from molt.evaluation.protocol import Protocol
-
-IGNORE = 255
 
 
 class PxAP(PhotoMetric):
@@ -85,16 +83,11 @@ class PxAP(PhotoMetric):
         found, nan = check_maps(maps, "(B, H, W)", self.weights.device)
         truth = _check_masks(masks, found)
         drawn = self._draw(len(found), ids).double()
-        bins = self.histograms.shape[2]
-        # Rows: object, background, and ignored, which is dropped.
-        row = np.zeros(256, dtype=np.int32)
-        row[[0, IGNORE]] = bins, 2 * bins
-        counts = np.zeros((len(found), 2 * bins))
+        counts = np.zeros((len(found), self.histograms[0].numel()))
         # Photo by photo, so that what is at work stays in the cache.
         for index, (one, mask, bad) in enumerate(zip(found.cpu(), truth, nan.tolist(), strict=True)):
             scores = np.zeros(mask.shape) if bad else one.double().numpy()
-            flat = row[mask] + score_bins(scores, self._edges, self._steps)
-            counts[index] = np.bincount(flat.ravel(), minlength=3 * bins)[: 2 * bins]
+            counts[index] = score_histogram(scores, mask, self._edges, self._steps).ravel()
         self.histograms += (drawn.T @ torch.from_numpy(counts).to(drawn.device)).view_as(self.histograms)
         self.nan_maps += nan.sum()
 
@@ -142,8 +135,10 @@ def _check_masks(masks: object, maps: Tensor) -> NDArray[np.uint8]:
         raise TypeError(f"masks: got {found.dtype}, expected bool or integers 0, 1, 255")
     if found.shape != tuple(maps.shape):
         raise ValueError(f"masks: got shape {found.shape}, expected the maps' {tuple(maps.shape)}")
+    if found.dtype == bool:
+        return found.view(np.uint8)
     bad = (found != 0) & (found != 1) & (found != IGNORE)
     if bad.any():
         index = int(bad.any((1, 2)).argmax())
         raise ValueError(f"masks: mask {index} holds {found[bad][0]}, expected only 0, 1 and 255 (ignored)")
-    return found.astype(np.uint8)
+    return found.astype(np.uint8, copy=False)

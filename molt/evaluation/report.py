@@ -23,14 +23,14 @@ from molt.evaluation._svg import Line, colour, plot
 from molt.evaluation.compare import names
 from molt.evaluation.maps import prepare
 from molt.evaluation.runs import Map, Run
-from molt.evaluation.summary import protocol_line
+from molt.evaluation.scores import title as title_of
+from molt.evaluation.summary import fixed_threshold, protocol_line, units
 from molt.overlay import heat_overlay
 
 MAX_BYTES = 5_000_000
 CLASSES, PROBLEMS, PICTURES = 50, 50, 8
 # Largest side in pixels and JPEG quality of a picture; the first that keeps the page below MAX_BYTES is taken.
 _SIZES = ((360, 78), (240, 72), (140, 60), (0, 0))
-_METRICS = {"max_box_acc": "MaxBoxAcc", "max_box_acc_v2": "MaxBoxAccV2", "mean_iou": "mean IoU", "pxap": "PxAP"}
 _ERRORS = {
     "right": ("right", 2),
     "part": ("a part of the object", 4),
@@ -100,24 +100,33 @@ def _page(
     title = f"{runs[0].name} on {first['name']}" if len(runs) == 1 else f"{len(runs)} runs on {first['name']}"
     page = environment.from_string(TEMPLATE).render(
         title=title,
-        lead=[f"{run.info['data']['photos']} photos of {run.info['data']['classes']} classes" for run in runs[:1]],
+        lead=[f"{_counted(first, ' photos')} of {first['classes']} classes"],
         style=Markup(STYLE),
         comparison=comparison,
         runs=[_about(run, name, pictures) for run, name in zip(runs, names(runs), strict=True)],
         version=molt.__version__,
         colour=colour,
-        metric_name=lambda name: _METRICS.get(name, name),
+        metric_name=lambda name, fixed: title_of(name, fixed=fixed),
+        counted=_counted,
+        units=units,
         error_name=lambda kind: _ERRORS.get(kind, (str(kind), 6))[0],
         error_colour=lambda kind: _ERRORS.get(kind, ("", 6))[1],
     )
     return page.lstrip()
 
 
+def _counted(entry: Mapping[str, Any], unit: str = "") -> str:
+    """Return how many photos, and where these are not the same how many pairs of a photo and a class."""
+    pairs = f" ({entry['pairs']} {units(entry)})" if "pairs" in entry else ""
+    return f"{entry['photos']}{unit}{pairs}"
+
+
 def _about(run: Run, name: str, pictures: list[tuple[str, list]]) -> dict[str, Any]:
     """Return what the page says of a run."""
     info = run.info
+    fixed = fixed_threshold(info)
     lines = []
-    for entry in info["by_iou"]:
+    for entry in info["by_iou"] if fixed is None else ():
         said = "largest contour" if entry["kind"] == "v1" else "any contour"
         values = [value / 100 for value in info["curves"][f"{entry['kind']} {entry['iou']:g}"]]
         mark = max(range(len(values)), key=values.__getitem__)
@@ -131,6 +140,7 @@ def _about(run: Run, name: str, pictures: list[tuple[str, list]]) -> dict[str, A
         "name": name,
         "info": info,
         "protocol": protocol_line(info),
+        "fixed": fixed is not None,
         "plot": Markup(plot(lines, "threshold, share of the map's maximum", "accuracy")) if lines else None,
         "lines": [line.name for line in lines],
         "sizes": sizes,

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 import molt
 from molt._arguments import check_int, check_number
 from molt.data.annotations import LocalizationSet, Problem, Sample
-from molt.data.images import PhotoError, load_photo, read_photo
+from molt.data.checking import check_sizes
+from molt.data.images import PhotoError, read_photo
 from molt.evaluation._spool import (
     ROWS,
     RUN,
@@ -29,13 +30,16 @@ from molt.evaluation._spool import (
 )
 from molt.evaluation.box_curves import box_curves, to_levels
 from molt.evaluation.maps import MapError, Normalize, Resize, prepare
+from molt.evaluation.masks import read_masks
 from molt.evaluation.scores import Curves, pixel_histogram, thresholds
-from molt.evaluation.summary import final_rows, scaled, summarize
+from molt.evaluation.summary import count, final_rows, scaled, summarize
 from molt.ops.sweep_boxes import largest_at_cuts
 
-FORMAT = 1
+FORMAT = 2
 Map = NDArray | Exception
 MapBatch = Callable[[Sequence[Sample]], Iterable[Map]]
+RankBatch = Callable[[Sequence[Sample]], Iterable[int | None]]
+_NEVER = np.iinfo(np.int64).max  # the rank of a label that is not predicted
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,8 @@ class Settings:
 
     Attributes:
         size: side in pixels of the square where maps and boxes are compared.
-        thresholds: how many thresholds, i / thresholds of each map's maximum.
+        thresholds: how many thresholds, i / thresholds of each map's maximum, of which the best is taken.
+        threshold: the only threshold of boxes, in [0, 1), or None for the best one.
         ious: the IoU a box must reach, one by one, for MaxBoxAccV2.
         resize: how maps come to ``size``, see :func:`molt.evaluation.maps.prepare`.
         normalize: ditto.
@@ -67,12 +72,15 @@ class Settings:
     plus_one: bool = True
     draws: int = 1000
     seed: int = 0
+    threshold: float | None = None
 
     def __post_init__(self) -> None:
         check_int("size", self.size, 2, 4096)
         check_int("thresholds", self.thresholds, 1, 100_000)
         check_int("draws", self.draws, 1, 1_000_000)
         check_int("seed", self.seed, 0)
+        if self.threshold is not None and check_number("threshold", self.threshold) >= 1:
+            raise ValueError(f"threshold must be in [0, 1), got {self.threshold}")
         if not self.ious or any(check_number("ious", iou, above=0) > 1 for iou in self.ious):
             raise ValueError(f"ious must be numbers above 0 and at most 1, got {self.ious}")
         for name, options in (("resize", get_args(Resize)), ("normalize", get_args(Normalize))):
@@ -80,6 +88,10 @@ class Settings:
                 raise ValueError(f"{name} must be one of {', '.join(options)}, got {getattr(self, name)!r}")
         if self.area not in ("contour", "pixels"):
             raise ValueError(f"area must be 'contour' or 'pixels', got {self.area!r}")
+
+    def grid(self) -> NDArray[np.float64]:
+        """Return the thresholds of boxes."""
+        return thresholds(self.thresholds) if self.threshold is None else np.array([self.threshold], np.float64)
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as plain values."""
@@ -92,9 +104,10 @@ class Run:
 
     Attributes:
         info: everything :meth:`to_json` gives: method, data, protocol, scores, problems.
-        rows: one a photo: name, label, class, path, width, height, truth (boxes in the photo's pixels), size_share
-            (of the largest true box), peak, iou (at MaxBoxAcc's best threshold), iou_v2 (by IoU, at its best), box (in
-            the photo's pixels, or None), error, problem.
+        rows: one a photo, or a photo and class: name, label, class, path, width, height, truth (boxes in the photo's
+            pixels), size_share (of the largest true box), peak, rank (of the label among the predicted classes), iou
+            (at MaxBoxAcc's best threshold), iou_v2 (by IoU, at its best), box (in the photo's pixels, or None), error,
+            problem.
         curves: the photos' curves, in the same order.
         folder: where it is kept, or None.
     """
@@ -142,7 +155,11 @@ class Run:
             run = cls(info, rows, _curves(folder, info, rows), folder)
             grid = run.settings.thresholds
             names = [(str(row["name"]), int(row["label"]), row["truth"]) for row in rows]
-            if len(names) != info["data"]["photos"] or not isinstance(info["scores"], dict) or grid < 1:
+            if (
+                len(names) != info["data"].get("pairs", info["data"]["photos"])
+                or not isinstance(info["scores"], dict)
+                or grid < 1
+            ):
                 raise RunError(f"{folder}: its files do not fit each other")
         except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, RunError):
@@ -163,8 +180,11 @@ def evaluate(
     save: Callable[[Sample, NDArray[np.float64]], object] | None = None,
     step: Callable[[int], object] | None = None,
     problems: Sequence[Problem] = (),
+    sizes: Literal["check", "trust"] = "check",
+    ranks: RankBatch | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> Run:
-    """Score the maps of a data set: MaxBoxAcc, MaxBoxAccV2, mean IoU, and PxAP where there are masks.
+    """Score the maps of a data set: MaxBoxAcc, MaxBoxAccV2, mean IoU, Top-k and GT-known Loc, and PxAP with masks.
 
     A map that cannot be used counts as one of zeros, a photo without true boxes or masks does not count where these
     are needed; both are listed in the run's problems.
@@ -181,8 +201,15 @@ def evaluate(
         save: called with each sample and its map as it was scored.
         step: called with the number of photos done, at the start and after each batch.
         problems: found before, to be listed with the run's own.
+        sizes: ``"check"`` compares the annotated sizes with the photos that are there, whose headers are read, before
+            the first map is asked for; ``"trust"`` does not, where :func:`molt.data.check_sizes` has.
+        ranks: called with some samples after their maps, gives each the place of its label among the predicted classes,
+            0 the likeliest, or None where it is not among them. None for no Top-k.
+        about: more to say of the data set: ``any_object``, True where each photo is one sample with all its objects,
+            for CorLoc, and ``counted``, the names of what is left out by default and counts here.
 
     Raises:
+        DataError: photos that are not of their annotated size.
         RunError: ``out`` holds something else, or a run with other settings.
         TypeError: maps of another type.
         ValueError: a data set without photos or without any box or mask, or too few or too many maps.
@@ -194,16 +221,19 @@ def evaluate(
     masked = any(sample.masks for sample in data.samples)
     if not masked and not any(len(sample.boxes) for sample in data.samples):
         raise ValueError(f"data: none of the {len(data)} photos of {data.name!r} has a box or a mask to score against")
+    if sizes == "check":
+        problems = (*problems, *check_sizes(data))
     said: dict[str, Any] = {
         "format": FORMAT,
         "molt": molt.__version__,
         "method": {"name": "maps"} | dict(method or {}),
         "protocol": settings.to_json(),
-        "data": _about(data),
+        "data": _about(data) | dict(about or {}),
         "photos": _digest(data),
+        "ranks": ranks is not None,
     }
     # What only the figures depend on may change: they are computed anew from the curves.
-    late = {"draws", "seed", "ious"} | (set() if masked else {"thresholds"})
+    late = {"draws", "seed", "ious", "threshold"} | (set() if masked else {"thresholds"})
     state = said | {"protocol": {key: value for key, value in said["protocol"].items() if key not in late}}
     bins = len(thresholds(settings.thresholds)) + 1 if masked else 0
     spool = Spool(None if out is None else Path(out), len(data), bins, state, restart=restart)
@@ -236,6 +266,9 @@ def evaluate(
             _measure(sample, row, trouble)
             row["problem"] = trouble
             rows.append(row)
+        if ranks is not None:
+            for row, rank in zip(rows, ranks(samples), strict=True):
+                row["rank"] = rank
         kept = _curves_of(scored, rows, settings)
         if masked:
             kept["pixels"] = np.stack(
@@ -245,11 +278,12 @@ def evaluate(
         if step is not None:
             step(spool.done)
 
-    curves = _as_curves(spool.array("curves"), spool.array("pixels"), spool.rows)
+    curves = _as_curves(spool.array("curves"), spool.array("pixels"), spool.rows, ranked=ranks is not None)
     boxes = spool.array("boxes")
     assert boxes is not None
-    info = {key: said[key] for key in ("format", "molt", "method", "protocol", "data")}
-    info |= summarize(spool.rows, curves, settings, data.classes, (*data.remarks, *problems))
+    info = {key: said[key] for key in ("format", "molt", "method", "protocol", "data", "ranks")}
+    any_object = bool(info["data"].get("any_object"))
+    info |= summarize(spool.rows, curves, settings, data.classes, (*data.remarks, *problems), any_object=any_object)
     rows = final_rows(spool.rows, curves, boxes, settings, info)
     info["errors"] = _errors(rows)
     spool.finish(rows, info)
@@ -290,6 +324,7 @@ def _row(sample: Sample, data: LocalizationSet) -> dict[str, Any]:
     return {"name": sample.name, "label": sample.label, "class": name, "path": str(sample.path)} | {
         "truth": truth.tolist(),
         "masks": len(sample.masks),
+        "rank": None,
     }
 
 
@@ -342,28 +377,6 @@ def _pixels(
         return empty
 
 
-def read_masks(sample: Sample, size: int) -> NDArray[np.uint8]:
-    """Return the (size, size) truth of a photo: 1 in any of its masks, 255 to ignore, else 0.
-
-    Resized to the nearest pixel as OpenCV does, row ``floor(y * height / size)``; a pixel counts from a grey of 1 on.
-
-    Raises:
-        PhotoError: a mask that cannot be read.
-    """
-
-    def load(path: Path) -> NDArray[np.bool_]:
-        grey = np.asarray(load_photo(path).convert("L"))
-        rows, columns = (np.arange(size) * side // size for side in grey.shape)
-        return np.asarray(grey[rows[:, None], columns] > 0)
-
-    truth = np.zeros((size, size), np.uint8)
-    if sample.ignore is not None:
-        truth[load(sample.ignore)] = 255
-    for path in sample.masks:
-        truth[load(path)] = 1
-    return truth
-
-
 def _trouble(error: Exception, path: Path | None = None) -> dict[str, str]:
     """Return what is wrong without the file's name, so that the same counts as the same."""
     text = " ".join(str(getattr(error, "reason", error)).split()) or type(error).__name__
@@ -372,7 +385,8 @@ def _trouble(error: Exception, path: Path | None = None) -> dict[str, str]:
 
 
 def _about(data: LocalizationSet) -> dict[str, Any]:
-    said = {"name": data.name, "kind": data.kind, "photos": len(data), "classes": len(data.classes)}
+    counted = count([{"name": sample.name} for sample in data.samples])
+    said = {"name": data.name, "kind": data.kind, **counted, "classes": len(data.classes)}
     return said | {"left_out": dict(data.left_out)}
 
 
@@ -402,9 +416,13 @@ def _file(path: Path) -> tuple[str, int, int]:
     return str(path), found.st_size, found.st_mtime_ns
 
 
-def _as_curves(curves: NDArray | None, pixels: NDArray | None, rows: Sequence[Mapping[str, Any]]) -> Curves:
+def _as_curves(
+    curves: NDArray | None, pixels: NDArray | None, rows: Sequence[Mapping[str, Any]], *, ranked: bool
+) -> Curves:
     assert curves is not None
-    return Curves(curves[:, 0], curves[:, 1], np.array([row["peak"] for row in rows], np.int64), pixels)
+    places = [_NEVER if row["rank"] is None else row["rank"] for row in rows] if ranked else None
+    rank = None if places is None else np.array(places, np.int64)
+    return Curves(curves[:, 0], curves[:, 1], np.array([row["peak"] for row in rows], np.int64), pixels, rank)
 
 
 def _curves(folder: Path, info: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Curves:
@@ -413,7 +431,7 @@ def _curves(folder: Path, info: Mapping[str, Any], rows: Sequence[Mapping[str, A
     if (folder / "pixels.npy").exists():
         bins = len(thresholds(int(info["protocol"]["thresholds"]))) + 1
         pixels = open_array(folder / "pixels.npy", np.uint32, (len(rows), 2, bins))
-    found = _as_curves(curves, pixels, rows)
+    found = _as_curves(curves, pixels, rows, ranked=bool(info["ranks"]))
     if len(found) and not 0 <= found.peak.min() <= found.peak.max() <= 255:
         raise RunError(f"{folder}: holds a peak that is no level, expected 0 to 255")
     return found

@@ -9,9 +9,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from molt.evaluation._inputs import check_thresholds
-from molt.evaluation._score_bins import score_bins
+from molt.evaluation._score_bins import score_histogram
 
 BOX_SCORES = ("max_box_acc", "max_box_acc_v2", "mean_iou")
+TOP_K = (1, 5)
+TITLES = {
+    "max_box_acc": "MaxBoxAcc",
+    "max_box_acc_v2": "MaxBoxAccV2",
+    "mean_iou": "mean IoU",
+    "gt_known_loc": "GT-known Loc",
+    "top1_loc": "Top-1 Loc",
+    "top5_loc": "Top-5 Loc",
+    "top1_cls": "Top-1 accuracy",
+    "top5_cls": "Top-5 accuracy",
+    "corloc": "CorLoc",
+    "pxap": "PxAP",
+}
 V1_IOU = 0.5  # MaxBoxAcc's
 DRAWS = 100  # at a time, for the same reason
 BLOCK = 4096  # photos at a time, so that memory does not grow with their number
@@ -27,12 +40,14 @@ class Curves:
         largest: (n, 255) float32: at each cut the IoU of the largest contour's box.
         peak: (n,) int64, the highest level, 0 to 255, of each map.
         pixels: (n, 2, bins) counts of scores on foreground and on background pixels, or None.
+        rank: (n,) int64, the place of each label among the predicted classes, 0 the likeliest, or None.
     """
 
     any: NDArray[np.float32]
     largest: NDArray[np.float32]
     peak: NDArray[np.int64]
     pixels: NDArray[np.uint32] | None = None
+    rank: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.peak)
@@ -40,7 +55,8 @@ class Curves:
     def take(self, rows: NDArray) -> Curves:
         """Return the curves of some photos, by index or mask."""
         pixels = None if self.pixels is None else self.pixels[rows]
-        return Curves(self.any[rows], self.largest[rows], self.peak[rows], pixels)
+        rank = None if self.rank is None else self.rank[rows]
+        return Curves(self.any[rows], self.largest[rows], self.peak[rows], pixels, rank)
 
 
 def thresholds(number: int) -> Array:
@@ -60,6 +76,7 @@ def over_thresholds(
     grid: Array,
     iou: float | None,
     weights: NDArray | None = None,
+    only: NDArray[np.bool_] | None = None,
 ) -> Array:
     """Return (draws, T): at each threshold the weighted share of photos whose value is at least ``iou``.
 
@@ -69,6 +86,7 @@ def over_thresholds(
         grid: (T,) thresholds in [0, 1).
         iou: None averages the values themselves.
         weights: (draws, n) how often each photo counts; None gives one draw in which each counts once.
+        only: (n,) the photos that can count as right; None for all.
     """
     # Most thresholds read the same cuts as their neighbours.
     cuts = (np.unique(peak)[:, None] * grid).astype(np.int64)
@@ -80,6 +98,8 @@ def over_thresholds(
         read = np.take_along_axis(curve[some], (peak[some, None] * grid[first]).astype(np.int64), 1)
         # In float32 on both sides: 0.7 is not the same number in float64.
         values = read if iou is None else (read >= np.float32(iou)).astype(np.float32)
+        if only is not None:
+            values = values * only[some, None]
         total += weights[:, some].astype(np.float32) @ values
     return np.asarray((total / weights.sum(1, dtype=np.float64)[:, None])[:, inverse.reshape(-1)])
 
@@ -91,12 +111,7 @@ def pixel_histogram(
 
     ``grid`` is ``thresholds(steps)``.
     """
-    edges = np.concatenate([grid, [1.0, 2.0, 3.0]])
-    bins = len(grid) + 1
-    row = np.zeros(256, np.int64)
-    row[[0, 255]] = bins, 2 * bins
-    where = row[mask] + score_bins(scores, edges, steps)
-    return np.bincount(where.ravel(), minlength=3 * bins)[: 2 * bins].reshape(2, bins).astype(np.uint32)
+    return score_histogram(scores, mask, np.append(grid, [1.0, 2.0]), steps).astype(np.uint32)
 
 
 def pixel_precision(pixels: NDArray[np.uint32], weights: NDArray | None = None) -> Array:
@@ -119,10 +134,11 @@ def pixel_precision(pixels: NDArray[np.uint32], weights: NDArray | None = None) 
 
 
 def scores(curves: Curves, grid: Array, ious: Sequence[float], weights: NDArray | None = None) -> dict[str, Array]:
-    """Return (draws,) values in [0, 1] by name: max_box_acc, max_box_acc_v2, mean_iou, and "any IOU" at each IoU.
+    """Return (draws,) values in [0, 1] by name: those of :data:`TITLES` but pxap, and "any IOU" at each IoU.
 
     Each draw takes its own best thresholds, as a data set of these photos would; mean_iou is at MaxBoxAcc's, of equally
-    good ones the one of the best mean IoU.
+    good ones the one of the best mean IoU. GT-known Loc and CorLoc are other names of MaxBoxAcc; Top-k Loc and accuracy
+    are there where the curves have ranks.
     """
     v1 = over_thresholds(curves.largest, curves.peak, grid, V1_IOU, weights)
     means = over_thresholds(curves.largest, curves.peak, grid, None, weights)
@@ -130,7 +146,37 @@ def scores(curves: Curves, grid: Array, ious: Sequence[float], weights: NDArray 
     reached = {f"any {iou:g}": over_thresholds(curves.any, curves.peak, grid, iou, weights).max(1) for iou in ious}
     v2 = np.mean(list(reached.values()), 0)
     rows = np.arange(len(v1))
-    return {"max_box_acc": v1[rows, best], "max_box_acc_v2": v2, "mean_iou": means[rows, best]} | reached
+    found = {"max_box_acc": v1[rows, best], "max_box_acc_v2": v2, "mean_iou": means[rows, best]} | reached
+    found |= {"gt_known_loc": v1[rows, best], "corloc": v1[rows, best]}
+    if curves.rank is not None:
+        often = np.ones((1, len(curves))) if weights is None else weights.astype(np.float64)
+        for k in TOP_K:
+            named = curves.rank < k
+            right = over_thresholds(curves.largest, curves.peak, grid, V1_IOU, weights, only=named)
+            found |= {f"top{k}_loc": right.max(1), f"top{k}_cls": often @ named / often.sum(1)}
+    return found
+
+
+def figures(*, ranked: bool, fixed: bool, any_object: bool) -> tuple[str, ...]:
+    """Return which of :func:`scores` a run reports.
+
+    Args:
+        ranked: whether classes are predicted.
+        fixed: whether there is one threshold only.
+        any_object: whether every object of a photo counts.
+    """
+    found = [*BOX_SCORES]
+    if ranked or fixed:
+        found.append("gt_known_loc")
+    if ranked:
+        found += [f"top{k}_{what}" for what in ("loc", "cls") for k in TOP_K]
+    return (*found, "corloc") if any_object else tuple(found)
+
+
+def title(name: str, *, fixed: bool) -> str:
+    """Return what a metric is called in tables: what is at a fixed threshold is no maximum."""
+    found = TITLES.get(name, name)
+    return found.removeprefix("Max") if fixed else found
 
 
 def best_threshold(accuracy: Array, means: Array) -> NDArray[np.int64]:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from molt.data.annotations import Problem
 from molt.evaluation.scores import (
-    BOX_SCORES,
     V1_IOU,
     Curves,
     at_threshold,
@@ -21,11 +20,12 @@ from molt.evaluation.scores import (
     drawn_precision,
     drawn_scores,
     error_kind,
+    figures,
     interval,
     over_thresholds,
     pixel_precision,
     scores,
-    thresholds,
+    title,
 )
 
 if TYPE_CHECKING:
@@ -37,34 +37,41 @@ _NUMBER = re.compile(r"-?\d[\d.,]*(e[+-]?\d+)?")
 
 
 def summarize(
-    rows: Rows, curves: Curves, settings: Settings, classes: Sequence[str], problems: Sequence[Problem]
+    rows: Rows,
+    curves: Curves,
+    settings: Settings,
+    classes: Sequence[str],
+    problems: Sequence[Problem],
+    *,
+    any_object: bool = False,
 ) -> dict[str, Any]:
     """Return a run's figures as plain values.
 
-    All are in percent. ``scores`` holds value and 95 % interval by metric; ``by_iou`` the best threshold and accuracy
-    at each IoU; ``curves`` accuracy against threshold; ``classes`` and ``sizes`` the figures of each class and tercile
-    of object size at the thresholds that are best overall; ``problems`` what was found on the way.
+    All are in percent. ``scores`` holds value, 95 % interval and number of photos by metric, and the number of
+    photo-class pairs where a photo has several classes; ``by_iou`` the best threshold and accuracy at each IoU;
+    ``curves`` accuracy against threshold; ``classes`` and ``sizes`` the figures of each class and tercile of object
+    size at the thresholds that are best overall; ``problems`` what was found on the way.
     """
-    grid = thresholds(settings.thresholds)
+    grid = settings.grid()
     boxed = np.array([i for i, row in enumerate(rows) if row["truth"]], np.int64)
     found: dict[str, Any] = {"scores": {}, "by_iou": [], "curves": {}, "classes": [], "sizes": []}
     if len(boxed):
         some = curves if len(boxed) == len(rows) else curves.take(boxed)
         drawn = drawn_scores(some, grid, settings.ious, settings.draws, settings.seed)
         whole = scores(some, grid, settings.ious)
-        for name in BOX_SCORES:
-            found["scores"][name] = _score(whole[name][0], drawn[name], len(boxed))
-        found |= _by_threshold(some, grid, settings, drawn)
         picked = [rows[i] for i in boxed]
-        figures = _each(some, settings, _best(found))
-        found["classes"] = _classes(picked, figures)
-        found["sizes"] = _sizes(picked, figures)
+        for name in figures(ranked=curves.rank is not None, fixed=len(grid) == 1, any_object=any_object):
+            found["scores"][name] = _score(whole[name][0], drawn[name], picked)
+        found |= _by_threshold(some, grid, settings, drawn, picked)
+        each = _each(some, settings, _best(found))
+        found["classes"] = _classes(picked, each)
+        found["sizes"] = _sizes(picked, each)
     masked = np.array([i for i, row in enumerate(rows) if row["masks"]], np.int64)
     if curves.pixels is not None and len(masked):
         pixels = curves.pixels[masked]
         if pixels[:, 0].any():
             drawn_pxap = drawn_precision(pixels, settings.draws, settings.seed)
-            found["scores"]["pxap"] = _score(pixel_precision(pixels)[0], drawn_pxap, len(masked))
+            found["scores"]["pxap"] = _score(pixel_precision(pixels)[0], drawn_pxap, [rows[i] for i in masked])
         else:
             text = "no pixel of any mask is an object's, so there is no PxAP"
             problems = (*problems, Problem(Path("masks"), None, text, "masks of objects"))
@@ -113,12 +120,16 @@ def protocol_line(info: Mapping[str, Any]) -> str:
     said = info["protocol"]
     method = info["method"]
     ious = ", ".join(f"{iou:g}" for iou in said["ious"])
+    fixed = fixed_threshold(info)
+    name = title("max_box_acc", fixed=fixed is not None)
     parts = [
         f"{said['size']} px",
         f"maps {said['resize']} resized, normalised {said['normalize']}",
-        f"{said['thresholds']} thresholds of each map's maximum, one best for all photos, chosen on these photos",
-        f"MaxBoxAcc: largest contour by {said['area']} area, IoU >= {V1_IOU:g}; V2: any contour, IoU >= {ious}; "
-        "mean IoU at MaxBoxAcc's threshold",
+        f"threshold {fixed:g} of each map's maximum, fixed"
+        if fixed is not None
+        else f"{said['thresholds']} thresholds of each map's maximum, one best for all photos, chosen on these photos",
+        f"{name}: largest contour by {said['area']} area, IoU >= {V1_IOU:g}; V2: any contour, IoU >= {ious}; "
+        f"mean IoU at {name}'s threshold",
         f"true boxes {'cut to whole pixels' if said['truncate'] else 'not rounded'}",
         f"boxes {'clipped to the last pixel' if said['clip'] else 'not clipped'}",
         f"widths {'with' if said['plus_one'] else 'without'} + 1",
@@ -127,18 +138,47 @@ def protocol_line(info: Mapping[str, Any]) -> str:
         parts.append("PxAP: all pixels pooled, masks resized to the nearest pixel, above 0 is object, ignored ones out")
     if "gt_map" in method:
         parts.append(f"map of: {method['gt_map']}")
+    if "top1_loc" in info["scores"]:
+        parts.append(
+            "Top-k Loc: the label is among the k likeliest classes and the largest box of that map fits; "
+            + ("a fixed threshold" if fixed is not None else "each k at its own best threshold")
+        )
+        parts.append(f"classes predicted by: {method.get('predictions', 'the network')}")
+    if info["data"].get("any_object"):
+        parts.append("CorLoc: one box a photo, right with any object of any class")
+    parts += [f"{what} count" for what in info["data"].get("counted", ())]
     if "missing" in method:
         parts.append(f"missing maps: {method['missing']}")
-    parts.append(f"95 % intervals: {said['draws']} bootstrap draws of the photos, seed {said['seed']}")
+    drawn = units(info["data"])
+    parts.append(f"95 % intervals: {said['draws']} bootstrap draws of the {drawn}, seed {said['seed']}")
     return "; ".join(parts)
 
 
-def _score(value: float, drawn: NDArray[np.float64], photos: int) -> dict[str, Any]:
-    return {"value": 100 * float(value), "interval": list(interval(100 * drawn)), "photos": photos}
+def fixed_threshold(info: Mapping[str, Any]) -> float | None:
+    """Return the only threshold of a run, or None where the best of several is taken."""
+    said = info["protocol"]
+    if said["threshold"] is None and said["thresholds"] > 1:
+        return None
+    return float(said["threshold"] or 0.0)
+
+
+def units(counted: Mapping[str, int]) -> str:
+    """Return what is scored one by one: photos, or where one has several classes, pairs of a photo and a class."""
+    return "photo-class pairs" if "pairs" in counted else "photos"
+
+
+def count(rows: Rows) -> dict[str, int]:
+    """Return how many photos the rows are of, and where a photo has several classes how many pairs of these."""
+    photos = len({row["name"] for row in rows})
+    return {"photos": photos} | ({} if photos == len(rows) else {"pairs": len(rows)})
+
+
+def _score(value: float, drawn: NDArray[np.float64], rows: Rows) -> dict[str, Any]:
+    return {"value": 100 * float(value), "interval": list(interval(100 * drawn))} | count(rows)
 
 
 def _by_threshold(
-    curves: Curves, grid: NDArray, settings: Settings, drawn: Mapping[str, NDArray[np.float64]]
+    curves: Curves, grid: NDArray, settings: Settings, drawn: Mapping[str, NDArray[np.float64]], rows: Rows
 ) -> dict[str, Any]:
     """Return accuracy at each IoU, its best threshold and interval, and the lines to draw."""
     entries, lines = [], {}
@@ -150,9 +190,7 @@ def _by_threshold(
             means = over_thresholds(curve, curves.peak, grid, None)
             top = int(best_threshold(line[None], means)[0])
         draws = drawn["max_box_acc" if kind == "v1" else f"any {iou:g}"]
-        entries.append(
-            {"kind": kind, "iou": iou, "threshold": float(grid[top])} | _score(line[top], draws, len(curves))
-        )
+        entries.append({"kind": kind, "iou": iou, "threshold": float(grid[top])} | _score(line[top], draws, rows))
         lines[f"{kind} {iou:g}"] = [round(100 * float(v), 4) for v in line]
     return {"by_iou": entries, "curves": lines}
 
@@ -177,23 +215,23 @@ def _reached(values: NDArray[np.float64], iou: float) -> NDArray[np.float64]:
     return (values.astype(np.float32) >= np.float32(iou)).astype(np.float64)
 
 
-def _part(figures: Mapping[str, NDArray[np.float64]], inside: NDArray) -> dict[str, Any]:
-    """Return the means of the figures over some photos, by index."""
-    return {"photos": len(inside)} | {name: 100 * float(values[inside].mean()) for name, values in figures.items()}
+def _part(rows: Rows, each: Mapping[str, NDArray[np.float64]], inside: NDArray) -> dict[str, Any]:
+    """Return the means of the figures over some rows, by index."""
+    return count([rows[i] for i in inside]) | {name: 100 * float(own[inside].mean()) for name, own in each.items()}
 
 
-def _classes(rows: Rows, figures: Mapping[str, NDArray[np.float64]]) -> list[dict[str, Any]]:
+def _classes(rows: Rows, each: Mapping[str, NDArray[np.float64]]) -> list[dict[str, Any]]:
     """Return the figures of each class, by label."""
     places: dict[int, list[int]] = defaultdict(list)
     for i, row in enumerate(rows):
         places[int(row["label"])].append(i)
     return [
-        {"label": label, "name": str(rows[inside[0]]["class"])} | _part(figures, np.array(inside))
+        {"label": label, "name": str(rows[inside[0]]["class"])} | _part(rows, each, np.array(inside))
         for label, inside in sorted(places.items())
     ]
 
 
-def _sizes(rows: Rows, figures: Mapping[str, NDArray[np.float64]]) -> list[dict[str, Any]]:
+def _sizes(rows: Rows, each: Mapping[str, NDArray[np.float64]]) -> list[dict[str, Any]]:
     """Return the figures by tercile of the largest true box's share of the photo."""
     known = np.array([i for i, row in enumerate(rows) if row["size_share"] is not None], np.int64)
     if not len(known):
@@ -205,7 +243,7 @@ def _sizes(rows: Rows, figures: Mapping[str, NDArray[np.float64]]) -> list[dict[
         inside = group == number
         if inside.any():
             limits = {"least": float(shares[inside].min()), "most": float(shares[inside].max())}
-            found.append({"name": name} | limits | _part(figures, known[inside]))
+            found.append({"name": name} | limits | _part(rows, each, known[inside]))
     return found
 
 

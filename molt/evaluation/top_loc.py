@@ -20,9 +20,9 @@ from molt.evaluation._inputs import (
     check_ranking,
     check_thresholds,
 )
-from molt.evaluation._overlap import clipped, overlap
+from molt.evaluation._overlap import clipped, overlap_pairs
 from molt.evaluation.bootstrap import PhotoMetric, add_steps, curves
-from molt.evaluation.box_curves import Area, to_levels
+from molt.evaluation.box_curves import Area, largest_at_one_cut, to_levels
 from molt.evaluation.max_box_acc import threshold_range
 from molt.evaluation.protocol import Protocol
 from molt.ops.sweep_boxes import largest_at_cuts
@@ -41,7 +41,8 @@ class TopKLoc(PhotoMetric):
 
     Args:
         threshold: share of the map's maximum above which pixels are kept, in [0, 1); ``"best"`` or None takes, for each
-            figure, the best of ``thresholds`` on the scored photos, an oracle, and :attr:`protocol` says so.
+            figure, the best of ``thresholds`` on the scored photos, an oracle where these are several, and
+            :attr:`protocol` says so.
         k: the k of Top-k, such as (1, 5).
         thresholds: for ``"best"``: N for ``np.arange(0, 1, 1 / N)``, or an increasing sequence in [0, 1).
         gt_map: the map of GT-known: the ``"label"``'s; ``"top1"``, that of the likeliest class; or ``"agnostic"``, the
@@ -107,12 +108,17 @@ class TopKLoc(PhotoMetric):
         self.gt_map, self.topk_box, self.area = gt_map, topk_box, area
         self.strict_topk, self.strict_gt, self.relative = bool(strict_topk), bool(strict_gt), bool(relative)
         self.clip, self.plus_one, self.empty = bool(clip), bool(plus_one), check_empty(empty)
-        chosen = f"best of {threshold_range(thresholds, self.thresholds)}" if best else float(self.thresholds[0])
+        chosen = (
+            f"best of {threshold_range(thresholds, self.thresholds)}"
+            if len(self.thresholds) > 1
+            else float(self.thresholds[0])
+        )
         settings = {"threshold": chosen, "k": self.k} | {
             key: getattr(self, key)
             for key in ("gt_map", "topk_box", "strict_topk", "strict_gt", "iou", "area", "relative", "clip", "plus_one")
         }
-        notes = ("threshold chosen on the scored photos (oracle)",) if best or oracle else ()
+        chosen_here = len(self.thresholds) > 1 or oracle
+        notes = ("threshold chosen on the scored photos (oracle)",) if chosen_here else ()
         protocol = Protocol("TopKLoc", name, settings | {"empty": self.empty}, notes)
         super().__init__(protocol, bootstrap, seed, confidence, **kwargs)
         number = len(self.thresholds)
@@ -193,7 +199,7 @@ class TopKLoc(PhotoMetric):
             read.append(ranked[:, 0])
         if number == 0:
             return
-        found = self._boxes(torch.stack([one.double() for one in read], 1))
+        found = self._boxes(read)
         place = place.cpu()
         hits, errors = self._judge(found, truth, place.numpy())
         drawn = self._draw(number, ids)
@@ -242,19 +248,21 @@ class TopKLoc(PhotoMetric):
             found |= {"thresholds": self.thresholds.tolist(), "curves": dict(zip(names, plain.tolist(), strict=True))}
         return found
 
-    def _boxes(self, maps: Tensor) -> NDArray[np.float64]:
-        """Return the box (B, C, T, 4) of each map (B, C, H, W) at each threshold."""
-        levels = to_levels(maps.flatten(0, 1)).view(maps.shape).cpu()
-        peak = levels.flatten(2).amax(2).numpy() if self.relative else np.full(levels.shape[:2], 255)
-        cuts = (self.thresholds * peak[..., None]).astype(np.int64)
+    def _boxes(self, read: list[Tensor]) -> NDArray[np.float64]:
+        """Return the box (B, C, T, 4) of each of C times B maps (H, W) at each threshold."""
+        height, width = read[0].shape[1:]
         if len(self.thresholds) == 1:
-            # One cut alone: the sweep then has one step to take.
-            levels = (levels > torch.from_numpy(cuts)[..., None]).to(torch.uint8)
-            cuts = np.zeros_like(cuts)
-        swept, _ = largest_at_cuts(levels, contours=self.area == "contour")
-        boxes = np.take_along_axis(swept.numpy(), cuts[..., None], axis=2).astype(np.float64)
+            cut = float(self.thresholds[0])
+            found = [largest_at_one_cut(one, cut, relative=self.relative, area=self.area) for one in read]
+            boxes = np.stack(found, 1)[:, :, None]
+        else:
+            maps = torch.stack([one.double() for one in read], 1)
+            levels = to_levels(maps.flatten(0, 1)).view(maps.shape).cpu()
+            peak = levels.flatten(2).amax(2).numpy() if self.relative else np.full(levels.shape[:2], 255)
+            cuts = (self.thresholds * peak[..., None]).astype(np.int64)
+            swept, _ = largest_at_cuts(levels, contours=self.area == "contour")
+            boxes = np.take_along_axis(swept.numpy(), cuts[..., None], axis=2).astype(np.float64)
         nothing = boxes[..., 2] == 0
-        height, width = levels.shape[2:]
         boxes = clipped(boxes, width, height) if self.clip else boxes
         boxes[nothing] = self.empty
         return boxes
@@ -263,31 +271,33 @@ class TopKLoc(PhotoMetric):
         self, found: NDArray[np.float64], truth: list[NDArray[np.float64]], place: NDArray[np.int64]
     ) -> tuple[Tensor, Tensor]:
         """Compare with the true boxes: hits (B, 1 + len(k), T) bool and counts of errors (6, T)."""
-        number, _, steps = found.shape[:3]
-        hits = np.zeros((number, 1 + len(self.k), steps), dtype=bool)
-        errors = np.zeros((len(ERRORS), steps), dtype=np.int64)
-        for b, true in enumerate(truth):
-            used = overlap(found[b, 0], true, plus_one=self.plus_one)
-            known = used if found.shape[1] == 1 else overlap(found[b, 1], true, plus_one=self.plus_one)
-            hits[b, 0] = self._reaches(known.iou, self.strict_gt)
-            fits = self._reaches(used.iou, self.strict_topk)
-            for row, k in enumerate(self.k, start=1):
-                hits[b, row] = fits & (place[b] < k)
-            steps_at = np.arange(steps)
-            fitting = used.iou.argmax(1)
-            cases = [
-                np.full(steps, place[b] > 0),
-                fits,
-                (used.of_truth > 0.3).sum(1) > 1,
-                used.of_box[steps_at, fitting] > 0.5,
-                used.of_truth[steps_at, fitting] >= 0.7,
-            ]
-            numbers = [ERRORS.index(name) for name in ("class", "right", "multi_instance", "part", "more")]
-            errors[np.select(cases, numbers, ERRORS.index("wrong")), steps_at] += 1
-        return torch.from_numpy(hits), torch.from_numpy(errors)
+        counts = [len(true) for true in truth]
+        first = np.cumsum([0, *counts[:-1]])
+        owner = np.repeat(np.arange(len(truth)), counts)
+        true = np.concatenate(truth)[:, None]
+        used = overlap_pairs(found[owner, 0], true, plus_one=self.plus_one)  # (all true boxes, T)
+        best = np.maximum.reduceat(used.iou, first)
+        known = best
+        if found.shape[1] > 1:
+            known = np.maximum.reduceat(overlap_pairs(found[owner, 1], true, plus_one=self.plus_one).iou, first)
+        fits = self._reaches(best, self.strict_topk)
+        hits = [self._reaches(known, self.strict_gt), *(fits & (place < k)[:, None] for k in self.k)]
+        # Of equally good true boxes the first one counts.
+        rows = np.where(used.iou == best[owner], np.arange(len(owner))[:, None], len(owner))
+        fitting = np.minimum.reduceat(rows, first)
+        cases = [
+            np.broadcast_to(place[:, None] > 0, fits.shape),
+            fits,
+            np.add.reduceat(used.of_truth > 0.3, first, dtype=np.int64) > 1,
+            np.take_along_axis(used.of_box, fitting, 0) > 0.5,
+            np.take_along_axis(used.of_truth, fitting, 0) >= 0.7,
+        ]
+        numbers = [ERRORS.index(name) for name in ("class", "right", "multi_instance", "part", "more")]
+        kind = np.select(cases, numbers, ERRORS.index("wrong"))
+        errors = np.stack([(kind == number).sum(0) for number in range(len(ERRORS))])
+        return torch.from_numpy(np.stack(hits, 1)), torch.from_numpy(errors)
 
-    def _reaches(self, iou: NDArray[np.float64], strict: bool) -> NDArray[np.bool_]:
-        best = iou.max(1)
+    def _reaches(self, best: NDArray[np.float64], strict: bool) -> NDArray[np.bool_]:
         return np.asarray(best > self.iou if strict else best >= self.iou)
 
 

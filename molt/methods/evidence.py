@@ -30,6 +30,7 @@ class Evidence:
         scales: (H, W) in pixels of each scale of ``maps``.
         features: Features of the finest scale, for the clusterer.
         attention: (B, 1, h, w) what the class token attends to at the finest scale, or None where it plays no part.
+        all_probabilities: (B, num_classes) float in [0, 1], of every class, or None where it is not kept.
     """
 
     classes: Tensor
@@ -39,6 +40,7 @@ class Evidence:
     scales: tuple[tuple[int, int], ...]
     features: Features
     attention: Tensor | None = None
+    all_probabilities: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -114,12 +114,21 @@ class Multiscale(Method):
         with stage("forward"):
             features = self.model.see_pyramid(pyramid)
         with stage("cam"):
-            scores, chosen = choose(fused_logits(features).float().softmax(-1), classes, k)
+            probabilities = fused_logits(features).float().softmax(-1)
+            scores, chosen = choose(probabilities, classes, k)
             maps = self.model.cams(features, chosen)
             finest = config.sizes.index(self.size)
             seen = features[finest]
             if config.head == "spatial":
-                return Evidence(chosen, scores, cam=maps[finest], maps=maps, scales=config.sizes, features=seen)
+                return Evidence(
+                    classes=chosen,
+                    probabilities=scores,
+                    cam=maps[finest],
+                    maps=maps,
+                    scales=config.sizes,
+                    features=seen,
+                    all_probabilities=probabilities,
+                )
             attention = class_attention(seen, config.layers, config.over_layers, config.over_heads)
             answers = self.model.transformer(finest).class_maps(seen, chosen.clamp_min(0))
             return Evidence(
@@ -130,6 +139,7 @@ class Multiscale(Method):
                 scales=config.sizes,
                 features=seen,
                 attention=attention,
+                all_probabilities=probabilities,
             )
 
     def clusterer(self) -> Clusterer:

@@ -130,6 +130,7 @@ class Seeded(Method):
                 maps=maps,
                 scales=tuple((side, side) for side in self.scales),
                 features=source[finest],
+                all_probabilities=probabilities,
             )
 
     def clusterer(self) -> Clusterer:
