@@ -196,12 +196,12 @@ def test_deep_transparency(tmp_path: Path) -> None:
     (tmp_path / "la.png").write_bytes(png16(np.dstack([deep, opaque]), 4))
     (tmp_path / "rgba.png").write_bytes(png16(np.dstack([colours, opaque]), 6))
     (tmp_path / "rgba.tif").write_bytes(tiff(np.dstack([colours, opaque]), 2, packed=True))
-    for name, wanted in (("grey", GREY), ("colour", COLOURS), ("la", GREY), ("rgba", COLOURS), ("rgba.tif", COLOURS)):
-        wanted = np.dstack([wanted] * 3) if wanted.ndim == 2 else wanted.copy()
-        wanted[2, 3] = 255
-        assert off(tmp_path / (name if "." in name else f"{name}.png"), wanted) <= 1, name
-    assert off(np.dstack([colours, opaque]), wanted) <= 1
-    assert off(np.dstack([colours, opaque // 16]), wanted) <= 1, "12 bits of opacity"
+    grey, colour = np.dstack([GREY] * 3), COLOURS.copy()
+    grey[2, 3] = colour[2, 3] = 255
+    for name in ("grey.png", "la.png", "colour.png", "rgba.png", "rgba.tif"):
+        assert off(tmp_path / name, grey if name in ("grey.png", "la.png") else colour) <= 1, name
+    assert off(np.dstack([colours, opaque]), colour) <= 1
+    assert off(np.dstack([colours, opaque // 16]), colour) <= 1, "12 bits of opacity"
 
 
 def test_an_opened_picture_stays_as_it_was(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Photos from files, pictures, arrays and tensors, checked and brought to one form; values by :mod:`molt.data.pixels`."""
+"""Photos from files, pictures, arrays and tensors, checked and brought to one form."""
 
 from __future__ import annotations
 
@@ -347,7 +347,7 @@ def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
 def _deep_colours(image: PIL.Image.Image) -> np.ndarray | None:
     """Return (H, W, C) uint16, upright, of a file of 16-bit colours that is not decoded yet; None of others.
 
-    Pillow keeps the upper byte of each alone, so the file is decoded twice, once as if its bytes were in the other order.
+    Pillow keeps the upper byte of each alone: the file is decoded twice, once as if its bytes were in the other order.
     """
     other = _OTHER_ORDER.get(_raw_mode(image))
     if other is None or (fp := getattr(image, "fp", None)) is None:

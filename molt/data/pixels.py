@@ -1,10 +1,10 @@
 """Pixel values of any dtype and shape brought to one form.
 
 The rule: integers within 0..255, whatever their dtype, are 8-bit levels, and floats within [0, 1] are shares of white.
-What goes beyond are levels of as many bits as the largest value needs, up to 16: 0 is black, 511, 1023... or 65535 white.
-Values below 0 or above 65535, and such as would show less than a quarter of the way from black to white, are stretched:
-the smallest is black, the largest white. All channels of a photo together, each photo by itself. Our choice: files do
-not reliably say how many of their bits are used, or what is white.
+What goes beyond are levels of as many bits as the largest value needs, up to 16: 0 is black, white is 511, 1023... or
+65535. Values below 0 or above 65535, and such as would show less than a quarter of the way from black to white, are
+stretched: the smallest is black, the largest white. This holds for all channels of a photo together and for each photo
+by itself. Our choice: files do not reliably say how many of their bits are used, or what is white.
 """
 
 from __future__ import annotations
