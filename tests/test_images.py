@@ -289,7 +289,8 @@ def test_wrong_size() -> None:
             with pytest.raises(TypeError, match="size must be an int or"):
                 read_photo(source, wrong)
         assert read_photo(source, np.int64(6)).pixels.shape == (3, 6, 6)
-        assert read_photo(source, torch.Size([6, 7])).pixels.shape == (3, 6, 7)
+        both = [torch.Size([6, 7]), (np.int64(6), np.int32(7)), np.array([6, 7]), torch.tensor([6, 7])]
+        assert [read_photo(source, size).pixels.shape for size in both] == [(3, 6, 7)] * 4
 
 
 def png_header(width: int, height: int) -> bytes:

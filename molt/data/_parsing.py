@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import re
 import stat
 from collections import Counter
@@ -16,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from molt._files import user_path
 from molt.data.annotations import DataError, LocalizationSet, Problem, Sample, SetKind
 
 MAX_TEXT = 2 << 30  # bytes; the largest official file, COCO's train2017, has 448 MB
@@ -202,4 +202,4 @@ def ranges(numbers: Sequence[int], most: int = 8) -> str:
 
 def as_folder(path: str | Path) -> Path:
     """Return the argument as a path, a ~ in front replaced by the home folder."""
-    return Path(os.path.expanduser(path))  # noqa: PTH111 - expanduser of Path raises where there is no home
+    return user_path(path)

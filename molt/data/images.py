@@ -193,8 +193,9 @@ def read_photo(source: Any, size: int | Sequence[int]) -> Photo:
 
 def _sides(size: int | Sequence[int]) -> tuple[int, int]:
     """Return the size asked for as (H, W)."""
+    given: Any = size.tolist() if isinstance(size, np.ndarray | Tensor) else size
     try:
-        sides = [operator.index(side) for side in (size if isinstance(size, Sequence) else [size, size])]
+        sides = [operator.index(side) for side in (given if isinstance(given, Sequence) else [given, given])]
     except TypeError as error:
         raise TypeError(f"size must be an int or (H, W), got {size!r}") from error
     if len(sides) != 2 or min(sides) < 1:

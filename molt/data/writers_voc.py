@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from molt._files import whole_file
+from molt._files import user_path, whole_file
 from molt.data.writers import (
     Annotation,
     Checker,
@@ -57,7 +57,7 @@ def write_voc(
         check_line(name, "the class name")
         if times > 1:
             raise ValueError(f"classes must have different names, got {name!r} {times} times: VOC knows no other id")
-    root, listed = Path(folder), f"ImageSets/Main/{split_name(split)}.txt"
+    root, listed = user_path(folder), f"ImageSets/Main/{split_name(split)}.txt"
     checker = Checker(names, clip, voc_stem)
     with whole_file(place_in(root, listed)) as part, part.open("w", encoding="utf-8", newline="\n") as out:
         for item in checker.each(items):

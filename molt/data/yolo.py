@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from molt._files import user_path
 from molt.data.annotations import DataError, LocalizationSet, Problem, Sample
 from molt.data.images import PhotoError, find_photos
 from molt.data.sizes import photo_size
@@ -52,7 +53,7 @@ def read_yolo(path: str | Path, split: str | None = None) -> LocalizationSet:
             in its photo, a path that leads out of the folder, a photo listed twice or that cannot be read, no box
             at all.
     """
-    data = read_data(Path(path))
+    data = read_data(user_path(path))
     if split is None and len(data.splits) == 1:
         (split,) = data.splits
     if split is None or split not in data.splits:
