@@ -370,6 +370,8 @@ class Localizer:
             classes = maps.evidence.classes.cpu()
             probabilities = maps.evidence.probabilities.float().cpu()
             heat, clusters = maps.refined.float().cpu(), maps.clusters.cpu()
+            if not bool(heat.isfinite().all()):  # as of half precision that overflowed; no component would be found
+                raise ValueError("the photo's map holds NaN or infinity")
             height, width = heat.shape[2:]
             results = []
             for i, photo in enumerate(photos):

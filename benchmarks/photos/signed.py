@@ -9,8 +9,10 @@ component's, its best IoU with a true box, at threshold 0.5 and at the best thre
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections import defaultdict
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import timm
@@ -22,8 +24,11 @@ from rich.table import Table
 from torch import Tensor
 
 import molt
+from molt._refine import Signed
 from molt.backbones.preprocess import normalize
 from molt.data.images import read_photo
+
+WAYS: tuple[Signed, ...] = get_args(Signed)
 
 
 def layer_grad_cam(model: torch.nn.Module, layer: torch.nn.Module, pixels: Tensor, label: int) -> Tensor:
@@ -44,10 +49,11 @@ def maps_of(pixels: Tensor, loc: molt.Localizer, weak: molt.Localizer, model: to
     label = int(found.classes[0, 0])
     with torch.inference_mode():
         coarse = cnn.cam(cnn(small), found.classes)[0, 0].clone()
-    maps = {"CAM, 224 px": coarse, "CAM, 448 px": found.cam[0, 0].clone(), "seed map, ViT": found.maps[-1][0, 0].clone()}
+    maps = {"CAM, 224 px": coarse, "CAM, 448 px": found.cam[0, 0].clone()}
+    maps["seed map, ViT"] = found.maps[-1][0, 0].clone()
     maps["seed map, CNN"] = weak._maps(pixels, None).evidence.maps[-1][0, 0].clone()
-    for name, layer in (("last block", model.blocks[-1]), ("28 x 28 px", model.blocks[-3]), ("56 x 56 px", model.blocks[2])):
-        maps[f"LayerGradCam, {name}"] = layer_grad_cam(model, layer, pixels, label)
+    for side, layer in ((14, model.blocks[-1]), (28, model.blocks[-3]), (56, model.blocks[2])):
+        maps[f"LayerGradCam, {side} x {side}"] = layer_grad_cam(model, layer, pixels, label)
     if (explain := layer_cam(cnn)) is not None:
         maps["LayerCAM, 448 px"] = explain(pixels.clone(), label)[0, 0]
     return maps
@@ -57,10 +63,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, default=Path("photos-data"))
     truth = {photo: boxes for photo, boxes in read_boxes(parser.parse_args().folder).items() if len(boxes) == 1}
+    warnings.simplefilter("ignore", UserWarning)  # of heat cut off, which is what is compared
     loc, weak = molt.Localizer(device="cpu"), molt.Localizer(weights="weak", device="cpu")
     model = timm.create_model(loc.method.cnn.info.model).eval()
     model.load_state_dict(loc.method.cnn.model.state_dict())
-    ious: dict[tuple[str, str, str], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    ious: dict[tuple[str, str], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     below = defaultdict(list)
     console = Console()
     for photo, boxes in track(truth.items(), console=console):
@@ -68,19 +75,16 @@ def main() -> None:
         features = loc._maps(image.pixels[None], None).evidence.features
         for name, raw in maps_of(image.pixels[None], loc, weak, model).items():
             below[name].append(float(-raw.clamp(max=0).sum() / raw.abs().sum()))
-            for way in ("stretch", "clip"):
-                given = raw.clamp(min=0) if way == "clip" else raw
-                for kind, options in (("no clusters", {"alpha": 0}), ("refined", {})):
-                    made = molt.refine(given, features=features, size=(SIZE, SIZE), **options)
-                    for threshold in GRID:
-                        ious[name, kind, way][threshold].append(best_iou(made[None, None], threshold, boxes, image.size))
-    table = Table("map", "negative share", "refine", "stretch .5", "clip .5", "stretch best", "clip best")
+            for way in WAYS:
+                made = molt.refine(raw, features=features, size=(SIZE, SIZE), signed=way)
+                for threshold in GRID:
+                    ious[name, way][threshold].append(best_iou(made[None, None], threshold, boxes, image.size))
+    table = Table("map", "share below 0", *(f"{way}, {at}" for at in ("at 0.5", "best") for way in WAYS))
     for name in below:
-        for kind in ("no clusters", "refined"):
-            means = {way: {t: np.mean(v) for t, v in ious[name, kind, way].items()} for way in ("stretch", "clip")}
-            cells = [f"{means[way][0.5]:.3f}" for way in means]
-            cells += [f"{max(means[way].values()):.3f} @{max(means[way], key=means[way].get)}" for way in means]
-            table.add_row(name, f"{np.mean(below[name]):.2f}", kind, *cells)
+        means = {way: {t: float(np.mean(v)) for t, v in ious[name, way].items()} for way in WAYS}
+        cells = [f"{means[way][0.5]:.2f}" for way in WAYS]
+        cells += [f"{max(m.values()):.2f} @{max(m, key=m.__getitem__)}" for m in means.values()]
+        table.add_row(name, f"{np.mean(below[name]):.2f}", *cells)
     console.print(table)
 
 
