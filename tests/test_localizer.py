@@ -131,6 +131,25 @@ def test_a_photo_that_fails_costs_no_other(size: int, tmp_path: Path, caplog: py
         loc(sources)
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_map_with_nan_is_an_error_of_its_photo(weak: molt.Localizer, size: int, monkeypatch: Any) -> None:
+    """As where half precision overflows: here on the dark photo."""
+    from dataclasses import replace
+
+    def overflow(images: torch.Tensor, *rest: Any) -> Any:
+        evidence = forward(images, *rest)
+        dark = images.flatten(1).mean(1) < 0.15
+        broken = [maps.where(~dark[:, None, None, None], torch.nan) for maps in evidence.maps]
+        return replace(evidence, maps=broken)
+
+    forward = weak.method.forward
+    monkeypatch.setattr(weak.method, "forward", overflow)
+    light = np.asarray(PIL.Image.open(CAT).convert("RGB"))
+    results = [result for _, result in weak.stream([light, light // 10, light], batch_size=size)]
+    assert [type(result).__name__ for result in results] == ["Localization", "ValueError", "Localization"]
+    assert str(results[1]) == "the photo's map holds NaN or infinity"
+
+
 def test_top_k_classes(loc: molt.Localizer) -> None:
     several = molt.Localizer(k=3, device="cpu")(CAT)
     assert several.heat.shape[0] == 3 and len(several) == 3

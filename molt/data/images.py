@@ -96,7 +96,9 @@ def _suffixes(formats: tuple[str, ...], registered: tuple[tuple[str, str], ...])
     return frozenset(suffix.lower() for suffix, form in registered if form in known)
 
 
-def find_photos(folder: str | Path, on_error: Callable[[PhotoError], object] | None = None) -> tuple[list[Path], int]:
+def find_photos(
+    folder: str | os.PathLike[str], on_error: Callable[[PhotoError], object] | None = None
+) -> tuple[list[Path], int]:
     """Return the photos below a folder by suffix, sorted, and how many other files there are.
 
     Links to folders are not followed.
@@ -191,9 +193,9 @@ def read_photo(source: Any, size: int | Sequence[int]) -> Photo:
     return Photo(torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255, original, source)
 
 
-def _sides(size: int | Sequence[int]) -> tuple[int, int]:
+def _sides(size: Any) -> tuple[int, int]:
     """Return the size asked for as (H, W)."""
-    given: Any = size.tolist() if isinstance(size, np.ndarray | Tensor) else size
+    given = size.tolist() if isinstance(size, np.ndarray | Tensor) else size
     try:
         sides = [operator.index(side) for side in (given if isinstance(given, Sequence) else [given, given])]
     except TypeError as error:
@@ -315,10 +317,10 @@ def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
     """Turn the picture as its EXIF orientation says."""
     name = getattr(image, "filename", "")
     if name and image.format == "TIFF" and _orientation(image) >= 5:
-        image.filename = ""  # or Pillow maps the file with height and width exchanged
+        image.filename = ""  # type: ignore[attr-defined]  # or Pillow maps the file with height and width exchanged
     image.load()  # a TIFF turns itself while it loads, and drops the mark
     if name:
-        image.filename = name
+        image.filename = name  # type: ignore[attr-defined]
     orientation = _orientation(image)
     return image if orientation == 1 else image.transpose(_TURNS[orientation])
 
@@ -361,7 +363,9 @@ def _deep_colours(image: PIL.Image.Image) -> np.ndarray | None:
             _rename(half, names)
             halves.append(np.asarray(_upright(half)))
     upper, lower = halves
-    return upper.astype(np.uint16) << 8 | (lower[..., [1, 1, 1, 3]] if other == "RGBA" else lower)
+    lower = lower[..., [1, 1, 1, 3]] if other == "RGBA" else lower
+    values: np.ndarray = upper.astype(np.uint16) << np.uint16(8) | lower
+    return values
 
 
 def _raw_mode(image: PIL.Image.Image) -> str:
@@ -372,12 +376,12 @@ def _raw_mode(image: PIL.Image.Image) -> str:
 
 def _rename(image: PIL.Image.Image, names: dict[str, str]) -> None:
     """Let the decoder take the pixels in the file for something else."""
-    other = names.get(_raw_mode(image))
-    if other is None or (names is _SWAPPED and image.tile[0][0] != "libtiff"):
+    other, tiles = names.get(_raw_mode(image)), getattr(image, "tile", [])
+    if other is None or (names is _SWAPPED and tiles[0][0] != "libtiff"):
         return
-    for place, tile in enumerate(image.tile):
+    for place, tile in enumerate(tiles):
         arguments = other if isinstance(tile[3], str) else (other, *tile[3][1:])
-        image.tile[place] = tile._replace(args=arguments) if hasattr(tile, "_replace") else (*tile[:3], arguments)
+        tiles[place] = tile._replace(args=arguments) if hasattr(tile, "_replace") else (*tile[:3], arguments)
 
 
 def _blend(values: np.ndarray, clear: np.ndarray | None = None, *, negative: bool = False) -> PIL.Image.Image:
@@ -426,7 +430,8 @@ def _check_tensor(given: Tensor) -> Tensor:
     if tensor.is_complex() or tensor.is_quantized:
         raise PhotoError(f"the tensor must hold integers, floats or bools, got {tensor.dtype}")
     if tensor.is_floating_point():
-        _check_range(*(float(end) for end in torch.aminmax(tensor.float())), "tensor")
+        low, high = torch.aminmax(tensor.float())
+        _check_range(float(low), float(high), "tensor")
     return to_unit(tensor)
 
 
