@@ -19,6 +19,11 @@ _PART = re.compile(r"\.[a-z0-9_]{8}\.part")
 _BEGAN = time.time()  # nothing older is this process's own
 
 
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """Return a path as given, a ~ in front replaced by the home folder."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - expanduser of Path raises where there is no home
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary file beside ``path`` that takes its place when the block ends, and is removed if it raises.

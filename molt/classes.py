@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import functools
+import operator
+from typing import SupportsIndex
 
 from molt._text import name_key, plain_name
 
@@ -21,16 +23,22 @@ def imagenet_names() -> tuple[str, ...]:
     return tuple(info.index_to_description(index) for index in range(info.num_classes()))
 
 
-def find_class(name: str | int, names: tuple[str, ...] | None = None) -> int:
+def find_class(name: str | SupportsIndex, names: tuple[str, ...] | None = None) -> int:
     """Return the index of a class given by index, full description, or one of its comma-separated names.
 
     Case, Unicode's normal forms and white space around do not matter; ``"object"`` gives -1, the class-agnostic mode,
     where no class has that name.
 
     Raises:
+        TypeError: neither a name nor an integer (of Python, NumPy or torch).
         ValueError: no such class or index, or a name that several classes share; close matches are listed.
     """
     names = imagenet_names() if names is None else names
+    if not isinstance(name, str):
+        try:
+            name = operator.index(None if isinstance(name, bool) else name)  # type: ignore[arg-type]
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"a class must be a name or an index, got {name!r}") from None
     text = plain_name(str(name))
     wanted = name_key(text)
     whole = [i for i, description in enumerate(names) if name_key(description) == wanted]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import PIL.Image
@@ -20,6 +22,7 @@ from molt._arguments import check_clusterer, check_device, check_int, check_numb
 from molt._auto_alpha import Alpha, blend, check_alpha
 from molt._backend import Backend, use_native
 from molt._backend import backend as use_backend
+from molt._files import user_path
 from molt.classes import OBJECT, class_name, find_class
 from molt.clustering import CachedClusterer, wants_features
 from molt.clustering.cache import check_folder, is_label_map
@@ -30,7 +33,7 @@ from molt.ops._resize import no_kernel
 from molt.profiling import Profile
 from molt.structures import Localization, WeightsInfo
 
-Source = str | Path | PIL.Image.Image | np.ndarray | Tensor
+Source = str | Path | IO[bytes] | PIL.Image.Image | np.ndarray | Tensor
 logger = logging.getLogger("molt")
 
 PREVIEW = 1000
@@ -73,6 +76,10 @@ class _Maps:
     fused: Tensor
     clusters: Tensor
     refined: Tensor
+
+
+_Wanted = Tensor | list[Tensor] | None  # for all photos, a row a photo, or the likeliest
+_NO_ROW = torch.empty(0)
 
 
 class Localizer:
@@ -174,19 +181,20 @@ class Localizer:
         """Localize one photo, or many.
 
         Args:
-            x: a path, PIL image, (H, W, 3) array (uint8, or float in [0, 1]) or (3, H, W) tensor (likewise) gives one
-                Localization. A list of these, a folder (searched recursively) or a (B, 3, H, W) tensor gives a list
-                in input order.
-            classes: a class name or index, ``"object"`` for the class-agnostic mode, or a list of these; None takes
-                the ``k`` likeliest classes of each photo.
+            x: a path, file object, PIL image, (H, W, 3) array or (3, H, W) tensor, or what else
+                :func:`molt.data.load_photo` takes, gives one Localization. A list of these, a folder (searched
+                recursively), a (B, H, W, C) array or a (B, C, H, W) tensor gives a list in input order.
+            classes: a class name or index, ``"object"`` for the class-agnostic mode, or a list of these, for all
+                photos; a list of lists, or (B, C) indices, has a row a photo. None takes the ``k`` likeliest classes of
+                each photo.
 
         Raises:
             PhotoError: a photo that cannot be read (a ValueError; :meth:`stream` goes on instead).
-            ValueError: an unknown class.
+            TypeError, ValueError: a class that is unknown or no name or index; another number of rows than of photos.
         """
-        if isinstance(x, list | tuple) or (isinstance(x, Tensor) and x.ndim == 4):
+        if isinstance(x, list | tuple) or (isinstance(x, Tensor | np.ndarray) and x.ndim == 4):
             return self._all(list(x), classes)
-        if isinstance(x, str | Path) and Path(x).is_dir():
+        if isinstance(x, str | os.PathLike) and user_path(x).is_dir():
             found = find_photos(x)[0]
             if isinstance(self.clusterer, CachedClusterer):
                 found = [photo for photo in found if not is_label_map(photo, self.clusterer.folder)]
@@ -210,11 +218,14 @@ class Localizer:
             explain: True yields an Explanation, every stage, in place of each Localization.
 
         Raises:
-            ValueError: an unknown class or a batch_size below 1, before the first photo.
+            TypeError, ValueError: a class that is unknown or no name or index, or a batch_size below 1, before the
+                first photo; another number of rows of classes than of sources, before it where these have a length.
         """
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if batch_size is not None:
+            batch_size = check_int("batch_size", batch_size, 1)
         wanted = self._wanted(classes)
+        if isinstance(wanted, list) and isinstance(sources, Sized) and len(sources) != len(wanted):
+            raise ValueError(f"classes must hold a row a photo: got {len(wanted)} for {len(sources)} photos")
         size = batch_size or (16 if self.device.type == "cuda" else 1)
         return self._stream(iter(sources), wanted, size, explain=explain)
 
@@ -235,34 +246,46 @@ class Localizer:
         return results
 
     def _stream(
-        self, sources: Iterator[Source], wanted: Tensor | None, size: int, *, explain: bool = False
+        self, sources: Iterator[Source], wanted: _Wanted, size: int, *, explain: bool = False
     ) -> Iterator[tuple[Source, Any]]:
+        rows = iter(wanted) if isinstance(wanted, list) else repeat(wanted)
         batch: list[tuple[Source, Photo | Exception]] = []
+        chosen: list[Tensor | None] = []
         for source in sources:
+            row = next(rows, _NO_ROW)
+            if row is _NO_ROW or (chosen and _width(row) != _width(chosen[0])):
+                yield from self._finish(batch, chosen, explain)
+                batch, chosen = [], []
+            if row is _NO_ROW:
+                raise ValueError("classes must hold a row a photo: got fewer than photos")
             try:
                 with self._stage("read"):
                     batch.append((source, read_photo(source, self.method.size)))
             except (PhotoError, OSError, TypeError) as error:
                 batch.append((source, error))
+            chosen.append(row)
             if len(batch) == size:
-                yield from self._finish(batch, wanted, explain)
-                batch = []
-        yield from self._finish(batch, wanted, explain)
+                yield from self._finish(batch, chosen, explain)
+                batch, chosen = [], []
+        yield from self._finish(batch, chosen, explain)
+        if isinstance(wanted, list) and next(rows, _NO_ROW) is not _NO_ROW:
+            raise ValueError("classes must hold a row a photo: got more than photos")
 
     def _finish(
-        self, batch: list[tuple[Source, Photo | Exception]], wanted: Tensor | None, explain: bool
+        self, batch: list[tuple[Source, Photo | Exception]], chosen: list[Tensor | None], explain: bool
     ) -> Iterator[tuple[Source, Any]]:
-        photos = [photo for _, photo in batch if not isinstance(photo, Exception)]
-        results = iter(self._results(photos, wanted, explain))
+        read = [(photo, row) for (_, photo), row in zip(batch, chosen, strict=True) if not isinstance(photo, Exception)]
+        results = iter(self._results([photo for photo, _ in read], [row for _, row in read], explain))
         for source, photo in batch:
             yield source, photo if isinstance(photo, Exception) else next(results)
 
-    def _results(self, photos: list[Photo], wanted: Tensor | None, explain: bool) -> list[Any]:
+    def _results(self, photos: list[Photo], chosen: list[Tensor | None], explain: bool) -> list[Any]:
         """Results of photos that were read; where a batch fails, each is tried alone, so that one costs no other."""
         if not photos:
             return []
+        rows = [row for row in chosen if row is not None]
         try:
-            maps = self._maps(self._batch(photos), wanted)
+            maps = self._maps(self._batch(photos), torch.stack(rows) if rows else None)
             found = self._boxes(photos, maps)
             return [self._explanation(r, maps, i) for i, r in enumerate(found)] if explain else found
         except Exception as error:
@@ -270,7 +293,7 @@ class Localizer:
                 return [error]
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             logger.warning("a batch of %d photos failed (%s): each is tried alone", len(photos), first)
-        return [self._results([photo], wanted, explain)[0] for photo in photos]
+        return [self._results([photo], [row], explain)[0] for photo, row in zip(photos, chosen, strict=True)]
 
     @torch.inference_mode()
     def _explanation(self, result: Localization, maps: _Maps, image: int) -> Explanation:
@@ -295,13 +318,26 @@ class Localizer:
             captions=self.method.captions,
         )
 
-    def _wanted(self, classes: Any) -> Tensor | None:
+    def _wanted(self, classes: Any) -> _Wanted:
+        """Return indices (C,) for all photos, or a list of them, one a photo."""
         if classes is None:
             return None
-        listed = list(classes) if isinstance(classes, list | tuple) else [classes]
-        if not listed:
+        if isinstance(classes, Tensor | np.ndarray):
+            classes = classes.tolist()
+        if not isinstance(classes, list | tuple):
+            classes = [classes]
+        rows = [isinstance(row, list | tuple) or getattr(row, "ndim", 0) > 0 for row in classes]
+        if any(rows):
+            if not all(rows):
+                raise ValueError("classes must be all classes, or all lists of classes, one a photo; got both")
+            return [self._indices(row) for row in classes]
+        return self._indices(classes)
+
+    def _indices(self, row: Any) -> Tensor:
+        row = row.tolist() if isinstance(row, Tensor | np.ndarray) else row
+        if not row:
             raise ValueError("classes must not be an empty list; None takes the likeliest classes")
-        return torch.tensor([find_class(name, self.method.class_names) for name in listed], device=self.device)
+        return torch.tensor([find_class(name, self.method.class_names) for name in row], device=self.device)
 
     def _batch(self, photos: list[Photo]) -> Tensor:
         return torch.stack([photo.pixels.to(self.device) for photo in photos])
@@ -309,7 +345,7 @@ class Localizer:
     @torch.inference_mode()
     def _maps(self, images: Tensor, wanted: Tensor | None) -> _Maps:
         """The way of a batch: networks, fusion, clusters, refinement."""
-        classes = None if wanted is None else wanted.expand(len(images), -1)
+        classes = None if wanted is None else wanted.expand(len(images), -1)  # (C,), or (B, C)
         evidence = self.method(images, classes, self.k, self._stage)
         size = tuple(images.shape[2:])
         with self._ops():
@@ -334,6 +370,8 @@ class Localizer:
             classes = maps.evidence.classes.cpu()
             probabilities = maps.evidence.probabilities.float().cpu()
             heat, clusters = maps.refined.float().cpu(), maps.clusters.cpu()
+            if not bool(heat.isfinite().all()):  # as of half precision that overflowed; no component would be found
+                raise ValueError("the photo's map holds NaN or infinity")
             height, width = heat.shape[2:]
             results = []
             for i, photo in enumerate(photos):
@@ -374,6 +412,10 @@ def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     if not torch.is_autocast_enabled(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
+
+
+def _width(row: Tensor | None) -> int:
+    return 0 if row is None else len(row)
 
 
 def _pick_device(device: str | torch.device | None) -> torch.device:

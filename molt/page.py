@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import molt
-from molt._files import whole_file
+from molt._files import user_path, whole_file
 from molt.classes import OBJECT, OBJECT_NAME
 from molt.data.samples import SamplePhoto
 from molt.localizer import Explanation
@@ -142,7 +142,7 @@ def write_page(
     """
     if not 0 <= min_probability <= 1:
         raise ValueError(f"min_probability must be in [0, 1], got {min_probability}")
-    path = Path(path)
+    path = user_path(path)
     for size, quality in _SIZES:
         shown = len(items) + (len(beside.explanations) if beside is not None else 0)
         if size != _SIZES[-1][0] and shown * TILES * size**2 * LEAST_BYTES > MAX_BYTES:

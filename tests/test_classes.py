@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
+import torch
 
 from molt.classes import class_name, find_class, imagenet_names
 
@@ -12,9 +16,18 @@ def test_names_are_those_of_imagenet() -> None:
     assert len(names) == 1000 and names[0].startswith("tench") and names[285] == "Egyptian cat"
 
 
-@pytest.mark.parametrize("name", ["Egyptian cat", "egyptian CAT", " Egyptian cat ", "285", 285])
-def test_one_class_many_spellings(name: str | int) -> None:
+INDICES = [285, np.int64(285), np.uint16(285), np.array(285), torch.tensor(285), torch.tensor(285, dtype=torch.int32)]
+
+
+@pytest.mark.parametrize("name", ["Egyptian cat", "egyptian CAT", " Egyptian cat ", "285", *INDICES])
+def test_one_class_many_spellings(name: Any) -> None:
     assert find_class(name) == 285
+
+
+@pytest.mark.parametrize("name", [285.0, True, None, torch.tensor(285.0), np.array([285, 286]), ["tabby"]])
+def test_what_is_no_class_is_refused(name: Any) -> None:
+    with pytest.raises(TypeError, match="a class must be a name or an index, got "):
+        find_class(name)
 
 
 def test_every_description_finds_its_own_index() -> None:

@@ -164,6 +164,17 @@ def test_json_without_out_writes_no_files(fake: type, tmp_path: Path, monkeypatc
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one.png"]
 
 
+def test_the_home_folder_where_the_shell_leaves_it(fake: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    PIL.Image.open(CAT).save(tmp_path / "cat.png")
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    for out in ("--out=~/made", "--out=~"):
+        result = call("localize", "~/cat.png", out)
+        assert result.code == 0 and not list((tmp_path / "work").iterdir()), result.err
+    assert (tmp_path / "made" / "cat-boxes.jpg").exists() and (tmp_path / "cat-boxes.jpg").exists()
+
+
 def test_long_names_stay_on_one_json_line(fake: type, tmp_path: Path) -> None:
     folder = tmp_path / ("long " * 40).strip()
     names = ["ünï.png", "new\nline.png", "a" * 200 + ".png"]

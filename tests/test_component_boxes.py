@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import molt
 from molt import ops
 
 BACKENDS = ["reference", "native"]
@@ -281,7 +282,10 @@ def test_results_carry_no_gradient(backend: str) -> None:
         ({"threshold": "0.5"}, TypeError, "threshold: got str"),
         ({"threshold": True}, TypeError, "threshold: got bool"),
         ({"connectivity": 6}, ValueError, "connectivity: got 6, expected 4 or 8"),
-        ({"maps": torch.rand(3, 3)}, ValueError, r"maps: got shape \(3, 3\)"),
+        ({"maps": torch.rand(3)}, ValueError, r"maps: got shape \(3,\), expected \(h, w\), \(B, h, w\) or"),
+        ({"maps": np.ones((1, 1, 1, 3, 3))}, ValueError, r"maps: got shape \(1, 1, 1, 3, 3\), expected \(h, w\)"),
+        ({"maps": np.ones((3, 3), np.uint8)}, TypeError, "maps: got an array of uint8, expected float16"),
+        ({"maps": [torch.rand(3, 3)]}, TypeError, "maps: got list"),
         ({"maps": torch.ones(1, 1, 3, 3, dtype=torch.int64)}, TypeError, "maps: got int64"),
         ({"maps": torch.rand(1, 1, 0, 3)}, ValueError, r"maps: got shape \(1, 1, 0, 3\)"),
         ({"maps": None}, TypeError, "maps: got NoneType"),
@@ -308,3 +312,28 @@ def test_a_graph_being_captured_is_refused(backend: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     with pytest.raises(TypeError, match="^maps: got uint8"):
         ops.component_boxes(maps, backend=backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f4"])
+def test_what_refine_returns_is_taken(dtype: str, backend: str) -> None:
+    """(H, W) and (B, H, W), tensors and arrays of any strides, give what (B, C, H, W) gives, in as few dimensions."""
+    maps = np.zeros((2, 3, 8, 9), dtype)
+    maps[0, 1, 2:4, 3:5] = 1
+    maps[1, 1, 5, 6] = 1
+    frozen = maps[:, 1].copy()
+    frozen.flags.writeable = False
+    expected = ops.largest_box(torch.from_numpy(maps.astype(float)), backend=backend)
+    native = torch.from_numpy(maps.astype(np.float32))
+    for stack in (maps[:, 1], frozen, maps[:, 1, ::-1][:, ::-1], native[:, 1], native.permute(0, 2, 3, 1)[..., 1]):
+        found = ops.component_boxes(stack, backend=backend)
+        assert found.boxes.tolist() == [[3, 2, 5, 4], [6, 5, 7, 6]]
+        assert found.image.tolist() == [0, 1] and found.channel.tolist() == [0, 0]
+        for got, whole in zip(ops.largest_box(stack, backend=backend), expected, strict=True):
+            assert torch.equal(got, whole[:, 1])
+        assert ops.component_boxes(stack[1], backend=backend).boxes.tolist() == [[6, 5, 7, 6]]
+        for got, whole in zip(ops.largest_box(stack[1], backend=backend), expected, strict=True):
+            assert torch.equal(got, whole[1, 1])
+    assert all(torch.equal(*pair) for pair in zip(ops.largest_box(maps, backend=backend), expected, strict=True))
+    refined = molt.refine(maps[:, 1].astype(np.float32), np.zeros((2, 8, 9, 3)), alpha=0)
+    assert ops.component_boxes(refined, backend=backend).boxes.tolist() == [[3, 2, 5, 4], [6, 5, 7, 6]]

@@ -172,7 +172,7 @@ def test_deep_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
     assert np.asarray(load_photo(ramp))[0, :, 0].tolist() == [0, 1, 100, 255]
     assert np.asarray(load_photo(ramp.astype(">u2")))[0, :, 0].tolist() == [0, 1, 100, 255]
     dark = PIL.Image.fromarray(np.array([[0, 200]], np.uint16))
-    assert np.asarray(load_photo(dark))[0, :, 0].tolist() == [0, 1], "dark 16-bit grey is no 8-bit grey"
+    assert np.asarray(load_photo(dark))[0, :, 0].tolist() == [0, 200], "what fits 8 bits is taken as 8 bits"
     for values in ([0.0, 0.5, 1.0], [0.0, 128.0, 255.0], [-1000.0, 3.0, 1000.0]):
         grey = PIL.Image.fromarray(np.array([values], np.float32))
         assert grey.mode == "F" and np.asarray(load_photo(grey))[0, :, 0].tolist() == [0, 128, 255], values
@@ -233,43 +233,32 @@ BAD_ARRAYS = [
     (np.full((4, 4, 3), np.nan, np.float32), "NaN"),
     (np.full((4, 4, 3), np.inf), "infinite"),
     (np.full((4, 4, 3), -1.5), r"-1\.5.*normalised"),
-    (np.full((4, 4, 3), 200.0), r"200.*0\.\.255"),
     (np.zeros((4, 4, 2), np.uint8), r"\(H, W, 3\), got \(4, 4, 2\)"),
     (np.zeros((3, 8, 9), np.uint8), r"got \(3, 8, 9\); a torch tensor"),
-    (np.zeros((1, 4, 4, 3), np.uint8), r"got \(1, 4, 4, 3\)"),
+    (np.zeros((1, 4, 4, 3), np.uint8), r"got \(1, 4, 4, 3\); take one photo"),
     (np.zeros((0, 4, 3), np.uint8), "no pixels"),
     (np.zeros((4, 0), np.uint8), r"no pixels: shape \(4, 0\)"),
     (np.array(0.5), r"got \(\)"),
     (np.zeros(5), r"got \(5,\)"),
-    (np.zeros((4, 4, 1), np.uint8), r"got \(4, 4, 1\)$"),
     (np.zeros((4, 4, 5), np.uint8), r"got \(4, 4, 5\)$"),
-    (np.zeros((4, 4, 3), np.int8), "got int8"),
-    (np.zeros((4, 4, 3), np.uint32), "got uint32"),
     (np.zeros((4, 4, 3), complex), "got complex128"),
     (np.zeros((4, 4, 3), object), "got object"),
     (np.full((4, 4, 3), "x"), "got <U1"),
     (np.array([[0.5, np.nan], [0.5, 0.5]]), "NaN"),
     (np.array([[-np.inf, 0.5]], np.float16), "infinite"),
-    (np.full((4, 4, 3), 1.000001), r"got 1\.000001 to 1\.000001 \(clip it\)"),
+    (np.zeros((4, 4, 3), "M8[s]"), "got datetime64"),
     (np.full((4, 4, 3), -0.01), r"got -0\.01 to -0\.01 \(clip it\)"),
-    (np.zeros((4, 4, 3), np.int64), "int64"),
     (torch.full((3, 4, 4), float("nan")), "NaN"),
     (torch.full((3, 4, 4), -float("inf")), "infinite"),
     (torch.full((3, 4, 4), -2.0), "normalised"),
-    (torch.full((3, 4, 4), 255.0), r"0\.\.255"),
     (torch.zeros(8, 9, 3), r"got \(8, 9, 3\); a NumPy array"),
     (torch.zeros(2, 3, 8, 9), r"got \(2, 3, 8, 9\); take one photo"),
     (torch.zeros(3, 0, 4), "no pixels"),
     (torch.tensor(0.5), r"got \(\)"),
-    (torch.zeros(4, 4), r"got \(4, 4\)$"),
-    (torch.zeros(1, 4, 4), r"got \(1, 4, 4\)$"),
     (torch.zeros(4, 4, 4, dtype=torch.uint8), r"got \(4, 4, 4\)$"),
-    (torch.zeros(3, 4, 4, dtype=torch.bool), "got torch.bool"),
     (torch.zeros(3, 4, 4, dtype=torch.complex64), "got torch.complex64"),
     (torch.zeros(3, 4, 4).to_sparse(), "dense"),
     (torch.full((3, 4, 4), float("inf"), dtype=torch.bfloat16), "infinite"),
-    (torch.full((3, 4, 4), 1.0000002), r"clip it"),
-    (torch.zeros(3, 4, 4, dtype=torch.int64), "int64"),
     (PIL.Image.new("RGB", (0, 5)), "no pixels"),
     (PIL.Image.fromarray(np.array([[0.0, np.nan]], np.float32)), "NaN"),
 ]
@@ -300,7 +289,8 @@ def test_wrong_size() -> None:
             with pytest.raises(TypeError, match="size must be an int or"):
                 read_photo(source, wrong)
         assert read_photo(source, np.int64(6)).pixels.shape == (3, 6, 6)
-        assert read_photo(source, torch.Size([6, 7])).pixels.shape == (3, 6, 7)
+        both = [torch.Size([6, 7]), (np.int64(6), np.int32(7)), np.array([6, 7]), torch.tensor([6, 7])]
+        assert [read_photo(source, size).pixels.shape for size in both] == [(3, 6, 7)] * 4
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -703,7 +693,7 @@ def test_deep_grey_files(tmp_path: Path) -> None:
     assert levels("big.tif") == [0, 100, 255]
     dark = PIL.Image.frombytes("I;16B", (2, 1), np.array([0, 200], ">u2").tobytes())
     dark.save(tmp_path / "dark.tif")
-    assert levels("dark.tif") == [0, 1], "by its depth, not by what it shows"
+    assert levels("dark.tif") == [0, 200], "by what it shows, not by its depth"
     for bad in (np.nan, np.inf):
         save("bad.tif", [0, bad, 1], np.float32)
         with pytest.raises(PhotoError, match=r"bad\.tif: cannot be decoded \(NaN or infinite"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,25 @@ def test_a_photo_that_fails_costs_no_other(size: int, tmp_path: Path, caplog: py
         loc(sources)
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_map_with_nan_is_an_error_of_its_photo(weak: molt.Localizer, size: int, monkeypatch: Any) -> None:
+    """As where half precision overflows: here on the dark photo."""
+    from dataclasses import replace
+
+    def overflow(images: torch.Tensor, *rest: Any) -> Any:
+        evidence = forward(images, *rest)
+        dark = images.flatten(1).mean(1) < 0.15
+        broken = [maps.where(~dark[:, None, None, None], torch.nan) for maps in evidence.maps]
+        return replace(evidence, maps=broken)
+
+    forward = weak.method.forward
+    monkeypatch.setattr(weak.method, "forward", overflow)
+    light = np.asarray(PIL.Image.open(CAT).convert("RGB"))
+    results = [result for _, result in weak.stream([light, light // 10, light], batch_size=size)]
+    assert [type(result).__name__ for result in results] == ["Localization", "ValueError", "Localization"]
+    assert str(results[1]) == "the photo's map holds NaN or infinity"
+
+
 def test_top_k_classes(loc: molt.Localizer) -> None:
     several = molt.Localizer(k=3, device="cpu")(CAT)
     assert several.heat.shape[0] == 3 and len(several) == 3
@@ -151,6 +171,71 @@ def test_wanted_classes_and_the_class_agnostic_mode(loc: molt.Localizer, cat: mo
         loc(CAT, classes="tabbby")
     with pytest.raises(ValueError, match="empty list"):
         loc(CAT, classes=[])
+
+
+def test_indices_of_numpy_and_torch(weak: molt.Localizer) -> None:
+    expected = weak(CAT, classes=285)
+    for classes in (np.int64(285), np.array(285), torch.tensor(285), torch.tensor([285]), np.array([285]), (285,)):
+        assert torch.equal(weak(CAT, classes=classes).boxes, expected.boxes), classes
+    pair = torch.tensor([285, 281])
+    for classes in (pair, pair.numpy(), list(pair), ["285", np.int64(281)]):
+        assert sorted(weak(CAT, classes=classes).classes.tolist()) == [281, 285]
+    with pytest.raises(TypeError, match=r"a class must be a name or an index, got 285\.0"):
+        weak(CAT, classes=torch.tensor(285.0))
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_classes_of_each_photo(weak: molt.Localizer, size: int, tmp_path: Path) -> None:
+    """A row a photo, whatever the batch, also beside a photo that cannot be read and where rows differ in length."""
+    picture = PIL.Image.open(CAT).convert("RGB")
+    photos: list[Any] = [picture, picture.rotate(180), tmp_path / "missing.png", picture.rotate(90)]
+    rows: list[Any] = [[285], ["golden retriever"], [1], np.array([281, 285])]
+    alone = [
+        weak(photo, classes=row) for photo, row in zip(photos, rows, strict=True) if isinstance(photo, type(picture))
+    ]
+    for sources in (photos, iter(photos)):
+        found = [result for _, result in weak.stream(sources, rows, batch_size=size)]
+        assert isinstance(found.pop(2), PhotoError)
+        for got, wanted in zip(found, alone, strict=True):
+            assert got.names == wanted.names and torch.allclose(got.boxes, wanted.boxes, atol=2.0)
+    two = weak(photos[:2], classes=[["Egyptian cat"], [207]])
+    for same in (
+        torch.tensor([[285], [207]]),
+        np.array([[285], [207]]),
+        ((285,), (207,)),
+        [torch.tensor([285]), [207]],
+    ):
+        assert all(torch.equal(a.boxes, b.boxes) for a, b in zip(weak(photos[:2], classes=same), two, strict=True))
+    assert [one.classes.tolist() for one in two] == [[285], [207]]
+    assert weak(CAT, classes=[[285]]).classes.tolist() == [285]
+    for wrong, text in (([[285]], "got 1 for 2 photos"), ([[285], 207], "got both"), ([[285], []], "empty list")):
+        with pytest.raises(ValueError, match=text):
+            weak(photos[:2], classes=wrong)
+    with pytest.raises(ValueError, match="got 2 for 1 photos"):
+        weak(CAT, classes=[[285], [207]])
+    for wrong, text in (([[285]], "fewer than photos"), ([[285]] * 3, "more than photos")):
+        with pytest.raises(ValueError, match=text):
+            list(weak.stream(iter(photos[:2]), wrong, batch_size=size))
+
+
+def test_file_objects_and_batches_of_arrays(weak: molt.Localizer, tmp_path: Path, monkeypatch: Any) -> None:
+    expected = weak(CAT)
+    memory = io.BytesIO(CAT.read_bytes())
+    assert torch.equal(weak(memory).boxes, expected.boxes) and weak(memory).source is memory
+    assert weak.explain(memory).photo.size == (451, 300) and weak(memory).plot().size == (451, 300)
+    pixels = np.asarray(PIL.Image.open(CAT).convert("RGB"))
+    for batch in (np.stack([pixels, pixels]), np.stack([pixels] * 2) / 255, np.stack([pixels] * 2).astype(np.uint16)):
+        assert [torch.equal(one.boxes, expected.boxes) for one in weak(batch)] == [True, True]
+    grey = pixels[..., :1]
+    for many in (np.stack([grey, grey]), torch.from_numpy(np.stack([grey[..., 0]] * 2))[:, None]):
+        assert [one.size for one in weak(many)] == [(451, 300)] * 2
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(CAT.read_bytes())
+    assert torch.equal(weak("~/photos/a.png").boxes, expected.boxes)
+    assert [one.source for one in weak(Path("~/photos"))] == [tmp_path / "photos" / "a.png"]
+    molt.Localizer(weights="weak", device="cpu", cache="~/labels")(pixels)
+    assert any((tmp_path / "labels").rglob("*.png"))
 
 
 def test_multi_gives_every_component_and_the_threshold_counts() -> None:

@@ -433,3 +433,13 @@ def test_maps_are_checked(backend: str) -> None:
         ):
             with pytest.raises(error, match="^maps"):
                 call(wrong)
+
+
+def test_sizes_of_every_kind_of_integer() -> None:
+    maps = torch.rand(1, 1, 4, 5)
+    sizes = [(np.int64(8), np.uint8(9)), np.array([8, 9]), torch.tensor([8, 9]), torch.Size([8, 9])]
+    for size in [*sizes, [np.array(8), torch.tensor(9)]]:
+        assert ops.upsample_normalize(maps, size).shape == (1, 1, 8, 9), size
+    for size in ((True, 9), (8.0, 9), np.array([8.0, 9.0]), torch.tensor([[8, 9]]), np.array(8), "89", (8, None)):
+        with pytest.raises(TypeError, match="^size: got .*, expected"):
+            ops.upsample_normalize(maps, size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -190,6 +192,8 @@ BAD: list[tuple[Callable[[torch.Tensor, torch.Tensor], object], type[Exception],
     (lambda m, p: molt.refine(m, p, alpha=1.5), ValueError, "alpha must be 'auto' or a number in"),
     (lambda m, p: molt.refine(m, p, size=(0, 3)), ValueError, "size"),
     (lambda m, p: molt.refine(m, p, backend="fast"), ValueError, "fast"),
+    (lambda m, p: molt.refine(m, p, signed="abs"), ValueError, "signed must be one of auto, clip, stretch, got 'abs'"),
+    (lambda m, p: molt.refine(m, p, on_nan=None), ValueError, "on_nan must be one of stop, skip, got None"),
     (lambda m, p: molt.refine(m, p, features=p), TypeError, "features must be molt.Features or a backbone, got Tensor"),
     (
         lambda m, p: molt.refine(m, features=lambda x: x),
@@ -208,3 +212,139 @@ def test_bad_arguments_are_named(case: int, photo: torch.Tensor, blob: torch.Ten
     call, error, text = BAD[case]
     with pytest.raises(error, match=text):
         call(blob, photo)
+
+
+def example() -> torch.Tensor:
+    """An object of 1 on ground of 0, and one value far below."""
+    maps = torch.zeros(8, 8)
+    maps[2:4, 2:4] = 1
+    maps[6, 6] = -3
+    return maps
+
+
+def box(heat: torch.Tensor | np.ndarray) -> list[float]:
+    return [round(x) for x in ops.component_boxes(heat, 0.5, largest=True).boxes.flatten().tolist()]
+
+
+PLAIN = torch.zeros(3, 80, 80)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_ground_is_no_heat_in_a_signed_map(dtype: torch.dtype) -> None:
+    maps = example().to(dtype)
+    for below in (-3, -30, -0.3):
+        maps[6, 6] = below
+        for signed in ("auto", "clip"):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                heat = molt.refine(maps, PLAIN, alpha=0, signed=signed)
+            assert box(heat) == [20, 20, 40, 40], (below, signed)
+            assert heat[:10].abs().max() == 0, "the ground is cold, not just below the threshold"
+    maps[6, 6] = -3
+    assert box(molt.refine(maps, PLAIN, alpha=0, signed="stretch")) == [0, 0, 80, 80]
+    without = molt.refine(maps.clamp(min=0), PLAIN, alpha=0)
+    assert torch.equal(molt.refine(maps, PLAIN, alpha=0, signed="clip"), without)
+
+
+@pytest.mark.filterwarnings("ignore:maps")
+def test_signed_arrays_lists_and_batches() -> None:
+    maps = example()
+    for stack in (maps.numpy()[None], maps[None], torch.stack([maps, maps * 7])[None]):
+        out = molt.refine(stack, PLAIN[None], alpha=0)
+        assert box(out.reshape(-1, 80, 80)[0]) == box(out.reshape(-1, 80, 80)[-1]) == [20, 20, 40, 40]
+    out = molt.refine([maps, maps.numpy()], PLAIN, alpha=0)
+    assert [box(one) for one in out] == [[20, 20, 40, 40]] * 2
+    # Each map by its own values: one that is nowhere below 0 is what it was.
+    pair = torch.stack([maps, maps.clamp(min=0) + 0.25])
+    assert torch.equal(molt.refine(pair, [PLAIN] * 2)[1], molt.refine(pair[1], PLAIN))
+
+
+@pytest.mark.filterwarnings("ignore:maps")
+def test_ground_around_and_below_zero() -> None:
+    """Noise around 0 stays cold; ground well below 0 is told from the object; nothing above 0 is no heat."""
+    noise = torch.randn(32, 32, generator=torch.Generator().manual_seed(0)) * 0.05
+    noise[8:16, 8:16] += 1
+    noise[24:26, 20:30] = -3
+    assert box(molt.refine(noise, PLAIN, alpha=0)) == [20, 20, 40, 40]
+    half = example()
+    half[4:] = -3
+    heat = molt.refine(half, PLAIN, alpha=0)
+    assert heat[10, 60] == heat[:30].min() == pytest.approx(1 / 3), "zero is never more than a third"
+    low = torch.full((8, 8), -0.8)
+    low[2:4, 2:4] = 0.1
+    assert box(molt.refine(low, PLAIN, alpha=0)) == [20, 20, 40, 40]
+    for signed in ("auto", "clip"):
+        for maps in (-example().abs() - 1, torch.full((8, 8), -1.0), -example().clamp(min=0)):
+            assert not molt.refine(maps, PLAIN, alpha=0, signed=signed).any()
+    assert molt.refine(-example().abs() - 1, PLAIN, alpha=0, signed="stretch").max() == 1
+
+
+def test_a_warning_where_much_is_cut_off() -> None:
+    maps = torch.stack([example(), example().clamp(min=0), -example().abs()])
+    with pytest.warns(
+        UserWarning, match=r"^maps: 2 of 3 have much heat below 0, .* signed='clip' or 'stretch'"
+    ) as told:
+        molt.refine(maps, [PLAIN] * 3)
+    assert told[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for signed in ("clip", "stretch"):
+            molt.refine(maps, [PLAIN] * 3, signed=signed)
+        molt.refine(example().clamp(min=-0.2), PLAIN)
+        molt.refine(maps, [PLAIN] * 3, normalize=False)
+
+
+def test_values_below_zero_stay_without_normalize_and_gradients_flow() -> None:
+    maps = example()
+    assert molt.refine(maps, PLAIN, alpha=0, normalize=False).min() < -1
+    assert molt.refine(maps, PLAIN, alpha=0, normalize=False, signed="clip").min() == 0
+    for signed in ("auto", "clip", "stretch"):
+        leaf = (example().clamp(min=-0.2) + 0.01 * torch.arange(64.0).view(8, 8)).requires_grad_()
+        molt.refine(leaf, PLAIN, signed=signed).sum().backward()
+        assert leaf.grad is not None and leaf.grad.isfinite().all() and leaf.grad.any()
+
+
+NAN_AT = [
+    (lambda m: m[0, 0], r"^maps must be finite: set"),
+    (lambda m: m[:, 0], r"^maps must be finite, got NaN or infinity in 2 of 4: \[1\], \[3\]: set .* on_nan=\"skip\"$"),
+    (lambda m: m, r"^maps must be finite, got NaN or infinity in 3 of 8: \[1, 0\], \[1, 1\], \[3, 0\]: set"),
+    (lambda m: [m[:, 1], m[:, 0]], r"^maps\[0\] must be finite, got NaN or infinity in 1 of 4: \[1\]: set"),
+]
+
+
+@pytest.mark.parametrize("case", range(len(NAN_AT)))
+def test_maps_with_nan_are_named_or_skipped(case: int, photo: torch.Tensor) -> None:
+    maps = torch.rand(4, 2, 5, 6, generator=torch.Generator().manual_seed(0))
+    whole = maps.clone()
+    maps[1, :, 2, 3], maps[3, 0, 0, 0] = torch.nan, -torch.inf
+    given, text = NAN_AT[case]
+    if case == 0:
+        maps[0, 0, 0, 0] = torch.nan
+    photos = photo if case == 0 else [photo] * 4
+    with pytest.raises(ValueError, match=text):
+        molt.refine(given(maps), photos)
+    out, expected = molt.refine(given(maps), photos, on_nan="skip"), molt.refine(given(whole), photos)
+    pairs = zip(out, expected, given(maps), strict=True) if case == 3 else [(out, expected, given(maps))]
+    for got, wanted, raw in pairs:
+        bad = ~raw.isfinite().flatten(-2).all(-1)
+        assert got[bad].isnan().all() and torch.equal(got[~bad], wanted[~bad])
+        assert len(ops.component_boxes(got, largest=True).boxes) == int((~bad).sum())
+    many = np.full((20, 3, 3), np.nan)
+    with pytest.raises(ValueError, match=r"in 20 of 20: \[0\], .* \[7\], \.\.\.: set"):
+        molt.refine(many, [photo] * 20)
+    assert np.isnan(molt.refine(many, [photo] * 20, on_nan="skip")).all()
+
+
+def test_photos_of_every_form(photo: torch.Tensor, blob: torch.Tensor, tmp_path: Path) -> None:
+    pixels = (photo.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+    expected = molt.refine(blob, pixels)
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(file, "PNG")
+    assert torch.equal(molt.refine(blob, file), expected)
+    assert torch.allclose(molt.refine(blob, pixels.astype(np.int32) * 257), expected, atol=1e-5)
+    grey = pixels[..., :1]
+    expected = molt.refine(blob, grey[..., 0])
+    for one in (grey, grey[..., 0][None], torch.from_numpy(grey), torch.from_numpy(grey[..., 0])[None]):
+        assert torch.allclose(molt.refine(blob, one), expected, atol=1e-5)
+    for batch in (grey[None], torch.from_numpy(grey[..., 0])[None, None], [grey]):
+        assert torch.allclose(molt.refine(blob[None], batch)[0], expected, atol=1e-5)

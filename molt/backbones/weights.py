@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from molt._files import save_tensors
+from molt._files import save_tensors, user_path
 from molt.structures import SawMasks, WeightsInfo
 
 logger = logging.getLogger("molt")
@@ -256,7 +256,7 @@ def create_timm(
     if not pretrained or source == "random":
         return build(), WeightsInfo(name, "random", "no", False)
     if checkpoint is not None:
-        path = Path(checkpoint).expanduser()
+        path = user_path(checkpoint)
         if not path.is_file():
             raise FileNotFoundError(f"checkpoint {path} does not exist or is not a file")
         trained = _trained_model(path)

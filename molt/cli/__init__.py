@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 from typing import Annotated, Any, NoReturn
 
@@ -70,7 +71,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):  # what a terminal of another encoding lacks is no reason to stop
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = app(args=arguments, standalone_mode=False)
+        given = sys.argv[1:] if arguments is None else arguments
+        code = app(args=[_at_home(text) for text in given], standalone_mode=False)
     except USAGE_ERROR as error:
         _fail(f"{error.format_message()} (molt --help lists commands, molt COMMAND --help their options)", 2)
     except (typer.Abort, KeyboardInterrupt):
@@ -84,6 +86,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     if code == INTERRUPTED:  # typer's own answer to Ctrl-C, given without a word
         _fail("interrupted", code)
     raise SystemExit(code or 0)
+
+
+def _at_home(argument: str) -> str:
+    """Replace a ~ at the start of an argument or of an option's value, where a shell leaves it."""
+    return re.sub(r"(^|=)(~[^/=]*)(?=/|$)", lambda found: found[1] + os.path.expanduser(found[2]), argument, count=1)  # noqa: PTH111
 
 
 def _fail(text: str, code: int) -> NoReturn:

@@ -18,7 +18,7 @@ import numpy as np
 import PIL.Image
 from PIL import PngImagePlugin
 
-from molt._files import whole_file
+from molt._files import user_path, whole_file
 
 logger = logging.getLogger("molt")
 CHUNK = "molt"  # the text chunk that says what a file holds
@@ -152,7 +152,7 @@ def clear(folder: str | Path) -> tuple[int, int]:
     """
     files = size = 0
     rooms = set()
-    for path, state, is_map in entries(Path(folder)):
+    for path, state, is_map in entries(user_path(folder)):
         if is_map:
             with suppress(FileNotFoundError):  # another process was quicker
                 path.unlink()

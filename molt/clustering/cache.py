@@ -18,6 +18,7 @@ from torch import Tensor
 from molt import __version__
 from molt._arguments import check_clusterer, check_int
 from molt._backend import current
+from molt._files import user_path
 from molt.backbones.preprocess import check_images
 from molt.clustering._cache_files import LabelFiles, clear, is_map_name
 from molt.ops._checks import INTEGERS, check_size
@@ -161,7 +162,7 @@ def check_folder(name: str, value: Any) -> Path:
         raise TypeError(f"{name} must be a path, got {type(value).__name__}")
     if not os.fspath(value):
         raise ValueError(f"{name} must be a folder, got an empty path")
-    path = Path(value)
+    path = user_path(value)
     try:
         is_folder = stat.S_ISDIR(path.stat().st_mode)
     except OSError:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from molt import ops
 from molt._arguments import LARGEST_SEED, check_device, check_int
-from molt._files import save_tensors
+from molt._files import save_tensors, user_path
 from molt.clustering._labels import shrink
 from molt.clustering._network import LEARNING_RATE, MOMENTUM, respond_shared
 from molt.clustering.deep import MOST_CHANNELS, MOST_LAYERS, PRESETS, random_state
@@ -105,7 +105,7 @@ def fit(
     channels = check_int("channels", amortised.channels if channels is None else channels, 2, MOST_CHANNELS)
     layers = check_int("layers", amortised.layers if layers is None else layers, 1, MOST_LAYERS)
     device = check_device(("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
-    out = Path(out).expanduser()
+    out = user_path(out)
     if out.is_dir():
         raise IsADirectoryError(f"out: {out} is a folder, expected a file to write")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -141,7 +141,7 @@ def save_network(path: str | Path, state: Sequence[Tensor], working_size: int | 
     """Write a network's state as safetensors, atomically; OSError where that cannot be done."""
     header = {"format": FORMAT, "working_size": working_size}
     tensors = {f"{i:03d}": value.contiguous() for i, value in enumerate(state)}
-    save_tensors(Path(path).expanduser(), tensors, {"molt_clusters": json.dumps(header)})
+    save_tensors(user_path(path), tensors, {"molt_clusters": json.dumps(header)})
 
 
 def load_network(path: str | Path) -> Network:
@@ -151,7 +151,7 @@ def load_network(path: str | Path) -> Network:
         FileNotFoundError: no such file.
         ValueError: not such a file, or one whose tensors do not fit together; the message says what.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist or is not a file")
     if path.stat().st_size > MOST_BYTES:
@@ -197,7 +197,7 @@ def _size(held: tuple[Tensor, Tensor]) -> int:
 
 def _sources(photos: str | Path | Sequence[Any]) -> list[Any]:
     if isinstance(photos, str | Path):
-        if not Path(photos).is_dir():
+        if not user_path(photos).is_dir():
             raise FileNotFoundError(f"photos: {photos} is no folder")
         found = find_photos(photos)[0]
         if not found:

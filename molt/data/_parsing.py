@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import math
-import os
 import re
 import stat
 from collections import Counter
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from molt._files import user_path
 from molt._text import plain_name
 from molt.data.annotations import DataError, LocalizationSet, Problem, Sample, SetKind
 
@@ -270,4 +270,4 @@ def ranges(numbers: Sequence[int], most: int = 8) -> str:
 
 def as_folder(path: str | Path) -> Path:
     """Return the argument as a path, a ~ in front replaced by the home folder."""
-    return Path(os.path.expanduser(path))  # noqa: PTH111 - expanduser of Path raises where there is no home
+    return user_path(path)

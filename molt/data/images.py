@@ -6,11 +6,12 @@ import functools
 import operator
 import os
 import stat
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import PIL.features
@@ -19,7 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from molt._files import user_path
 from molt.data._folders import Walked, walk
+from molt.data.pixels import as_channels_first, as_channels_last, to_alpha, to_levels, to_unit
 
 T = TypeVar("T")
 
@@ -31,6 +34,15 @@ _JPEG = ("JPEG", "MPO")
 _MAX_PIXELS = 178_956_970  # Pillow's own limit for a decompression bomb
 _opening = threading.Lock()  # held while Pillow's own limit is another one
 _ORIENTATION = 0x0112
+_PHOTOMETRIC = 262
+# Pillow's names of 16-bit colours in files -> the name under which the lower bytes come out in place of the upper ones.
+_OTHER_ORDER = {f"{mode};16{a}": f"{mode};16{b}" for mode in ("RGB", "RGBX", "RGBA") for a, b in ("LB", "BL")}
+_OTHER_ORDER |= {
+    f"{mode};16N": _OTHER_ORDER[f"{mode};16{sys.byteorder[0].upper()}"] for mode in ("RGB", "RGBX", "RGBA")
+}
+_OTHER_ORDER["LA;16B"] = "RGBA"  # four bytes: upper and lower of grey, upper and lower of alpha
+# libtiff gives values in the machine's order, which Pillow misses beyond 16 bits.
+_SWAPPED = {"F;32BF": "F;32NF", "F;64BF": "F;64NF", "I;32BS": "I;32NS", "I;32B": "I;32N"}
 _TURNS = {
     2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
     3: PIL.Image.Transpose.ROTATE_180,
@@ -61,21 +73,33 @@ class Photo:
     source: Any
 
 
-@functools.cache
+_has = functools.cache(PIL.features.check)
+
+
 def _formats() -> tuple[str, ...]:
+    """Return the formats opened here, those whose opener was registered since included."""
     PIL.Image.init()
     found = set(PIL.Image.OPEN) - _UNSAFE
-    return tuple(sorted(f for f in found if f not in _OPTIONAL or PIL.features.check(_OPTIONAL[f])))
+    return tuple(sorted(f for f in found if f not in _OPTIONAL or _has(_OPTIONAL[f])))
 
 
-@functools.cache
 def photo_suffixes() -> frozenset[str]:
-    """Return the lower-case file suffixes of the formats Pillow decodes here, each with its dot."""
-    formats = {*_formats(), "MPO"}  # opened by the JPEG reader
-    return frozenset(suffix for suffix, form in PIL.Image.registered_extensions().items() if form in formats)
+    """Return the lower-case file suffixes of the formats Pillow decodes now, each with its dot.
+
+    An opener that was registered since the last call, as by pillow-heif, counts.
+    """
+    return _suffixes(_formats(), tuple(PIL.Image.registered_extensions().items()))
 
 
-def find_photos(folder: str | Path, on_error: Callable[[PhotoError], object] | None = None) -> tuple[list[Path], int]:
+@functools.lru_cache(maxsize=1)
+def _suffixes(formats: tuple[str, ...], registered: tuple[tuple[str, str], ...]) -> frozenset[str]:
+    known = {*formats, "MPO"}  # opened by the JPEG reader
+    return frozenset(suffix.lower() for suffix, form in registered if form in known)
+
+
+def find_photos(
+    folder: str | os.PathLike[str], on_error: Callable[[PhotoError], object] | None = None
+) -> tuple[list[Path], int]:
     """Return the photos below a folder by suffix, sorted, and how many other files there are.
 
     Links to folders are not followed. Hidden files and folders, those of systems (``__MACOSX``, ``@eaDir``...) and what
@@ -102,31 +126,41 @@ def walk_photos(folder: str | Path, on_error: Callable[[PhotoError], object] | N
             raise problem from error
         on_error(problem)
 
-    return walk(folder, photo_suffixes(), fail)
+    return walk(user_path(folder), photo_suffixes(), fail)
 
 
 def load_photo(source: Any) -> PIL.Image.Image:
     """Return a photo as an RGB picture at full size, EXIF-rotated.
 
     Args:
-        source: path, PIL image, (H, W, 3) array or (3, H, W) tensor, uint8 or float in [0, 1]; arrays may also be
-            (H, W), (H, W, 4), bool or uint16. Of an animation the first frame counts; what is transparent shows
-            white; grey deeper than 8 bits is scaled down to 8.
+        source: a path, in which ~ is the home folder; a binary file object, which is read from its start and left open,
+            standing anywhere; a PIL image; an array (H, W, 3), (H, W, 4), (H, W), (H, W, 1) or (1, H, W); or a tensor
+            (3, H, W), (1, H, W), (H, W) or (H, W, 1). Of sides that may be channels the last counts in an array, the
+            first in a tensor. Integers within 0..255 of any dtype, bools and floats in [0, 1] are taken as they are;
+            for others :mod:`molt.data.pixels` says what is black and white; floats below 0 only in files and pictures.
+            Of an animation the first frame counts; what is transparent shows white.
 
     Raises:
-        PhotoError: it cannot be read or has another shape or range; the message says which.
+        PhotoError: it cannot be read or has another shape or dtype, NaN or, in an array or tensor, floats below 0; the
+            message says which.
         TypeError: a source of another type.
     """
-    if isinstance(source, str | Path):
-        return _from_file(Path(source), None)[0]
+    if is_file(source):
+        return _from_file(source, None)[0]
     if isinstance(source, PIL.Image.Image):
-        return _guard("the picture", lambda: _to_rgb(_upright(_with_pixels(source, "the picture"))))
+        return _guard("the picture", lambda: _to_rgb(_with_pixels(source, "the picture")))
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, Tensor):
         pixels = _check_tensor(source)
         return PIL.Image.fromarray((pixels * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy())
-    raise TypeError(f"a photo must be a path, PIL image, NumPy array or torch tensor, got {type(source).__name__}")
+    kinds = "a path, binary file object, PIL image, NumPy array or torch tensor"
+    raise TypeError(f"a photo must be {kinds}, got {type(source).__name__}")
+
+
+def is_file(source: Any) -> bool:
+    """Return whether a photo is given as a path or a file object, whatever it holds."""
+    return isinstance(source, str | os.PathLike) or (hasattr(source, "read") and not isinstance(source, type))
 
 
 def read_photo(source: Any, size: int | Sequence[int]) -> Photo:
@@ -150,8 +184,8 @@ def read_photo(source: Any, size: int | Sequence[int]) -> Photo:
         elif pixels.data_ptr() == source.data_ptr():
             pixels = pixels.clone()
         return Photo(pixels, original, source)
-    if isinstance(source, str | Path):
-        picture, original = _from_file(Path(source), (width, height))
+    if is_file(source):
+        picture, original = _from_file(source, (width, height))
     else:
         picture = load_photo(source)
         original = picture.size
@@ -160,10 +194,11 @@ def read_photo(source: Any, size: int | Sequence[int]) -> Photo:
     return Photo(torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255, original, source)
 
 
-def _sides(size: int | Sequence[int]) -> tuple[int, int]:
+def _sides(size: Any) -> tuple[int, int]:
     """Return the size asked for as (H, W)."""
+    given = size.tolist() if isinstance(size, np.ndarray | Tensor) else size
     try:
-        sides = [operator.index(side) for side in (size if isinstance(size, Sequence) else [size, size])]
+        sides = [operator.index(side) for side in (given if isinstance(given, Sequence) else [given, given])]
     except TypeError as error:
         raise TypeError(f"size must be an int or (H, W), got {size!r}") from error
     if len(sides) != 2 or min(sides) < 1:
@@ -171,23 +206,17 @@ def _sides(size: int | Sequence[int]) -> tuple[int, int]:
     return sides[0], sides[1]
 
 
-def _from_file(path: Path, wanted: tuple[int, int] | None) -> tuple[PIL.Image.Image, tuple[int, int]]:
+def _from_file(source: Any, wanted: tuple[int, int] | None) -> tuple[PIL.Image.Image, tuple[int, int]]:
     """Return the picture, for a JPEG possibly decoded smaller but not below ``wanted``, and its full upright size."""
-    name = _one_line(path)
+    opened = hasattr(source, "read") and not isinstance(source, os.PathLike)
+    file: Path | IO[bytes] = source if opened else user_path(source)
+    given = getattr(source, "name", None) if opened else file
+    name = _one_line(given) if isinstance(given, str | Path) else "the file object"
 
     def read() -> tuple[PIL.Image.Image, tuple[int, int]]:
-        try:
-            found = path.stat()
-        except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a null character
-            raise PhotoError(f"{name}: no such file") from error
-        if stat.S_ISDIR(found.st_mode):
-            raise PhotoError(f"{name}: is a folder, not a photo")
-        if not stat.S_ISREG(found.st_mode):
-            raise PhotoError(f"{name}: is not a regular file")
-        if found.st_size == 0:
-            raise PhotoError(f"{name}: the file is empty")
+        (_check_path if isinstance(file, Path) else _check_object)(file, name)
         limit = _limit()
-        with _open(path, limit) as image:
+        with _open(file, limit) as image:
             _with_pixels(image, name)
             if image.width * image.height > limit:
                 raise PhotoError(
@@ -197,23 +226,43 @@ def _from_file(path: Path, wanted: tuple[int, int] | None) -> tuple[PIL.Image.Im
             if wanted is not None and image.format in _JPEG:
                 full = image.size[::-1] if _orientation(image) >= 5 else image.size
                 image.draft("RGB", (max(wanted), max(wanted)))
-            picture = _to_rgb(_upright(image))
+            picture = _to_rgb(image)
             return picture, full or picture.size
 
     return _guard(name, read)
 
 
-def _open(path: Path, limit: int) -> PIL.Image.Image:
+def _check_path(path: Any, name: str) -> None:
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a null character
+        raise PhotoError(f"{name}: no such file") from error
+    if stat.S_ISDIR(found.st_mode):
+        raise PhotoError(f"{name}: is a folder, not a photo")
+    if not stat.S_ISREG(found.st_mode):
+        raise PhotoError(f"{name}: is not a regular file")
+    if found.st_size == 0:
+        raise PhotoError(f"{name}: the file is empty")
+
+
+def _check_object(file: Any, name: str) -> None:
+    if getattr(file, "closed", False):
+        raise PhotoError(f"{name}: the file object is closed")
+    if not isinstance(file.read(0), bytes):
+        raise PhotoError(f"{name}: the file object is open as text, expected a binary one: open it with 'rb'")
+
+
+def _open(file: Path | IO[bytes], limit: int) -> PIL.Image.Image:
     """Open a file, its pixels not yet decoded, of up to ``limit`` pixels whatever Pillow's own limit is."""
     if limit == _MAX_PIXELS:
-        return PIL.Image.open(path, formats=_formats())
+        return PIL.Image.open(file, formats=_formats())
     # Pillow raises above its own number, before ours is looked at.
     with _opening:
         theirs = PIL.Image.MAX_IMAGE_PIXELS
         try:
             if theirs is not None:
                 PIL.Image.MAX_IMAGE_PIXELS = max(theirs, limit)
-            return PIL.Image.open(path, formats=_formats())
+            return PIL.Image.open(file, formats=_formats())
         finally:
             PIL.Image.MAX_IMAGE_PIXELS = theirs
 
@@ -267,18 +316,27 @@ def _orientation(image: PIL.Image.Image) -> int:
 
 def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
     """Turn the picture as its EXIF orientation says."""
+    name = getattr(image, "filename", "")
+    if name and image.format == "TIFF" and _orientation(image) >= 5:
+        image.filename = ""  # type: ignore[attr-defined]  # or Pillow maps the file with height and width exchanged
     image.load()  # a TIFF turns itself while it loads, and drops the mark
+    if name:
+        image.filename = name  # type: ignore[attr-defined]
     orientation = _orientation(image)
     return image if orientation == 1 else image.transpose(_TURNS[orientation])
 
 
 def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Return an RGB copy of any mode; what is transparent shows white."""
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image)
-        grey = _deep_grey(values, image.mode)
-        grey[values == image.info.get("transparency")] = 255
-        return PIL.Image.fromarray(grey).convert("RGB")
+    """Return an upright RGB copy of any mode; what is transparent shows white."""
+    # Known of the file, not of a picture that was turned.
+    negative = image.format == "TIFF" and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0
+    values, clear = _deep_colours(image), image.info.get("transparency")
+    if values is None and (image.mode.startswith("I") or image.mode == "F"):
+        _rename(image, _SWAPPED)
+        values = np.asarray(_upright(image))
+    if values is not None:
+        return _blend(values, None if clear is None else np.atleast_1d(clear), negative=negative)
+    image = _upright(image)
     if image.mode in ("RGBa", "La"):
         image = image.convert(image.mode.upper())
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
@@ -290,64 +348,98 @@ def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     return image
 
 
-def _deep_grey(values: np.ndarray, mode: str) -> np.ndarray:
-    """Scale grey above 8 bits to uint8: 16 bits by 257, 32 bits and floats by the range they show."""
-    grey = values.astype(np.float64)
-    if not np.isfinite(grey).all():
-        raise ValueError("NaN or infinite values")
-    low, high = float(grey.min()), float(grey.max())
-    if mode.startswith("I;16"):
-        grey /= 257
-    elif low < 0 or high > 65535:
-        grey = (grey - low) * (255 / (high - low)) if high > low else np.zeros_like(grey)
-    elif high > 255:
-        grey /= 257
-    elif mode == "F" and high <= 1:
-        grey *= 255
-    return grey.round().astype(np.uint8)
+def _deep_colours(image: PIL.Image.Image) -> np.ndarray | None:
+    """Return (H, W, C) uint16, upright, of a file of 16-bit colours that is not decoded yet; None of others.
+
+    Pillow keeps the upper byte of each alone: the file is decoded twice, once as if its bytes were in the other order.
+    """
+    other = _OTHER_ORDER.get(_raw_mode(image))
+    if other is None or (fp := getattr(image, "fp", None)) is None:
+        return None
+    halves = []
+    for names in ({}, _OTHER_ORDER):
+        with _open(fp, max(_limit(), image.width * image.height)) as half:
+            if image.tell():
+                half.seek(image.tell())
+            _rename(half, names)
+            halves.append(np.asarray(_upright(half)))
+    upper, lower = halves
+    lower = lower[..., [1, 1, 1, 3]] if other == "RGBA" else lower
+    values: np.ndarray = upper.astype(np.uint16) << np.uint16(8) | lower
+    return values
 
 
-def _from_array(array: np.ndarray) -> PIL.Image.Image:
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
-        hint = "; a torch tensor may be (3, H, W)" if array.ndim == 3 and array.shape[0] == 3 else ""
-        raise PhotoError(f"the array must have shape (H, W, 3), got {array.shape}{hint}")
+def _raw_mode(image: PIL.Image.Image) -> str:
+    """Return Pillow's name of how pixels lie in the file, empty where they were decoded or lie in several ways."""
+    given = {tile[3] if isinstance(tile[3], str) else str((tile[3] or ("",))[0]) for tile in getattr(image, "tile", ())}
+    return given.pop() if len(given) == 1 else ""
+
+
+def _rename(image: PIL.Image.Image, names: dict[str, str]) -> None:
+    """Let the decoder take the pixels in the file for something else."""
+    other, tiles = names.get(_raw_mode(image)), getattr(image, "tile", [])
+    if other is None or (names is _SWAPPED and tiles[0][0] != "libtiff"):
+        return
+    for place, tile in enumerate(tiles):
+        arguments = other if isinstance(tile[3], str) else (other, *tile[3][1:])
+        tiles[place] = tile._replace(args=arguments) if hasattr(tile, "_replace") else (*tile[:3], arguments)
+
+
+def _blend(values: np.ndarray, clear: np.ndarray | None = None, *, negative: bool = False) -> PIL.Image.Image:
+    """Return values (H, W), (H, W, 3) or (H, W, 4) of any real dtype as an RGB picture on a white ground.
+
+    Args:
+        values: the last of four channels is the opacity.
+        clear: (1,) or (3,): the value that is transparent.
+        negative: small values are bright.
+    """
+    colours = values[..., :3] if values.ndim == 3 else values[..., None]
+    alpha = to_alpha(values[..., 3]) if values.shape[2:] == (4,) else None
+    if clear is not None:
+        alpha = np.where((colours == clear).all(-1), 0, 255 if alpha is None else alpha).astype(np.uint8)
+    levels = to_levels(colours, None if alpha is None else alpha > 0)
+    rgb = np.broadcast_to(255 - levels if negative else levels, (*levels.shape[:2], 3))
+    return _to_rgb(PIL.Image.fromarray(np.ascontiguousarray(rgb) if alpha is None else np.dstack([rgb, alpha])))
+
+
+def _from_array(given: np.ndarray) -> PIL.Image.Image:
+    array = as_channels_last(given)
+    if array is None:
+        hint = "; a torch tensor may be (3, H, W)" if given.ndim == 3 and given.shape[0] == 3 else ""
+        hint = "; take one photo of the batch" if given.ndim == 4 else hint
+        raise PhotoError(f"the array must have shape (H, W, 3), got {given.shape}{hint}")
     if 0 in array.shape:
-        raise PhotoError(f"the array has no pixels: shape {array.shape}")
+        raise PhotoError(f"the array has no pixels: shape {given.shape}")
+    if array.dtype.kind not in "biuf":
+        raise PhotoError(f"the array must hold integers, floats or bools, got {array.dtype}")
     if array.dtype.kind == "f":
         _check_range(float(array.min()), float(array.max()), "array")
-        array = (array * 255).round().astype(np.uint8)
-    elif array.dtype.kind == "u" and array.dtype.itemsize == 2:
-        array = (array / 257).round().astype(np.uint8)
-    elif array.dtype == np.bool_:
-        array = array.astype(np.uint8) * 255
-    elif array.dtype != np.uint8:
-        raise PhotoError(f"the array must be uint8, uint16 or float in [0, 1], got {array.dtype}")
-    return _to_rgb(PIL.Image.fromarray(array))
+    return _blend(array.astype(np.uint8) * np.uint8(255) if array.dtype == np.bool_ else array)
 
 
-def _check_tensor(tensor: Tensor) -> Tensor:
+def _check_tensor(given: Tensor) -> Tensor:
     """Return the tensor as (3, H, W) float32 in [0, 1] on its own device."""
-    if tensor.ndim != 3 or tensor.shape[0] != 3:
-        hint = "; a NumPy array may be (H, W, 3)" if tensor.ndim == 3 and tensor.shape[2] == 3 else ""
-        hint = "; take one photo of the batch" if tensor.ndim == 4 else hint
-        raise PhotoError(f"the tensor must have shape (3, H, W), got {tuple(tensor.shape)}{hint}")
+    if given.layout != torch.strided:
+        raise PhotoError(f"the tensor must be dense, got layout {given.layout}")
+    tensor = as_channels_first(given.detach())
+    if tensor is None:
+        hint = "; a NumPy array may be (H, W, 3)" if given.ndim == 3 and given.shape[2] == 3 else ""
+        hint = "; take one photo of the batch" if given.ndim == 4 else hint
+        raise PhotoError(f"the tensor must have shape (3, H, W), got {tuple(given.shape)}{hint}")
     if 0 in tensor.shape:
-        raise PhotoError(f"the tensor has no pixels: shape {tuple(tensor.shape)}")
-    if tensor.layout != torch.strided:
-        raise PhotoError(f"the tensor must be dense, got layout {tensor.layout}")
-    if tensor.dtype == torch.uint8:
-        return tensor.float() / 255
-    if not tensor.is_floating_point():
-        raise PhotoError(f"the tensor must be uint8 or float in [0, 1], got {tensor.dtype}")
-    low, high = torch.aminmax(tensor.detach().float())
-    _check_range(float(low), float(high), "tensor")
-    return tensor.detach().float()
+        raise PhotoError(f"the tensor has no pixels: shape {tuple(given.shape)}")
+    if tensor.is_complex() or tensor.is_quantized:
+        raise PhotoError(f"the tensor must hold integers, floats or bools, got {tensor.dtype}")
+    if tensor.is_floating_point():
+        low, high = torch.aminmax(tensor.float())
+        _check_range(float(low), float(high), "tensor")
+    return to_unit(tensor)
 
 
 def _check_range(low: float, high: float, kind: str) -> None:
+    """Check floats in memory: one below 0 is no light, so that something was done to the photo."""
     if not np.isfinite(low) or not np.isfinite(high):
         raise PhotoError(f"the {kind} holds NaN or infinite values")
-    if low < 0 or high > 1:
-        why = "it looks normalised: undo that" if low < 0 else "it looks like 0..255: divide by 255 or pass uint8"
-        why = "clip it" if low > -0.1 and high < 1.1 else why
+    if low < 0:
+        why = "clip it" if low > -0.1 and high < 1.1 else "it looks normalised: undo that"
         raise PhotoError(f"the {kind} must hold floats in [0, 1], got {low:.8g} to {high:.8g} ({why})")

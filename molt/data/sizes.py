@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from molt._files import user_path
 from molt.data.images import PhotoError, _guard, _limit, _one_line, _open, _orientation, load_photo
 
 
@@ -15,7 +16,7 @@ def photo_size(path: str | Path) -> tuple[int, int]:
     Raises:
         PhotoError: it cannot be read; the message says why.
     """
-    path = Path(path)
+    path = user_path(path)
 
     def read() -> tuple[int, int]:
         if not path.is_file():

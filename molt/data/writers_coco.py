@@ -11,7 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
-from molt._files import whole_file
+from molt._files import user_path, whole_file
 from molt.data.writers import Annotation, Checker, Written, class_names
 
 
@@ -52,7 +52,7 @@ def write_coco(
     ids = _category_ids(category_ids, len(names))
     checker = Checker(names, clip, str)
     numbered = _numbered(checker.each(items), image_ids)
-    target = Path(path)
+    target = user_path(path)
     if target.is_dir():
         raise ValueError(f"path must be a file, got the folder {target}")
     with whole_file(target) as part, part.open("w", encoding="ascii") as out:

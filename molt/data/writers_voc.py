@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from molt._files import whole_file
+from molt._files import user_path, whole_file
 from molt.data.writers import (
     Annotation,
     Checker,
@@ -59,10 +59,11 @@ def write_voc(
     names = class_names(classes)
     for name in names:
         check_line(name, "the class name")
-    root, listed = Path(folder), f"ImageSets/Main/{split_name(split)}.txt"
-    if images is not None and not Path(images).is_dir():
+    root, listed = user_path(folder), f"ImageSets/Main/{split_name(split)}.txt"
+    images = None if images is None else user_path(images)
+    if images is not None and not images.is_dir():
         raise ValueError(f"images must be a folder of photos, got {images}")
-    if images is not None and (root / "JPEGImages").resolve() == Path(images).resolve():
+    if images is not None and (root / "JPEGImages").resolve() == images.resolve():
         images = None  # they are there
     checker, unlinked = Checker(names, clip, voc_stem), 0
     with whole_file(place_in(root, listed)) as part, part.open("w", encoding="utf-8", newline="\n") as out:
@@ -72,7 +73,7 @@ def write_voc(
                 ET.ElementTree(_annotation(item, names, rounded)).write(xml, encoding="utf-8")
             out.write(f"{key}\n")
             if images is not None:
-                unlinked += not link(place_in(root, f"JPEGImages/{item.name}"), Path(images) / item.name, relative=True)
+                unlinked += not link(place_in(root, f"JPEGImages/{item.name}"), images / item.name, relative=True)
     return replace(checker.written(root), unlinked=unlinked)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from molt._files import whole_file
+from molt._files import user_path, whole_file
 from molt.data.writers import Annotation, Checker, Written, check_line, class_names, whole_pixels
 
 FILES = ("image_ids.txt", "class_labels.txt", "image_sizes.txt", "localization.txt")
@@ -42,7 +42,7 @@ def write_wsol(
         OSError: a file cannot be written.
     """
     checker = Checker(class_names(classes), clip, _key)
-    root = Path(folder)
+    root = user_path(folder)
     with ExitStack() as stack:
         parts = [stack.enter_context(whole_file(root / name)) for name in FILES]
         ids, labels, sizes, boxes = (

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from molt._files import whole_file
+from molt._files import user_path, whole_file
 from molt.data.writers import Annotation, Checker, Written, check_line, check_relative, class_names, link, place_in
 from molt.data.yolo import DATA, SPLITS, label_file, read_data
 
@@ -49,12 +49,12 @@ def write_yolo(
         DataError: the data.yaml that is there is broken.
         OSError: a file cannot be written.
     """
-    names, root = class_names(classes), Path(folder)
+    names, root = class_names(classes), user_path(folder)
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-    keys = check_folder(root, names, None if images is None else Path(images))
+    keys = check_folder(root, names, None if images is None else user_path(images))
     root.mkdir(parents=True, exist_ok=True)
-    linked = images is None or link(root / "images", Path(images))
+    linked = images is None or link(root / "images", user_path(images))
     checker = Checker(names, clip, yolo_label)
     with whole_file(root / f"{split}.txt") as part, part.open("w", encoding="utf-8", newline="\n") as out:
         for item in checker.each(items):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from molt._files import user_path
 from molt._text import plain_name
 from molt.data._layouts import files, splits
 from molt.data._parsing import Parsed, as_integer, check_names, shown
@@ -75,7 +76,7 @@ def read_yolo(path: str | Path, split: str | None = None) -> LocalizationSet:
             in its photo, a path that leads out of the folder, a photo listed twice or that cannot be read, no box
             at all.
     """
-    data = read_data(Path(path))
+    data = read_data(user_path(path))
     own = [name for name, (places, _) in data.splits.items() if places == [f"{name}.txt"]]
     if split is None and data.splits and len({tuple(places) for places, _ in data.splits.values()}) == 1:
         split = [*own, *data.splits][0]

@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from molt._files import is_part, remove_parts, whole_file
+from molt._files import is_part, remove_parts, user_path, whole_file
 
 STATE, DONE, RUN, ROWS = "state.json", "done.jsonl", "run.json", "photos.jsonl"
 ARRAYS = ("curves.npy", "boxes.npy", "pixels.npy")
@@ -45,7 +45,7 @@ class Spool:
         self, folder: Path | None, photos: int, bins: int, settings: Mapping[str, Any], *, restart: bool = False
     ) -> None:
         self._temporary = tempfile.TemporaryDirectory(prefix="molt-evaluate-") if folder is None else None
-        self.folder = Path(self._temporary.name) if self._temporary is not None else Path(folder or ".")
+        self.folder = Path(self._temporary.name) if self._temporary is not None else user_path(folder or ".")
         if self.folder.exists() and not self.folder.is_dir():
             raise RunError(f"{self.folder}: is a file, expected a folder")
         self.folder.mkdir(parents=True, exist_ok=True)

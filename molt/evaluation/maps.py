@@ -13,7 +13,7 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from molt._files import whole_file
+from molt._files import user_path, whole_file
 from molt.data.annotations import DataError, Problem, Sample
 
 Resize = Literal["cubic", "bilinear", "none"]
@@ -75,7 +75,7 @@ class StoredMaps:
     ) -> None:
         if missing not in get_args(Missing):
             raise ValueError(f"missing must be one of {', '.join(get_args(Missing))}, got {missing!r}")
-        self.folder = Path(folder)
+        self.folder = user_path(folder)
         if not self.folder.is_dir():
             raise DataError([Problem(self.folder, None, "no such folder", "a folder of maps")])
         there = {path for path in self.folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()}
@@ -126,7 +126,7 @@ def read_map(path: str | Path) -> NDArray:
     Raises:
         MapError: a file that is no such map, cannot be read, or holds NaN or infinite values.
     """
-    path = Path(path)
+    path = user_path(path)
     values = _open(path)
     if values.dtype.kind == "u":
         return np.asarray(values, np.float64) / np.iinfo(values.dtype).max
@@ -149,8 +149,8 @@ def save_map(folder: str | Path, sample: Sample, values: NDArray, *, labelled: b
         OSError: the file cannot be written.
     """
     name = f"{_inside(sample.name)}@{sample.label}" if labelled else _inside(sample.name)
-    path = Path(folder) / f"{name}.npy"
-    if not path.parent.resolve().is_relative_to(Path(folder).resolve()):
+    path = user_path(folder) / f"{name}.npy"
+    if not path.parent.resolve().is_relative_to(user_path(folder).resolve()):
         raise ValueError(f"a link leads {path.parent} out of {folder}")
     with whole_file(path) as part, part.open("wb") as file:
         np.save(file, np.asarray(values, np.float64), allow_pickle=False)

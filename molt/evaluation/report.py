@@ -15,7 +15,7 @@ import torch
 from markupsafe import Markup
 
 import molt
-from molt._files import whole_file
+from molt._files import user_path, whole_file
 from molt.data.annotations import Sample
 from molt.data.images import load_photo
 from molt.evaluation._report_page import MARK, STYLE, TEMPLATE
@@ -68,7 +68,7 @@ def write_report(
         FileExistsError: a file of that name that is no such report.
         OSError: the file cannot be written.
     """
-    path = Path(path)
+    path = user_path(path)
     if not runs:
         raise ValueError("runs must hold at least one run, got none")
     if path.exists():

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 import molt
 from molt._arguments import check_int, check_number
+from molt._files import user_path
 from molt.data.annotations import LocalizationSet, Problem, Sample
 from molt.data.checking import check_sizes
 from molt.data.images import PhotoError, read_photo
@@ -144,7 +145,7 @@ class Run:
         Raises:
             RunError: it holds no complete run, or files that do not fit each other.
         """
-        folder = Path(folder)
+        folder = user_path(folder)
         if not (folder / RUN).is_file():
             raise RunError(f"{folder}: holds no complete run, expected the --out folder of molt evaluate")
         info = read_json(folder / RUN)
@@ -236,7 +237,7 @@ def evaluate(
     late = {"draws", "seed", "ious", "threshold"} | (set() if masked else {"thresholds"})
     state = said | {"protocol": {key: value for key, value in said["protocol"].items() if key not in late}}
     bins = len(thresholds(settings.thresholds)) + 1 if masked else 0
-    spool = Spool(None if out is None else Path(out), len(data), bins, state, restart=restart)
+    spool = Spool(None if out is None else user_path(out), len(data), bins, state, restart=restart)
     if (spool.folder / RUN).exists():
         if spool.done != len(data):
             raise RunError(f"{spool.folder}: its files do not fit each other; --restart throws it away")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from molt import ops
-from molt._files import save_tensors
+from molt._files import save_tensors, user_path
 from molt._text import plain_name
 from molt.backbones import ViTBackbone
 from molt.backbones.preprocess import check_images, mean_and_std, normalize, resize
@@ -234,7 +234,7 @@ class MOLT(nn.Module):
             "digests": [backbone_digest(transformer) for transformer in self._all()],
             "config": asdict(self.config),
         }
-        save_tensors(Path(path).expanduser(), state, {"molt": json.dumps(header)})
+        save_tensors(user_path(path), state, {"molt": json.dumps(header)})
 
     def transformer(self, scale: int) -> ObjectLocalizationTransformer:
         """Return the transformer of a scale, by its place in ``config.sizes``."""

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from molt._arguments import check_int
+from molt._files import user_path
 from molt.backbones.weights import VIT
 from molt.methods.config import MOST_LAYERS, MOLTConfig
 from molt.methods.molt import FORMAT, MOLT, backbone_digest
@@ -120,7 +121,7 @@ def load_model(path: str | Path, *, source: str = "auto") -> MOLT:
         FileNotFoundError: no such file, or backbone weights that are nowhere to be had.
         ValueError: not such a file, or one whose config or weights do not fit; the message says what.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist or is not a file")
     try:
@@ -158,7 +159,7 @@ def load_model(path: str | Path, *, source: str = "auto") -> MOLT:
 def model_in(path: str | Path) -> str | None:
     """Return the name of the model that a file says it holds, None where it is no file of :meth:`MOLT.save`."""
     try:
-        with safe_open(Path(path).expanduser(), "pt") as file:
+        with safe_open(user_path(path), "pt") as file:
             header = json.loads((file.metadata() or {}).get("molt", "null"))
         return str(header["config"]["name"])
     except (OSError, SafetensorError, ValueError, RecursionError, TypeError, KeyError):

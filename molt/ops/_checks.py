@@ -6,6 +6,7 @@ import numbers
 import operator
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,6 +48,33 @@ def check_maps(maps: object, name: str = "maps", *, empty: bool = False) -> None
         raise ValueError(f"{name}: got shape {tuple(maps.shape)}, expected maps of at least one pixel")
 
 
+def as_maps(maps: object, name: str = "maps") -> Tensor:
+    """Return maps (h, w), (B, h, w) or (B, C, h, w), a tensor or array of floats, as a tensor (B, C, h, w).
+
+    Raises:
+        TypeError: neither, or another dtype.
+        ValueError: another number of dimensions, or no pixel.
+    """
+    if isinstance(maps, np.ndarray):
+        if maps.dtype.kind != "f" or maps.dtype.itemsize > 8:
+            raise TypeError(f"{name}: got an array of {maps.dtype}, expected float16, float32 or float64")
+        maps = from_array(maps)
+    if isinstance(maps, Tensor) and maps.dim() in (2, 3):
+        maps = maps[None, None] if maps.dim() == 2 else maps[:, None]
+    elif isinstance(maps, Tensor) and maps.dim() != 4:
+        raise ValueError(f"{name}: got shape {tuple(maps.shape)}, expected (h, w), (B, h, w) or (B, C, h, w)")
+    check_maps(maps, name)
+    assert isinstance(maps, Tensor)
+    return maps
+
+
+def from_array(array: np.ndarray) -> Tensor:
+    """Return an array of any byte order and strides as a tensor, sharing its memory where torch can."""
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    # A copy where the array is read-only: torch would warn of it.
+    return torch.from_numpy(np.array(array, order="C", copy=None if array.flags.writeable else True))
+
+
 def check_not_captured(operator: str, instead: str, maps: object) -> None:
     """Check that no CUDA graph is captured on the maps' device, for an operator that reads its result's size back.
 
@@ -67,14 +95,21 @@ def check_size(size: object, name: str = "size") -> tuple[int, int]:
         TypeError: not a pair of integers.
         ValueError: not positive.
     """
-    if not isinstance(size, Sequence) or isinstance(size, str) or len(size) != 2:
+    given = size.tolist() if isinstance(size, np.ndarray | Tensor) else size
+    if not isinstance(given, Sequence) or isinstance(given, str) or len(given) != 2:
         raise TypeError(f"{name}: got {size!r}, expected (H, W)")
-    if any(isinstance(n, bool) or not isinstance(n, (int, torch.SymInt)) for n in size):
-        raise TypeError(f"{name}: got {size!r}, expected two integers")
-    height, width = size
+    try:
+        height, width = (n if isinstance(n, torch.SymInt) else _index(n) for n in given)
+    except TypeError:
+        raise TypeError(f"{name}: got {size!r}, expected two integers") from None
     if height < 1 or width < 1:
         raise ValueError(f"{name}: got {size!r}, expected positive numbers")
-    return height, width
+    return height, width  # type: ignore[return-value]  # a SymInt stands for an int
+
+
+def _index(value: object) -> int:
+    """Return an integer of Python, NumPy or torch as Python's; a bool is none."""
+    return operator.index(None if isinstance(value, bool) else value)  # type: ignore[arg-type]
 
 
 def check_order(order: object) -> str:
@@ -185,7 +220,7 @@ def check_limit(name: str, value: object) -> int:
     if isinstance(value, torch.SymInt):
         return value  # type: ignore[return-value]  # a SymInt stands for an int
     try:
-        number = operator.index(None if isinstance(value, bool) else value)  # type: ignore[arg-type]
+        number = _index(value)
     except TypeError:
         raise TypeError(f"{name}: got {type(value).__name__}, expected an integer or None") from None
     if number < 0:

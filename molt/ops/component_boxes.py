@@ -5,12 +5,13 @@ from __future__ import annotations
 import numbers
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from molt._backend import Backend, use_native
 from molt.ops import reference
-from molt.ops._checks import check_maps, check_not_captured
+from molt.ops._checks import as_maps, check_not_captured
 from molt.ops._native import call, register
 
 
@@ -38,7 +39,7 @@ class Components:
 
 
 def component_boxes(
-    maps: Tensor,
+    maps: Tensor | np.ndarray,
     threshold: float = 0.5,
     *,
     connectivity: int = 8,
@@ -53,14 +54,14 @@ def component_boxes(
     :func:`largest_box` never reads back.
 
     Args:
-        maps: (B, C, h, w) float, any strides.
+        maps: (B, C, h, w), (B, h, w) or (h, w) float, tensor or array, any strides.
         threshold: in (0, 1].
         connectivity: 4 or 8 neighbours.
         largest: True keeps only the largest component of each map.
         backend: ``"auto"``, ``"reference"`` (SciPy on the CPU) or ``"native"``; None for the one in force.
 
     Returns:
-        Components on the maps' device.
+        Components on the maps' device; image 0 for a single map, channel 0 where there are no channels.
 
     Raises:
         TypeError, ValueError: an argument of another type, shape or range, or maps without a pixel.
@@ -68,14 +69,14 @@ def component_boxes(
             :func:`largest_box` can be.
     """
     check_not_captured("component_boxes", "largest_box", maps)
-    threshold = _check(maps, threshold, connectivity)
+    maps, threshold = _check(maps, threshold, connectivity)
     if use_native("component_boxes", maps.device, backend):
         return Components(*call("component_boxes", maps.detach(), threshold, connectivity, bool(largest)))
     return Components(*reference.component_boxes(maps, threshold, connectivity, largest))
 
 
 def largest_box(
-    maps: Tensor, threshold: float = 0.5, *, connectivity: int = 8, backend: Backend | None = None
+    maps: Tensor | np.ndarray, threshold: float = 0.5, *, connectivity: int = 8, backend: Backend | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Threshold each map at a share of its maximum and box its largest connected component.
 
@@ -83,34 +84,36 @@ def largest_box(
     the native form reads nothing back from a GPU.
 
     Args:
-        maps: (B, C, h, w) float, any strides.
+        maps: (B, C, h, w), (B, h, w) or (h, w) float, tensor or array, any strides.
         threshold: in (0, 1].
         connectivity: 4 or 8 neighbours.
         backend: ``"auto"``, ``"reference"`` (SciPy on the CPU) or ``"native"``; None for the one in force.
 
     Returns:
         boxes (B, C, 4) float32 xyxy in map pixels, area (B, C) int64 pixels and mean (B, C) float32 of the map inside,
-        on the maps' device; all zero where a map has no component.
+        on the maps' device; all zero where a map has no component. Without the dimensions that maps do not have.
 
     Raises:
         TypeError, ValueError, RuntimeError: as :func:`component_boxes`.
     """
-    threshold = _check(maps, threshold, connectivity)
+    shape = maps.shape[:-2] if isinstance(maps, Tensor | np.ndarray) else ()
+    maps, threshold = _check(maps, threshold, connectivity)
     if use_native("largest_box", maps.device, backend):
         boxes, area, mean = call("largest_box", maps.detach(), threshold, connectivity)
-        return boxes, area, mean
-    return reference.largest_box(maps, threshold, connectivity)
+    else:
+        boxes, area, mean = reference.largest_box(maps, threshold, connectivity)
+    return boxes.view(*shape, 4), area.view(shape), mean.view(shape)
 
 
-def _check(maps: Tensor, threshold: object, connectivity: object) -> float:
-    check_maps(maps)
+def _check(maps: object, threshold: object, connectivity: object) -> tuple[Tensor, float]:
+    stack = as_maps(maps)
     if isinstance(threshold, bool) or not isinstance(threshold, (float, int, numbers.Real)):
         raise TypeError(f"threshold: got {type(threshold).__name__}, expected a number in (0, 1]")
     if not 0 < float(threshold) <= 1:
         raise ValueError(f"threshold: got {threshold}, expected a number in (0, 1]")
     if connectivity not in (4, 8):
         raise ValueError(f"connectivity: got {connectivity}, expected 4 or 8")
-    return float(threshold)
+    return stack, float(threshold)
 
 
 def _fake_all(

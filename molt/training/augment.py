@@ -6,7 +6,6 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -16,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as ops
 
 from molt._arguments import LARGEST_SEED, check_int, check_number
-from molt.data.images import _from_file, load_photo, read_photo
+from molt.data.images import _from_file, is_file, load_photo, read_photo
 from molt.ops._checks import check_size
 
 Geometry = Literal["squash", "resized-crop", "inner-crop"]
@@ -158,13 +157,13 @@ def view(source: Any, size: Sequence[int], augmentation: Augmentation, *, seed: 
 
 def _picture(source: Any, size: tuple[int, int], augmentation: Augmentation) -> PIL.Image.Image:
     """Return a photo of which every crop that may be drawn has at least the view's sides, or all the file's pixels."""
-    if not isinstance(source, str | Path):
+    if not is_file(source):
         return load_photo(source)
     low, high = augmentation.ratio
     # A crop of a share a of the area has at least a share a of either side; without one that fits it is cut to ratio.
     least = min(augmentation.area[0], high, 1 / low)
     wanted = math.ceil(max(size) / least) + 1
-    return _from_file(Path(source), (wanted, wanted))[0]
+    return _from_file(source, (wanted, wanted))[0]
 
 
 def _crop(generator: torch.Generator, size: tuple[int, int], augmentation: Augmentation) -> tuple[int, int, int, int]:

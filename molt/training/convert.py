@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from molt._arguments import LARGEST_SEED, check_int
+from molt._files import user_path
 from molt.backbones.weights import MASK_FREE
 from molt.classes import imagenet_names
 from molt.methods.molt import MOLT
@@ -148,7 +149,7 @@ def convert_checkpoint(
         TypeError, ValueError: an argument of another type or out of range.
         OSError: the output cannot be written.
     """
-    path, out = Path(path).expanduser(), Path(out).expanduser()
+    path, out = user_path(path), user_path(out)
     if model is not None and model not in BACKBONES:
         raise ValueError(f"model must be one of {', '.join(list_models())}, got {model!r}")
     if backbone is not None and model is None:

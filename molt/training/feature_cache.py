@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from molt._arguments import check_int
+from molt._files import user_path
 from molt.data.annotations import Sample
 from molt.training import _feature_files as files
 from molt.training._feature_files import ABOUT, BAD, IS_BAD, IS_DONE, MARK, MARKS, CacheError, damaged
@@ -96,7 +97,7 @@ class FeatureCache:
         if not wanted:
             raise ValueError("arrays must hold at least one, got none")
         about = files.describe(identity, wanted, rows)
-        top = Path(folder).expanduser()
+        top = user_path(folder)
         room = top / hashlib.sha256(about).hexdigest()[:32]
         top.mkdir(parents=True, exist_ok=True)
         with files.locked(top):

@@ -15,6 +15,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin
 
 from molt._arguments import LARGEST_SEED, check_device, check_int, check_number
+from molt._files import user_path
 from molt.data.annotations import LocalizationSet
 from molt.methods.molt import MOLT
 from molt.training.augment import find_augmentation
@@ -140,7 +141,7 @@ def train(
         )
     folder = None
     if cache is not None and recipe.freeze and recipe.head != "spatial":
-        folder = Path(out).expanduser() / FEATURES if cache == "auto" else Path(cache).expanduser()
+        folder = user_path(out) / FEATURES if cache == "auto" else user_path(cache)
     keeps = folder is not None
     if keeps and recipe.views == 1 and find_augmentation(recipe.augment).random:
         raise ValueError(
@@ -152,7 +153,7 @@ def train(
     photos = gather_photos(data, val, val_share, seed)
     if model is not None:
         check_model(model, photos.classes)
-    out = Path(out).expanduser()
+    out = user_path(out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"out: {out} is a file, expected a folder")
     if (out / STATE).is_file() and not resume:

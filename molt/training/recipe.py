@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from molt._arguments import check_int, check_number
+from molt._files import user_path
 from molt.methods.registry import SIZES
 from molt.methods.transformer import HEADS, POOLINGS
 
@@ -252,7 +253,7 @@ def read_recipe(path: str | Path) -> Recipe:
         ValueError: no recipe; the file and the field are named.
         OSError: the file cannot be read.
     """
-    path = Path(path)
+    path = user_path(path)
     with path.open("rb") as file:
         data = file.read(LARGEST_FILE + 1)
     if len(data) > LARGEST_FILE:
