@@ -23,12 +23,12 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import checkpoint_filter_fn
 
 import molt
+from molt.backbones.weight_files import CheckpointError, read_tensors
 from molt.cli import main
 from molt.clustering import TokenKMeans
 from molt.data import read_set
 from molt.training import Recipe, train
 from molt.training.convert import KNOWN, Outline, _outline, _timm_names, convert_checkpoint
-from molt.training.foreign_files import CheckpointError, read_tensors
 
 State = dict[str, torch.Tensor]
 TINY = "deit_tiny_patch16_224.fb_in1k"
@@ -459,7 +459,7 @@ def test_broken_and_other_files_are_told(tscam: State, tmp_path: Path, monkeypat
             new.writestr(entry.filename, old.read(entry))
     with pytest.raises(CheckpointError, match="compressed archive"):
         read_tensors(tmp_path / "zip")
-    monkeypatch.setattr("molt.training.foreign_files.LARGEST_FILE", 1000)
+    monkeypatch.setattr("molt.backbones.weight_files.LARGEST_FILE", 1000)
     with pytest.raises(CheckpointError, match="bytes, expected at most 1,000"):
         read_tensors(tmp_path / "whole")
 

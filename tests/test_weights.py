@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
+import functools
 import importlib.metadata
 import os
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.models.vision_transformer import checkpoint_filter_fn
 
 from molt.backbones import CNNBackbone, ViTBackbone, weights
 from molt.backbones.weights import CNN, VIT, create_timm
@@ -126,6 +131,172 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     save_file(timm.create_model("vit_tiny_patch16_224").state_dict(), other)
     with pytest.raises(RuntimeError, match=r"other\.safetensors does not fit resnet18"):
         create_timm("resnet18", checkpoint=other)
+
+
+VIT_NAME = "test_vit.r160_in1k"  # 0.4 M weights, width 64, 6 blocks, a classifier in its config
+CNN_NAME = "resnet10t"
+State = dict[str, torch.Tensor]
+
+
+@functools.cache
+def state_of(name: str, seed: int = 1, **options: Any) -> State:
+    """Random weights under timm's names, none of them as a network is initialised."""
+    torch.manual_seed(seed)
+    state = timm.create_model(name, **options).state_dict()
+    return {k: v + 0.01 * torch.rand_like(v) if v.is_floating_point() else v for k, v in state.items()}
+
+
+def under(prefix: str, state: State) -> State:
+    return {prefix + key: value for key, value in state.items()}
+
+
+def loaded(content: Any, path: Path, name: str = VIT_NAME) -> State:
+    """Weights that a backbone has of a file."""
+    torch.save(content, path)
+    backbone = (ViTBackbone if "vit" in name else CNNBackbone)(name, checkpoint=path)
+    assert backbone.info.source == f"file {path}" and "state_dict" not in backbone.model.pretrained_cfg
+    return dict(backbone.model.state_dict())
+
+
+def same(found: State, given: State) -> bool:
+    return all(torch.equal(value, given[key].to(value.dtype)) for key, value in found.items())
+
+
+def other(state: State) -> State:
+    return {key: value + 1 for key, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: s,
+        *(lambda s, p=p: under(p, s) for p in ("module.", "model.", "backbone.", "encoder.", "_orig_mod.")),
+        *(lambda s, w=w: {w: s, "epoch": 3} for w in ("state_dict", "model", "model_ema", "teacher", "student")),
+        lambda s: {"state_dict": under("model.", s)},
+        lambda s: {"state_dict": under("module.model.backbone.", s), "optimizer": {"state": {0: {"a": torch.ones(2)}}}},
+        lambda s: {"model": {"state_dict": under("_orig_mod.module.", s)}, "args": argparse.Namespace(lr=1)},
+        lambda s: {"model": under("encoder.", s) | under("decoder.", other(s))},
+        lambda s: {"model": under("model.", s) | {"criterion.weight": torch.ones(3)}},
+        lambda s: {"teacher": under("backbone.", s), "student": under("module.backbone.", other(s))},
+        lambda s: {"student": under("module.backbone.", other(s)), "teacher": under("backbone.", s)},
+        lambda s: {"model": other(s), "model_ema": s},
+        lambda s: under("student.backbone.", other(s)) | under("teacher.backbone.", s),
+        lambda s: {k: v.double() for k, v in s.items()},
+        lambda s: s | dict.fromkeys(("mask_token", "decoder_embed.weight", "fc_norm.bias"), torch.ones(1, 64)),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", [VIT_NAME, CNN_NAME])
+def test_what_training_programs_put_around_weights_is_taken_off(
+    tmp_path: Path, name: str, wrap: Callable[[State], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    given = state_of(name)
+    content = wrap(given)
+    if name == CNN_NAME and "mask_token" in content:
+        content = {key: value for key, value in content.items() if key in given}  # a CNN is held to what it has
+    assert same(loaded(content, tmp_path / "in.pth", name), given)
+    several = {key.split(".")[0] for key in content} & {"student", "teacher", "model", "model_ema"}
+    assert ("holds several networks" in caplog.text) == (len(several) == 2)
+
+
+def test_half_precision_and_missing_counts_are_harmless(tmp_path: Path) -> None:
+    for name in (VIT_NAME, CNN_NAME):
+        half = {k: v.half() if v.is_floating_point() else v for k, v in state_of(name).items()}
+        assert same(loaded(half, tmp_path / "in.pth", name), half)
+    bare = {k: v for k, v in state_of(CNN_NAME).items() if not k.endswith("num_batches_tracked")}
+    found = loaded(bare, tmp_path / "in.pth", CNN_NAME)
+    assert same({key: found[key] for key in bare}, bare) and len(bare) < len(found)
+    beside = {k if k.startswith("fc.") else f"backbone.{k}": v for k, v in state_of(CNN_NAME).items()}
+    assert same(loaded({"state_dict": beside}, tmp_path / "in.pth", CNN_NAME), state_of(CNN_NAME))
+
+
+def test_other_names_and_grids_are_read_as_timm_reads_them(tmp_path: Path) -> None:
+    """A position embedding of another grid, and DINOv2's own names inside of its training file."""
+    given = state_of(VIT_NAME, img_size=96)
+    theirs = timm.create_model(VIT_NAME, num_classes=0)
+    theirs.load_state_dict(checkpoint_filter_fn(dict(given), theirs), strict=False)
+    assert given["pos_embed"].shape != theirs.pos_embed.shape
+    assert same(loaded({"state_dict": under("module.", given)}, tmp_path / "in.pth"), theirs.state_dict())
+
+    name = "vit_small_patch14_reg4_dinov2"
+    own = state_of(name, depth=12)
+    original = {k: v for k, v in own.items() if k != "reg_token"} | {"register_tokens": own["reg_token"]}
+    original |= {"mask_token": torch.ones(1, 384), "pos_embed": torch.cat([own["cls_token"], own["pos_embed"]], 1)}
+    found = loaded(
+        {"teacher": under("backbone.", original) | {"dino_head.mlp.0.weight": torch.ones(2)}}, tmp_path / "in.pth", name
+    )
+    assert same(found, own | {"cls_token": 2 * own["cls_token"]})
+    del original["blocks.11.norm1.bias"]
+    with pytest.raises(
+        RuntimeError, match=r"does not fit vit_small_patch14_reg4_dinov2: .*missing: .*blocks.11.norm1.bias"
+    ):
+        loaded(original, tmp_path / "in.pth", name)
+
+
+def myself() -> dict[str, Any]:
+    content: dict[str, Any] = dict(state_of(VIT_NAME))
+    content["state_dict"] = content
+    return content
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "text"),
+    [
+        (VIT_NAME, lambda s: {}, "it holds nothing, expected a state dict"),
+        (VIT_NAME, lambda s: {"state_dict": {}}, "it holds nothing, expected a state dict"),
+        (VIT_NAME, lambda s: {"state_dict": {}, "epoch": 3}, r"missing: cls_token, .*\(78 of 78\)"),
+        (VIT_NAME, lambda s: [s], "it holds list, expected a state dict"),
+        (VIT_NAME, lambda s: torch.ones(2), "it holds Tensor, expected a state dict"),
+        (VIT_NAME, lambda s: {k: [1.0] for k in s}, r"missing: cls_token, pos_embed, .* and 74 more \(78 of 78\)"),
+        (VIT_NAME, lambda s: myself(), "it nests entries more than 8 deep"),
+        (VIT_NAME, lambda s: {0: s}, "it names entries by int"),
+        (VIT_NAME, lambda s: under("net.", s), r"missing: cls_token, .*left over: net.cls_token \(1, 1, 64\)"),
+        (VIT_NAME, lambda s: {k: v for k, v in s.items() if k != "norm.bias"}, "missing: norm.bias$"),
+        (VIT_NAME, lambda s: {k: v for k, v in s.items() if ".3." not in k}, r"missing: blocks.3.norm1.+ \(12 of 78\)$"),
+        (VIT_NAME, lambda s: s | {"norm.bias": torch.ones(65)}, r"shapes: norm.bias \(65,\), expected \(64,\)$"),
+        (VIT_NAME, lambda s: s | {"norm.bias": torch.ones(64).int()}, "shapes: norm.bias .* of integers, expected"),
+        (VIT_NAME, lambda s: s | {"norm.bias": torch.full((64,), torch.nan)}, "it holds NaN or infinity in norm.bias"),
+        (VIT_NAME, lambda s: s | {"blocks.6.norm1.bias": torch.ones(64)}, r"left over: blocks.6.norm1.bias \(64,\)$"),
+        (VIT_NAME, lambda s: s | {"reg_token": torch.ones(1, 4, 64)}, r"left over: reg_token \(1, 4, 64\)$"),
+        (VIT_NAME, lambda s: s | {"norm_pre.bias": torch.ones(64)}, r"left over: norm_pre.bias \(64,\)$"),
+        (VIT_NAME, lambda s: s | {"patch_embed.proj.weight": torch.ones(64, 3, 8, 8)}, "shapes: patch_embed"),
+        (VIT_NAME, lambda s: s | {"pos_embed": torch.ones(1, 60, 64)}, r"shapes: pos_embed \(1, 60, 64\)"),
+        (VIT_NAME, lambda s: state_of("vit_tiny_patch16_224"), r"shapes: cls_token \(1, 1, 192\), expected"),
+        (VIT_NAME, lambda s: state_of(CNN_NAME), r"missing: cls_token, .*left over: conv1.0.weight"),
+        (CNN_NAME, lambda s: state_of(VIT_NAME), r"missing: conv1.0.weight, .*left over: cls_token"),
+        (CNN_NAME, lambda s: {"state_dict": {}}, "it holds nothing"),
+        (CNN_NAME, lambda s: {k: v for k, v in s.items() if not k.startswith("fc.")}, r"missing: fc.weight, fc.bias"),
+        (CNN_NAME, lambda s: s | {k: s[k][:9] for k in ("fc.weight", "fc.bias")}, r"shapes: fc.weight \(9, 512\)"),
+        (CNN_NAME, lambda s: s | {"layer4.1.conv1.weight": torch.ones(3)}, r"left over: layer4.1.conv1.weight \(3,\)$"),
+        ("dla34", lambda s: under("trunk.", state_of("dla34")), r"missing: base_layer.0.weight"),
+    ],
+)  # fmt: skip
+def test_files_that_do_not_fit_are_told(tmp_path: Path, name: str, spoil: Callable[[State], Any], text: str) -> None:
+    """The network must not stay random, in whole or in part, though timm would let it."""
+    with pytest.raises(RuntimeError, match=f"does not fit {name}: {text}"):
+        loaded(spoil(state_of(name)), tmp_path / "in.pth", name)
+
+
+def test_no_file_of_the_hub_leaves_a_network_random(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = tmp_path / "model.safetensors"
+    monkeypatch.setattr(weights, "_in_hub_cache", lambda repo: str(held))
+    save_file(state_of(VIT_NAME) | {"text.weight": torch.ones(2)}, held)
+    vit = ViTBackbone(VIT_NAME, source="hub")
+    assert vit.info.source == "hub timm/test_vit.r160_in1k" and same(dict(vit.model.state_dict()), state_of(VIT_NAME))
+    save_file(under("elsewhere.", state_of(VIT_NAME)), held)
+    with pytest.raises(RuntimeError, match=r"model.safetensors does not fit test_vit.*missing: cls_token"):
+        ViTBackbone(VIT_NAME, source="hub")
+    monkeypatch.setattr(weights, "_in_hub_cache", lambda repo: None)
+    monkeypatch.setattr(weights, "hub_answers", lambda: True)
+    asked = []
+
+    def fetch(repo: str, file: str) -> str:
+        asked.append(f"{repo}/{file}")
+        return str(held)
+
+    monkeypatch.setattr(weights, "hf_hub_download", fetch)
+    with pytest.raises(RuntimeError, match=r"model.safetensors does not fit test_vit.*missing: cls_token"):
+        ViTBackbone(VIT_NAME, source="hub")
+    assert asked == ["timm/test_vit.r160_in1k/model.safetensors"]
 
 
 def test_unknown_names_are_told_with_near_ones() -> None:

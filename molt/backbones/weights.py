@@ -9,6 +9,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import threading
 import urllib.error
 import urllib.request
@@ -20,12 +21,14 @@ from typing import Any
 import timm
 import torch
 from huggingface_hub import constants as hub_constants
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from molt._files import save_tensors, user_path
+from molt.backbones.weight_files import CheckpointError, misfits, read_tensors, told
 from molt.structures import SawMasks, WeightsInfo
 
 logger = logging.getLogger("molt")
@@ -35,6 +38,8 @@ VIT = "vit_small_patch14_dinov2.lvd142m"
 SOURCES = ("auto", "package", "hub")
 HUB_SECONDS = 3.0
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+# What files hold beside a backbone: classifiers, and what was needed in training alone.
+HEADS = re.compile(r"[^.]*(head|fc|classif|pre_logits|decoder|project|predict)")
 
 # Nothing but image labels (ImageNet classifiers) or no labels at all (DINOv2) went into these.
 MASK_FREE = (".in1k", ".fb_in1k", ".ra_in1k", ".lvd142m", ".a1_in1k", ".tv_in1k")
@@ -207,8 +212,75 @@ def _package_state(name: str, model: nn.Module, found: tuple[Package, Path, str]
 
 
 def _fits(state: dict[str, Tensor], model: nn.Module) -> bool:
-    wanted = {k: v.shape for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
-    return {k: v.shape for k, v in state.items() if not k.endswith("num_batches_tracked")} == wanted
+    return not any(misfits(state, model.state_dict()).values())
+
+
+def _from_hub(build: Callable[..., nn.Module], name: str, repo: str) -> nn.Module:
+    config = timm.get_pretrained_cfg(name)
+    if config is not None and config.custom_load:
+        return build(pretrained=True)  # no state dict: timm reads it array by array
+    # The hub client would ask the network about a file it holds, and wait where there is none.
+    held = _in_hub_cache(repo)
+    if held is None:
+        given = config.hf_hub_filename if config is not None else None
+        for file in (given,) if given else HUB_FILES:
+            try:
+                held = hf_hub_download(repo, file)
+                break
+            except EntryNotFoundError as error:
+                missing = error
+        else:
+            raise FileNotFoundError(f"hub {repo} holds no weights for {name}: {missing}")
+    return _from_file(build, name, Path(held), timms=True)
+
+
+def _from_file(build: Callable[..., nn.Module], name: str, path: Path, *, timms: bool = False) -> nn.Module:
+    """Return a network every tensor of which came from a file; a classifier that it has no place for is left out.
+
+    ``timms``: timm names the file for this network: more may be in it, and shapes are adapted as timm means it.
+
+    Raises:
+        RuntimeError: the file is no such file, or tensors are missing, differ or are left over.
+    """
+    model: Any = build()
+    own = model.state_dict()
+    try:
+        state = read_tensors(path, own).tensors
+    except CheckpointError as error:
+        why = str(error).removeprefix(f"checkpoint {path} ")
+        raise RuntimeError(f"checkpoint {path} does not fit {name}: it {why}") from error
+    if model.num_classes == 0:
+        state = {key: value for key, value in state.items() if key in own or not HEADS.match(key)}
+    beside = set(state) - set(own) if timms else {"mask_token"}
+    faults = misfits({key: value for key, value in state.items() if key not in beside}, own)
+    if not any(faults.values()):
+        model.load_state_dict(state, strict=False)
+        return model
+    refused = RuntimeError(f"checkpoint {path} does not fit {name}: {told(faults, len(own))}")
+    shared = own.keys() & state.keys()
+    # Of one name only positions may differ, which are resampled for another grid.
+    if not state or (not timms and any(own[key].numel() != state[key].numel() and "pos" not in key for key in shared)):
+        raise refused
+
+    def by_timm(tensors: dict[str, Tensor]) -> nn.Module:
+        """Let timm rename and resample; as many classes as the network has make it strict about left-over tensors."""
+        strict = {} if timms else {"num_classes": model.num_classes}
+        return build(pretrained=True, pretrained_cfg_overlay={"state_dict": tensors, **strict})
+
+    # A rehearsal with NaN shows what comes from the file: not every network of timm's is strict about missing tensors.
+    blank = {
+        key: torch.full_like(value, torch.nan) if value.is_floating_point() else value for key, value in state.items()
+    }
+    try:
+        reached = by_timm(blank).state_dict()
+        if not all(value.isnan().all() for value in reached.values() if value.is_floating_point()):
+            raise refused
+        filled: Any = by_timm(state)
+    except Exception:
+        raise refused from None
+    # timm's would keep the file's tensors.
+    filled.pretrained_cfg = filled.default_cfg = model.pretrained_cfg
+    return filled
 
 
 def _trained_model(path: Path) -> str | None:
@@ -231,17 +303,27 @@ def create_timm(
 
     Args:
         name: timm model name, with its tag where a certain set of weights is meant.
-        checkpoint: local ``.safetensors`` or ``.pth`` file in timm's key names (read with ``weights_only=True``).
+        checkpoint: local ``.safetensors`` or ``.pth`` file (read with ``weights_only=True``) in the key names of timm,
+            or in those that timm renames for this network. Wrappers and prefixes of training programs are taken off,
+            see :func:`molt.backbones.weight_files.read_tensors`. Every tensor must be there with its shape, but for
+            position embeddings of another grid, which are resampled; a classifier that the network has no place for is
+            left out.
         source: ``"auto"``, ``"package"``, ``"hub"``, or ``"random"``, which is ``pretrained=False``.
         pretrained: False leaves random weights (tests, training from scratch).
         options: passed to ``timm.create_model``.
 
     Raises:
         ValueError: unknown name or source, or a checkpoint that is a trained MOLT.
+        TypeError: a name or a checkpoint of another type.
         FileNotFoundError: the checkpoint does not exist, or no source has the weights; the message says how to get
             them.
-        RuntimeError: a file that does not fit the network.
+        RuntimeError: a file that cannot be read or does not fit; the message names the first tensors that are missing,
+            differ or are left over.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"backbone must be a timm model name, got {type(name).__name__}")
+    if checkpoint is not None and not isinstance(checkpoint, str | Path):
+        raise TypeError(f"checkpoint must be the path of a file, got {type(checkpoint).__name__}")
     if source not in (*SOURCES, "random"):
         raise ValueError(f"source must be one of {', '.join(SOURCES)} or random, got {source!r}")
     if not timm.is_model(name):
@@ -262,11 +344,7 @@ def create_timm(
         trained = _trained_model(path)
         if trained is not None:
             raise ValueError(f"checkpoint {path} is a trained {trained}: use it with method {trained!r} (--method)")
-        try:
-            model = build(pretrained=True, pretrained_cfg_overlay={"file": str(path)})
-        except Exception as error:
-            raise RuntimeError(f"checkpoint {path} does not fit {name}: {error!s:.400}") from error
-        return model, WeightsInfo(name, f"file {path}", "unknown", False)
+        return _from_file(build, name, path), WeightsInfo(name, f"file {path}", "unknown", False)
     info = describe_source(name, source)
     if info is not None and info.source.startswith("package"):
         model, found = build(), find_package(name)
@@ -274,9 +352,7 @@ def create_timm(
         model.load_state_dict(_package_state(name, model, found), strict=False)
         return model, info
     if info is not None:
-        # The hub client would ask the network about a file it holds, and wait where there is none.
-        held = _in_hub_cache(info.source.removeprefix("hub "))
-        return build(pretrained=True, pretrained_cfg_overlay={"file": held} if held is not None else None), info
+        return _from_hub(build, name, info.source.removeprefix("hub ")), info
     ways = []
     if name in PACKAGES and source != "hub":
         wanted = "'molt-wsol[demo]'" if name in (CNN, VIT) else PACKAGES[name].name

@@ -45,8 +45,8 @@ def convert(
     """
     from rich.console import Console
 
+    from molt.backbones.weight_files import CheckpointError
     from molt.training.convert import convert_checkpoint
-    from molt.training.foreign_files import CheckpointError
 
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     try:

@@ -1,9 +1,9 @@
 """Training a MOLT on image labels."""
 
+from molt.backbones.weight_files import CheckpointError
 from molt.training.augment import AUGMENTATIONS, Augmentation
 from molt.training.checkpoints import TrainingError
 from molt.training.convert import Converted, convert_checkpoint
-from molt.training.foreign_files import CheckpointError
 from molt.training.loop import Trained, train
 from molt.training.recipe import RECIPES, Recipe, find_recipe, read_recipe
 

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from molt._arguments import LARGEST_SEED, check_int
 from molt._files import user_path
+from molt.backbones.weight_files import CheckpointError, misfits, read_tensors, some, told
 from molt.backbones.weights import MASK_FREE
 from molt.classes import imagenet_names
 from molt.methods.molt import MOLT
 from molt.methods.registry import BACKBONES, Size, create_model, list_models
 from molt.structures import SawMasks, WeightsInfo
-from molt.training.foreign_files import CheckpointError, read_tensors, some
 
 HEAD = ("head.weight", "head.bias")
 # Of training alone; MOLT has no use for it.
@@ -334,19 +334,11 @@ def _random_head(model: MOLT, seed: int, dtype: torch.dtype) -> dict[str, Tensor
 
 def _check_fit(shell: MOLT, state: Mapping[str, Tensor], trained: bool, network: str, path: Path) -> None:
     """Hold names and shapes to those of the network, before any memory is spent on it."""
-    expected = {key: tuple(value.shape) for key, value in shell.state_dict().items()}
+    expected = {key.removeprefix(HERE).removeprefix(HEAD_HERE): value for key, value in shell.state_dict().items()}
     if not trained:
-        expected = {key: shape for key, shape in expected.items() if key.startswith(HERE)}
-    got = {_here(key): tuple(value.shape) for key, value in state.items()}
-    there = {_here(key): key for key in state}
-    wrong = [f"{there[k]} {got[k]}, expected {expected[k]}" for k in expected if k in got and got[k] != expected[k]]
-    missing = [key.removeprefix(HERE).removeprefix(HEAD_HERE) for key in expected if key not in got]
-    more = [f"{there[key]} {got[key]}" for key in got if key not in expected]
-    found = [
-        f"{what}: {some(keys)}" for what, keys in (("shapes", wrong), ("missing", missing), ("left over", more)) if keys
-    ]
-    if found:
-        raise CheckpointError(f"checkpoint {path} does not fit {network}: {'; '.join(found)}")
+        expected = {key: value for key, value in expected.items() if key not in HEAD}
+    if any((faults := misfits(state, expected)).values()):
+        raise CheckpointError(f"checkpoint {path} does not fit {network}: {told(faults, len(expected))}")
 
 
 def _notes(model: MOLT, trained: bool, outline: Outline, dtypes: set[torch.dtype]) -> list[str]:
