@@ -116,7 +116,7 @@ def find_photos(
     return found.photos, found.others + found.left_out.total()
 
 
-def walk_photos(folder: str | Path, on_error: Callable[[PhotoError], object] | None = None) -> Walked:
+def walk_photos(folder: str | os.PathLike[str], on_error: Callable[[PhotoError], object] | None = None) -> Walked:
     """Do what :func:`find_photos` does, and tell apart what is left out."""
 
     def fail(error: OSError) -> None:
