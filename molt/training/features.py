@@ -209,7 +209,7 @@ class FeatureStore:
         # Page-locked, so that the copy to a GPU does not keep the network waiting.
         pixels = torch.empty(len(rows), 3, *self.size, pin_memory=device.type == "cuda")
         torch.stack([one for _, one in found], out=pixels)
-        x = self.model.normalize(pixels.to(device, non_blocking=True).to(self._dtype))
+        x = pixels.to(device, non_blocking=True).to(self._dtype)
         seen = []
         for scale, shown in enumerate(self.model.pyramid(x)):
             if absent := set(self.caches[scale].missing(rows)):

@@ -179,7 +179,7 @@ class _Whole(nn.Module):
         x = pixels.to(next(self.model.parameters()).dtype)
         seen = [
             self.model.transformer(scale).see(shown, attention=False)
-            for scale, shown in enumerate(self.model.pyramid(self.model.normalize(x)))
+            for scale, shown in enumerate(self.model.pyramid(x))
         ]
         logits = [one.logits for one in seen if one.logits is not None]
         return logits, None if seen[0].masks is None else [spatial_map(one) for one in seen]
