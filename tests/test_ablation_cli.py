@@ -132,7 +132,7 @@ def test_a_photo_that_cannot_be_read_ends_with_1(there: SimpleNamespace, tmp_pat
     (tmp_path / "2.png").write_bytes(b"no picture")
     base = (there.base[0], "--photos", tmp_path, *there.base[3:], "--checkpoint", there.checkpoint)
     found = call("ablate", *base, "--groups", "heads", "--draws", 10, "--no-plots", "--out", tmp_path / "out")
-    assert found.code == 1 and "1 problems, the first" in found.out and "2.png" in found.out
+    assert found.code == 1 and "1 problem, the first" in found.out and "2.png" in found.out
 
 
 @pytest.mark.parametrize(

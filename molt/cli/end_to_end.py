@@ -10,6 +10,7 @@ from typing import Any
 
 import typer
 
+from molt.cli._progress import Progress
 from molt.cli._say import FAILED
 
 FILE = "end_to_end.json"
@@ -34,6 +35,7 @@ class Choice:
 
 
 def run(
+    context: typer.Context,
     choice: Choice,
     device: str,
     out: Path,
@@ -104,13 +106,15 @@ def run(
     rows: list[dict[str, Any]] = []
     start = time.perf_counter()
     status = errors.status("")
+    progress: Progress = context.with_resource(Progress(bar=False))
 
     def begin(text: str) -> None:
-        if errors.is_terminal:
+        progress.show(text)
+        if progress.lines:
+            errors.print(text, markup=False)
+        else:
             status.update(text)
             status.start()
-        else:
-            errors.print(text, markup=False)
 
     try:
         for row in end_to_end.run_all(bench, work, minutes=minutes, earlier=before, begin=begin):

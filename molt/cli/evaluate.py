@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from molt.cli._say import FAILED, SHOWN, stop, stop_at
+from molt._words import count
+from molt.cli._progress import Progress
+from molt.cli._say import FAILED, SHOWN, check_out, stop, stop_at, take_out
 from molt.cli._sets import read
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ NAMES = {
 
 
 def evaluate(
+    context: typer.Context,
     paths: Annotated[
         list[Path] | None, typer.Argument(metavar="PATH", help="The data set's folder or file; of --compare: runs.")
     ] = None,
@@ -132,9 +135,14 @@ def evaluate(
         if batch < 1:
             raise ValueError(f"--batch {batch}: expected at least 1")
         runs = []
+        check_out("--save-maps", save_maps)
+        for name in methods if out is None else methods[:1]:
+            take_out(context, out or _folder(None, data.name, name, single=True, as_json=as_json))
         for name in methods:
             wanted = Wanted(name, gt_map, class_map, cast("Any", missing), size, device, source, checkpoint)
-            found = provider(wanted, data)
+            with Progress() as progress:
+                progress.show(f"{name}: loading what makes the maps")
+                found = provider(wanted, data)
             own = replace(settings, normalize=found.normalize or cast("Any", normalize) or found.usual)
             _check_range(found, own, data)
             folder = _folder(out, data.name, name, single=len(methods) == 1, as_json=as_json)
@@ -200,26 +208,20 @@ def _run(
     batch: int,
 ) -> Run:
     """Evaluate one method, with a progress bar where there is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from molt.evaluation.maps import save_map
     from molt.evaluation.report import write_report
     from molt.evaluation.runs import evaluate as run_evaluation
 
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     names = [sample.name for sample in data.samples]
     labelled = len(set(names)) < len(names)
     saved = {} if store is None else {"save_maps": str(store)}
     done = 0
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(str(found.about["name"]), total=len(data))
+    with Progress() as progress:
 
         def step(number: int) -> None:
             nonlocal done
             done = number
-            progress.update(task, completed=number)
+            progress.show(str(found.about["name"]), number, len(data), "photos")
 
         try:
             run = run_evaluation(
@@ -236,10 +238,11 @@ def _run(
             )
         except KeyboardInterrupt:
             if folder is not None:
-                console.print(f"molt: {done} of {len(data)} photos are in {folder}: the same command goes on")
+                progress.console.print(f"molt: {done} of {len(data)} photos are in {folder}: the same command goes on")
             raise
-    if folder is not None:
-        write_report(folder / REPORT, [run], samples=data.samples, maps=found.maps)
+        if folder is not None:
+            progress.show("writing the report")
+            write_report(folder / REPORT, [run], samples=data.samples, maps=found.maps)
     return run
 
 
@@ -342,7 +345,7 @@ def _show(run: Run, folder: Path | None) -> None:
         plain(f"left out by the reader: {number} {what}")
     problems = info["problems"]
     if problems["count"]:
-        plain(f"{problems['count']} problem{'s' * (problems['count'] != 1)}:")
+        plain(f"{count(problems['count'], 'problem')}:")
         for problem in problems["listed"][:SHOWN]:
             plain(f"  {problem['file']}: {problem['message']} (expected {problem['expected']})")
         if problems["count"] > SHOWN:
@@ -372,7 +375,7 @@ def _show_comparison(found: Mapping[str, Any]) -> None:
     console.print(_table("differences", ("runs", "metric", "points", "95 % interval"), changes))
     for left in found["unshared"]:
         more = ", ..." if left["count"] > len(left["photos"]) else ""
-        plain(f"{left['count']} photos left out, {left['reason']}: {', '.join(left['photos'])}{more}")
+        plain(f"{count(left['count'], 'photo')} left out, {left['reason']}: {', '.join(left['photos'])}{more}")
     for other in found["protocol"]:
         said = ", ".join(f"{name} {value}" for name, value in other["values"].items())
         plain(f"protocols differ in {other['setting']}: {said}")

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from molt.cli import _sets
-from molt.cli._say import FAILED, stop_at
+from molt.cli._progress import Progress
+from molt.cli._say import FAILED, stop_at, take_out
 from molt.cli.end_to_end import names, number
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Choice:
 
 
 def run(
+    context: typer.Context,
     choice: Choice,
     device: str,
     out: Path,
@@ -70,19 +72,21 @@ def run(
 
     if device == "cuda" and not torch.cuda.is_available():
         raise typer.BadParameter(f"--device cuda: torch sees no CUDA device (torch {torch.__version__})")
-    if out.exists() and not out.is_dir():
-        raise typer.BadParameter(f"--out {out}: is a file, expected a folder")
+    if not show_list:
+        take_out(context, out)
     console, errors = Console(highlight=False), Console(stderr=True, highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = WIDTH
     status = errors.status("")
+    progress: Progress = context.with_resource(Progress(bar=False))
 
     def begin(text: str) -> None:
-        if errors.is_terminal:
+        progress.show(text)
+        if progress.lines:
+            errors.print(text, markup=False)
+        else:
             status.update(text)
             status.start()
-        else:
-            errors.print(text, markup=False)
 
     found: Mapping[str, Any] = {}
     try:

@@ -106,7 +106,7 @@ class KeptFeatures:
         folder: Path,
     ) -> None:
         self.model, self.photos, self.recipe, self.seed, self.micro = model, photos, recipe, seed, micro
-        self.accelerator, self.readers = accelerator, workers or None
+        self.accelerator, self.readers, self.folder = accelerator, workers or None, folder
         self.store = FeatureStore(
             model, folder, photos.samples, recipe.views, find_augmentation(recipe.augment), recipe.precision
         )
