@@ -70,7 +70,7 @@ def load_once(path: Path) -> molt.MOLT:
 def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     ways = Clusters("SLIC", (Slic(9, working_size=32),))
     monkeypatch.setattr(ablation_networks, "load_model", lambda path, source: load_once(path))
-    monkeypatch.setattr(ablation_scales, "default_clusters", lambda seeds: ways)
+    monkeypatch.setattr(ablation_scales, "default_clusters", lambda seeds, method: ways)
     monkeypatch.setattr(ablation_clusters, "counted", lambda seeds: [("SLIC", "9", ways)])
     monkeypatch.setattr(ablation_clusters, "defaults", lambda seeds: [ways])
 

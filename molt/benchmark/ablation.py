@@ -28,6 +28,7 @@ from molt.evaluation.maps import MapError, prepare
 from molt.evaluation.runs import Settings
 from molt.evaluation.summary import scaled
 from molt.methods.config import MOLTConfig
+from molt.methods.multiscale import Multiscale
 
 SCHEMA = 1
 GROUPS = (scales.SCALES, scales.HEADS, clusters.CLUSTERS, clusters.CLUSTERERS, backbones.BACKBONES)
@@ -282,10 +283,10 @@ def _measured(
 
 
 def _scale_job(grid: _Grid, model: TrainedMolt) -> _Job:
-    deep = scales.default_clusters(grid.plan.seeds)
-    sheet = grid.sheet(scales.SCALES, scales.scale_entries(model.scales, deep), model=model.key)
+    own = scales.default_clusters(grid.plan.seeds, Multiscale(model.model))
+    sheet = grid.sheet(scales.SCALES, scales.scale_entries(model.scales, own), model=model.key)
     return _Job(
-        sheet, lambda view: scales.measure_scales(view, model, deep), lambda view: scales.scale_facts(view, model)
+        sheet, lambda view: scales.measure_scales(view, model, own), lambda view: scales.scale_facts(view, model)
     )
 
 
