@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from molt._arguments import check_device, check_int
+from molt._words import count
 from molt.benchmark import ablation_backbones as backbones
 from molt.benchmark import ablation_clusters as clusters
 from molt.benchmark import ablation_scales as scales
@@ -191,7 +192,7 @@ def run(
     begun = time.perf_counter()
     samples = [sample for sample in data.samples if len(sample.boxes)]
     if not samples:
-        raise ValueError(f"data: none of the {len(data)} photos of {data.name!r} has a box to score against")
+        raise ValueError(f"data: none of the {count(len(data), 'photo')} of {data.name!r} has a box to score against")
     wanted = Wanted(plan.gt_map, find)
     trained, model = _checkpoints(plan, wanted)
     truth = [_truth(sample) for sample in samples]

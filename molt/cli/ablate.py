@@ -280,7 +280,7 @@ def _show(report: Mapping[str, Any]) -> None:
         heads = ["row", "V2 %", "95 %", "V1 %", "mean IoU %", "difference", "95 %", "seeds", "clusters", "ms"]
         if ran:
             cells = [_cells(row) for row in ran]
-            title = f"{group}, {ran[0]['photos']} photos of {report['data']['name']}"
+            title = f"{group}, {count(ran[0]['photos'], 'photo')} of {report['data']['name']}"
             console.print(_table(title, heads, cells))
         for row in rows:
             if row["status"] == "not_run":

@@ -10,6 +10,7 @@ from typing import Any
 
 import typer
 
+from molt._words import count
 from molt.cli._progress import Progress
 from molt.cli._say import FAILED
 
@@ -128,7 +129,7 @@ def run(
         status.stop()
         if not as_json:
             show(console, rows)
-        errors.print(f"interrupted; {len(rows)} rows are in {path}", markup=False)
+        errors.print(f"interrupted; {count(len(rows), 'row is', 'rows are')} in {path}", markup=False)
         raise
     finally:
         status.stop()

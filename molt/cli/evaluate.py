@@ -362,7 +362,7 @@ def _show_comparison(found: Mapping[str, Any]) -> None:
         for i, name in enumerate(found["runs"])
     ]
     heads = [NAMES[metric] for metric in found["scores"]]
-    console.print(_table(f"on the {found['photos']} photos that all share, %", ("run", *heads), rows))
+    console.print(_table(f"on the {count(found['photos'], 'photo')} that all share, %", ("run", *heads), rows))
     changes = [
         (
             f"{entry['run']} - {entry['against']}",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from molt._words import count
 from molt.cli import _sets
 from molt.cli._progress import Progress
 from molt.cli._say import FAILED, stop_at, take_out
@@ -192,7 +193,7 @@ def show(console: Any, report: Mapping[str, Any]) -> None:
     from rich.table import Table
 
     of = report["of"]
-    title = f"{of['data']['name']}, {of['data']['photos']} photos; {report['device']}, batch {report['batch']}"
+    title = f"{of['data']['name']}, {count(of['data']['photos'], 'photo')}; {report['device']}, batch {report['batch']}"
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("method", no_wrap=True)
     heads = ("M params", "trained", "GMACs", "ms", "20-80 %", "to box ms", "peak MiB")
@@ -223,7 +224,7 @@ def show(console: Any, report: Mapping[str, Any]) -> None:
         elif row["same_as"] is not None:
             console.print(f"  {row['name']}: the same as {row['same_as']}", markup=False, soft_wrap=True)
         if row["problems"]:
-            text = f"  {row['name']}: {row['problems']} problems with photos or maps, in its folder's run.json"
+            text = f"  {row['name']}: {count(row['problems'], 'problem')} with photos or maps, in its folder's run.json"
             console.print(text, markup=False, soft_wrap=True)
     console.print(f"GMACs: {report['counted']}", markup=False, soft_wrap=True)
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from molt._words import count
 from molt.data.annotations import DataError, LocalizationSet, Problem, Sample
 from molt.data.images import PhotoError, find_photos
 from molt.data.sizes import photo_size
@@ -70,7 +71,7 @@ def read_yolo(path: str | Path, split: str | None = None) -> LocalizationSet:
         seen.add(name)
         samples += _samples(data, photo, name, problems)
     if not problems and not samples:
-        message = f"none of the {len(seen)} photos of {split} has a box"
+        message = f"none of the {count(len(seen), 'photo')} of {split} has a box"
         problems.append(Problem(data.file, data.splits[split][1], message, "labels beside images"))
     if problems:
         raise DataError(problems)
@@ -262,7 +263,7 @@ def _samples(data: YoloData, photo: str, name: str, problems: list[Problem]) -> 
 def _box(row: list[str], size: tuple[int, int], classes: int) -> tuple[int, list[float]] | str:
     """Return label and xyxy in pixels, or what is wrong."""
     if len(row) not in (5, 6):
-        return f"{len(row)} values" + (", a polygon" if len(row) > 6 and len(row) % 2 else "")
+        return count(len(row), "value") + (", a polygon" if len(row) > 6 and len(row) % 2 else "")
     try:
         values = [float(value) for value in row]
     except ValueError:

@@ -73,7 +73,7 @@ style="background:{{ colour(loop.index0) }}"></span>{{ name }}</li>{% endfor %}<
 {% endfor %}</header>
 {% if comparison %}
 <section id="comparison">
-<h2>Runs on the {{ comparison.photos }} photos that all share</h2>
+<h2>Runs on the {{ count(comparison.photos, 'photo') }} that all share</h2>
 <div class="scroll"><table><thead><tr><th>run</th>{% for metric in comparison.scores %}<th>{{ metric_name(metric) }}, %
 </th><th>95 % interval</th>{% endfor %}</tr></thead><tbody>
 {% for name in comparison.runs %}{% set number = loop.index0 %}<tr><td>{{ name }}</td>
@@ -89,7 +89,7 @@ open which run is better.</p>
 <td class="text">{{ metric_name(entry.metric) }}</td><td>{{ "%+.2f"|format(entry.difference) }}</td>
 <td>{{ "%+.1f to %+.1f"|format(entry.interval[0], entry.interval[1]) }}</td></tr>
 {% endfor %}</tbody></table></div>
-{% for left in comparison.unshared %}<p class="soft">{{ left.count }} photos left out, {{ left.reason }}:
+{% for left in comparison.unshared %}<p class="soft">{{ count(left.count, 'photo') }} left out, {{ left.reason }}:
 {{ left.photos|join(", ") }}{% if left.count > left.photos|length %}, &hellip;{% endif %}</p>
 {% endfor %}{% for other in comparison.protocol %}<p class="soft">Protocols differ in {{ other.setting }}:
 {% for name, value in other["values"].items() %}{{ name }} {{ value }}{{ "; " if not loop.last }}{% endfor %}</p>

@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 import molt
 from molt._files import whole_file
+from molt._words import count
 from molt.data.annotations import Sample
 from molt.data.images import load_photo
 from molt.evaluation._report_page import MARK, STYLE, TEMPLATE
@@ -100,9 +101,13 @@ def _page(
     title = f"{runs[0].name} on {first['name']}" if len(runs) == 1 else f"{len(runs)} runs on {first['name']}"
     page = environment.from_string(TEMPLATE).render(
         title=title,
-        lead=[f"{run.info['data']['photos']} photos of {run.info['data']['classes']} classes" for run in runs[:1]],
+        lead=[
+            f"{count(run.info['data']['photos'], 'photo')} of {count(run.info['data']['classes'], 'class')}"
+            for run in runs[:1]
+        ],
         style=Markup(STYLE),
         comparison=comparison,
+        count=count,
         runs=[_about(run, name, pictures) for run, name in zip(runs, names(runs), strict=True)],
         version=molt.__version__,
         colour=colour,

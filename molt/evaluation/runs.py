@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 import molt
 from molt._arguments import check_int, check_number
+from molt._words import count
 from molt.data.annotations import LocalizationSet, Problem, Sample
 from molt.data.images import PhotoError, load_photo, read_photo
 from molt.evaluation._spool import (
@@ -193,7 +194,9 @@ def evaluate(
         raise ValueError("data must hold at least one photo, got none")
     masked = any(sample.masks for sample in data.samples)
     if not masked and not any(len(sample.boxes) for sample in data.samples):
-        raise ValueError(f"data: none of the {len(data)} photos of {data.name!r} has a box or a mask to score against")
+        raise ValueError(
+            f"data: none of the {count(len(data), 'photo')} of {data.name!r} has a box or a mask to score against"
+        )
     said: dict[str, Any] = {
         "format": FORMAT,
         "molt": molt.__version__,
@@ -267,10 +270,12 @@ def _batches(
         some = samples[start : start + batch]
         found = list(maps(some) if callable(maps) else islice(stream or (), len(some)))
         if len(found) != len(some):
-            raise ValueError(f"maps gave {len(found)} maps for {len(some)} photos from {some[0].name!r} on")
+            raise ValueError(
+                f"maps gave {count(len(found), 'map')} for {count(len(some), 'photo')} from {some[0].name!r} on"
+            )
         yield some, found
     if stream is not None and next(stream, None) is not None:
-        raise ValueError(f"maps gave more than {len(samples)} maps, one a photo")
+        raise ValueError(f"maps gave more than {count(len(samples), 'map')}, one a photo")
 
 
 def _array(values: Any) -> NDArray:

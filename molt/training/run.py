@@ -328,7 +328,7 @@ class Run:
     def _some_photo(self, count: float) -> None:
         if not count:
             first = next(iter(self.bad.values()), "")
-            raise TrainingError(f"none of the {len(self.photos.train)} photos can be read: {first}")
+            raise TrainingError(f"none of the {count(len(self.photos.train), 'photo')} can be read: {first}")
 
 
 def _correct(logits: list[Tensor], labels: Tensor) -> Tensor:
