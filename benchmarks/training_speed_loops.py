@@ -54,7 +54,6 @@ class PlainTimm(nn.Module):
     def __init__(self, model: MOLT, drop_path: float) -> None:
         super().__init__()
         self.scaled = model.pyramid
-        self.normalized = model.normalize
         self.nets = nn.ModuleList(
             timm.create_model(
                 transformer.backbone.info.model,
@@ -66,7 +65,7 @@ class PlainTimm(nn.Module):
         )
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        return [net(x) for net, x in zip(self.nets, self.scaled(self.normalized(pixels)), strict=True)]
+        return [net(x) for net, x in zip(self.nets, self.scaled(pixels), strict=True)]
 
 
 def user_epochs(
@@ -154,7 +153,7 @@ def time_loop(
         model.train()
 
         def whole(pixels: torch.Tensor) -> list[torch.Tensor]:
-            return model.scale_logits(model.normalize(pixels))
+            return model.scale_logits(pixels)
 
         return user_epochs(setting, data, recipe, whole, build_optimizer(model, recipe), model.finest)
 

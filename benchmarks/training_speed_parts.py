@@ -130,7 +130,7 @@ def time_features(
         return torch.stack([view(samples[i].path, model.finest, none, seed=0, epoch=0, index=i) for i in cut])
 
     def scales(pixels: Tensor) -> list[Tensor]:
-        return model.pyramid(model.normalize(pixels.to(setting.device)))
+        return model.pyramid(pixels.to(setting.device))
 
     with torch.inference_mode():
         decoded = [scales(read(cut)) for cut in cuts]

@@ -113,9 +113,9 @@ def scales(report: Row) -> str:
     """Return the tables of scales, of training.json's first head."""
     found = [row for row in find(report["rows"], group="scales", set="two") if row["map"] == "attention x class map"]
     text = f"MaxBoxAccV2, %, {seeds_of(found)}:\n\n"
-    text += of_both(
-        report, "scales", {row["name"]: row["name"].removesuffix(", attention x class map") for row in found}, "scales"
-    )
+    names = {row["name"]: row["name"].removesuffix(", attention x class map") for row in found}
+    names |= {row["name"]: f"{row['name']} by {row['clusterer']}" for row in found if row["refined"]}
+    text += of_both(report, "scales", names, "scales")
     facts = {test: report["findings"][test]["scales"]["attention x class map"] for test in ("two", "one")}
     lines = []
     for pair in facts["two"]["correlation"]:
@@ -133,8 +133,8 @@ def scales(report: Row) -> str:
     ]
     text += "\n\n" + table(["", "best scale of each photo", "best single scale", "gain"], lines)
     parts = report["findings"]["one"]["scales"]["sizes"]
-    names = [row["name"] for row in parts[0]["rows"] if row["name"].endswith("attention x class map")]
-    lines = [[name.split(",")[0], *(score(find(part["rows"], name=name)[0]) for part in parts)] for name in names]
+    fused = [row["name"] for row in parts[0]["rows"] if row["name"].endswith("attention x class map")]
+    lines = [[name.split(",")[0], *(score(find(part["rows"], name=name)[0]) for part in parts)] for name in fused]
     heads_of = [
         f"{part['name']}: {100 * part['least']:.0f} to {100 * part['most']:.0f} % of the photo" for part in parts
     ]

@@ -158,7 +158,7 @@ def windows(model: molt.MOLT, picture: PIL.Image.Image) -> Tensor:
 
     The mean of a convolution is a linear map of this mean, so the patches themselves need not be kept.
     """
-    pixels = model.normalize(read_photo(picture, (SIDE, SIDE)).pixels[None])
+    pixels = read_photo(picture, (SIDE, SIDE)).pixels[None]
     means = []
     for scale, resized in enumerate(model.pyramid(pixels)):
         seen = model.transformer(scale).see(resized, attention=False)

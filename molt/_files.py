@@ -8,15 +8,21 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _PART = re.compile(r"\.[a-z0-9_]{8}\.part")
 _BEGAN = time.time()  # nothing older is this process's own
+_held: set[int] = set()  # descriptors of what this process has to itself
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
@@ -46,6 +52,100 @@ def whole_file(path: Path) -> Iterator[Path]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def _made(room: Path, *, keep: bool = False) -> Iterator[None]:
+    """Make a folder for the block, and unless it is to be kept remove again what was made and is empty at the end."""
+    made: list[Path] = []
+    try:
+        for one in [*reversed(room.parents), room]:
+            try:
+                if not one.is_dir():
+                    one.mkdir(exist_ok=True)
+                    made.append(one)
+            except OSError as error:
+                why = f"{one} is a file" if isinstance(error, FileExistsError) else error.strerror
+                raise OSError(f"{room}: the folder cannot be made ({why})") from error
+        yield
+    finally:
+        for one in () if keep else reversed(made):
+            with suppress(OSError):
+                one.rmdir()
+
+
+def check_writable(path: Path, *, folder: bool = True, keep: bool = False) -> None:
+    """Try whether files can be written in a folder, or a file in its place; a folder made for that goes unless kept.
+
+    Raises:
+        NotADirectoryError, IsADirectoryError: a file is where a folder is wanted, or the other way round.
+        OSError: nothing can be written there.
+    """
+    try:
+        if path.exists() and path.is_dir() != folder:
+            kind = NotADirectoryError if folder else IsADirectoryError
+            raise kind(f"{path}: is a {'file, expected a folder' if folder else 'folder, expected a file'}")
+        room = path if folder else path.parent
+        with _made(room, keep=keep), tempfile.NamedTemporaryFile(dir=room, prefix=".", suffix=".part"):
+            pass
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+@contextmanager
+def alone_in(path: Path | None, *, folder: bool = True) -> Iterator[None]:
+    """Keep other runs out of an output folder, which is made, or from an output file, while the block runs.
+
+    The lock is the system's and ends with the process, however that ends. Where there is none, as on some network
+    disks, all may enter.
+
+    Args:
+        path: the folder or file; None keeps nobody out.
+        folder: which of them it is.
+
+    Raises:
+        BlockingIOError: another run is at it.
+        OSError: the folder cannot be made.
+    """
+    if path is None or fcntl is None:
+        yield
+        return
+    # A file's lock is one beside it: the file itself is replaced when it is written.
+    place = path if folder else path.with_name(f".{path.name}.lock")
+    with _made(place if folder else place.parent):
+        handle = os.open(place, os.O_RDONLY | (0 if folder else os.O_CREAT), 0o666)
+        _held.add(handle)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                where = "in this folder" if folder else "this file"
+                raise BlockingIOError(
+                    f"{path}: another run is writing {where}; wait for it, or take another --out"
+                ) from None
+            except OSError:
+                pass
+            try:
+                yield
+            finally:
+                if not folder:
+                    place.unlink(missing_ok=True)
+        finally:
+            _held.discard(handle)
+            os.close(handle)
+
+
+def _leave() -> None:
+    """Let go of locks in a forked process, which would keep them when its parent is killed."""
+    for handle in _held:
+        os.close(handle)
+    _held.clear()
+
+
+if fcntl is not None:
+    os.register_at_fork(after_in_child=_leave)
 
 
 def is_part(path: Path) -> bool:

@@ -17,6 +17,7 @@ from molt._arguments import check_clusterer
 from molt._auto_alpha import AUTO, Alpha, blend, check_alpha
 from molt._backend import Backend
 from molt._backend import backend as use_backend
+from molt._words import count
 from molt.clustering import CachedClusterer, TokenKMeans
 from molt.clustering.cache import check_folder
 from molt.data.images import is_file, load_photo, read_photo
@@ -103,11 +104,13 @@ def refine(
     for stack, name in zip(stacks, names, strict=True):
         if photos is not None and len(photos) != len(stack):
             why = "; a list holds a map a layer, not a map a photo" if isinstance(maps, list) else ""
-            raise ValueError(f"{name} must hold one entry a photo: got {len(stack)} for {len(photos)} photos{why}")
+            shown = count(len(photos), "photo")
+            raise ValueError(f"{name} must hold one entry a photo: got {len(stack)} for {shown}{why}")
     seen = _features(features, photos)
     for stack, name in zip(stacks, names, strict=True):
         if seen is not None and len(seen.patches) != len(stack):
-            raise ValueError(f"features must hold {len(stack)} photos, as many as {name}, got {len(seen.patches)}")
+            wanted = f"{count(len(stack), 'photo')}, as many as {name}"
+            raise ValueError(f"features must hold {wanted}, got {len(seen.patches)}")
     check_clusterer(clusterer)
     target = _target(photos, seen, size)
     cluster = TokenKMeans() if clusterer is None else clusterer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,12 @@ def weights_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("molt-cache")
     os.environ["MOLT_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def no_features_of_others(weights_cache: Path) -> None:
+    """Every test computes the features of its photos itself."""
+    shutil.rmtree(weights_cache / "features", ignore_errors=True)
 
 
 @pytest.fixture(scope="module")

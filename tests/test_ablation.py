@@ -91,7 +91,7 @@ def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
         Clusters("tokens", tuple(TokenKMeans(3, seed=s, iterations=2) for s in range(2)), "tokens"),
         Clusters("SLIC", (Slic(9, working_size=32),)),
     ]
-    monkeypatch.setattr(ablation_scales, "default_clusters", lambda seeds: ways[0])
+    monkeypatch.setattr(ablation_scales, "default_clusters", lambda seeds, method: ways[0])
     monkeypatch.setattr(ablation_clusters, "counted", lambda seeds: [("tokens", "3", ways[0]), ("SLIC", "9", ways[1])])
     monkeypatch.setattr(ablation_clusters, "defaults", lambda seeds: ways)
     monkeypatch.setattr(ablation_clusters, "ALPHAS", (0.5,))
@@ -181,16 +181,23 @@ def test_without_checkpoints_the_rows_say_why(tmp_path: Path, files: SimpleNames
     assert only["rows"][-1]["name"] == f"class_token: {PRODUCT}" and "class-token" in only["rows"][-1]["reason"]
 
 
-def test_refined_maps_score_as_molt_evaluate_scores_them(
-    tmp_path: Path, files: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("by_tokens", "named"), [(True, "k-means, tokens, k 5, 4 restarts"), (False, "deep clustering")]
+)
+def test_refined_maps_are_those_of_the_localizer_as_it_comes(
+    tmp_path: Path, files: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, by_tokens: bool, named: str
 ) -> None:
+    if by_tokens:  # the test network takes the place of DINOv2
+        backbone = molt.load_model(files.first).config.backbone
+        monkeypatch.setattr("molt.methods.multiscale.CLUSTER_BY_TOKENS", (backbone,))
     path = checkpoint(tmp_path / "large.safetensors", sizes=(224, 448))
-    monkeypatch.setattr(ablation_scales, "default_clusters", lambda seeds: Clusters("SLIC", (Slic(20),)))
     data = data_set(tmp_path / "p", 3)
-    report = ablation.run(data, plan(files, checkpoints=(path,), groups=("scales",)), find, tmp_path / "out")
+    report = ablation.run(data, plan(files, checkpoints=(path,), groups=("scales",), seeds=1), find, tmp_path / "out")
     rows = {row["name"]: row for row in report["rows"]}
-    for name, alpha in (("all scales, refined", "auto"), (f"224 + 448 px, {PRODUCT}", 0.0)):
-        loc = molt.Localizer(molt.load_model(path), clusterer=Slic(20), alpha=alpha)
+    assert rows["all scales, refined"]["clusterer"] == named and rows["all scales, refined"]["alpha"] == "auto"
+    assert rows["all scales, refined"]["score"] != rows[f"224 + 448 px, {PRODUCT}"]["score"]
+    for name, alpha in (("all scales, refined", None), (f"224 + 448 px, {PRODUCT}", 0.0)):
+        loc = molt.Localizer(molt.load_model(path), alpha=alpha)
 
         def maps(samples: Any, loc: Any = loc) -> Any:
             for sample in samples:

@@ -70,7 +70,7 @@ def load_once(path: Path) -> molt.MOLT:
 def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     ways = Clusters("SLIC", (Slic(9, working_size=32),))
     monkeypatch.setattr(ablation_networks, "load_model", lambda path, source: load_once(path))
-    monkeypatch.setattr(ablation_scales, "default_clusters", lambda seeds: ways)
+    monkeypatch.setattr(ablation_scales, "default_clusters", lambda seeds, method: ways)
     monkeypatch.setattr(ablation_clusters, "counted", lambda seeds: [("SLIC", "9", ways)])
     monkeypatch.setattr(ablation_clusters, "defaults", lambda seeds: [ways])
 
@@ -132,7 +132,7 @@ def test_a_photo_that_cannot_be_read_ends_with_1(there: SimpleNamespace, tmp_pat
     (tmp_path / "2.png").write_bytes(b"no picture")
     base = (there.base[0], "--photos", tmp_path, *there.base[3:], "--checkpoint", there.checkpoint)
     found = call("ablate", *base, "--groups", "heads", "--draws", 10, "--no-plots", "--out", tmp_path / "out")
-    assert found.code == 1 and "1 problems, the first" in found.out and "2.png" in found.out
+    assert found.code == 1 and "1 problem, the first" in found.out and "2.png" in found.out
 
 
 def test_a_photo_of_another_size_than_annotated_stops_before_networks_run(

@@ -99,7 +99,7 @@ BOXES = [[[0, 0, 1, 1]], [[0, 0, 1, 1]]]
         (LEVELS[0], BOXES, {}, ValueError, r"levels: got shape \(4, 4\), expected \(B, H, W\)"),
         (LEVELS[:, :0], BOXES, {}, ValueError, r"levels: got shape \(2, 0, 4\), expected \(B, H, W\)"),
         (LEVELS.astype(float), BOXES, {}, TypeError, "levels: got float64, expected uint8"),
-        (LEVELS, BOXES[:1], {}, ValueError, "boxes: got 1 entries, expected 2"),
+        (LEVELS, BOXES[:1], {}, ValueError, "boxes: got 1 entry, expected 2"),
         (LEVELS, [BOXES[0], []], {}, ValueError, r"boxes\[1\]: got shape \(0,\), expected \(n, 4\)"),
         (LEVELS, [BOXES[0], [[0, 0, np.nan, 1]]], {}, ValueError, r"boxes\[1\]: got .*nan"),
         (LEVELS, [BOXES[0], [[3, 0, 1, 1]]], {}, ValueError, r"boxes\[1\]: got .*expected finite"),

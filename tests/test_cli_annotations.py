@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from molt import Localization
-from molt.data import PhotoError, read_yolo
+from molt.cli.annotations import BoxSet
+from molt.data import PhotoError, read_yolo, write_coco
 
 NAMES = ("tabby", "crane", "crane", "goose, wild")
 BOXES = {"one": [[1.0, 2, 30, 20], [0.5, 0, 60, 40]], "single": [[1.0, 2, 30, 20]], "none": [], "bad": None}
@@ -222,10 +223,14 @@ def test_a_folder_of_other_boxes_is_left_alone() -> None:
     assert Path("molt-out/molt-yolo/labels/one.txt").stat().st_mtime_ns == before
 
 
-def test_a_set_that_cannot_be_written_is_one_line_and_code_1() -> None:
+def test_a_set_that_cannot_be_written_is_one_line_and_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
     photo("photos/one.png")
     Path("file").write_text("no folder")
     result = call("photos", "--annotations", "coco", "--annotations-to", "file/x.json", "--json")
+    assert (result.code, result.out) == (1, ""), "told before a photo was looked at"
+    assert result.err == "molt: --annotations-to file: the folder cannot be made (file is a file)\n"
+    monkeypatch.setattr(BoxSet, "write", lambda _: write_coco(Path("file/x.json"), [], ("a",)))
+    result = call("photos", "--annotations", "coco", "--annotations-to", "x.json", "--json")
     assert result.code == 1 and "the annotations were not written" in result.err and len(result.out.splitlines()) == 1
 
 

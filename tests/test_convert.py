@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import checkpoint_filter_fn
 
 import molt
+from molt.backbones.preprocess import normalize
 from molt.backbones.weight_files import CheckpointError, read_tensors
 from molt.cli import main
 from molt.clustering import TokenKMeans
@@ -75,7 +76,7 @@ def written(state: Any, path: Path) -> Path:
 
 
 def pixels(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(5))
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(5))
 
 
 def ts_cam(state: State, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -116,7 +117,7 @@ def test_ts_cam_gives_its_logits_and_maps(tiny: State, tmp_path: Path) -> None:
     assert model.trained and model.weights[0].saw_masks == "unknown" and model.class_names[6] == "class 6"
     x = pixels(2, 3, 224, 224)
     with torch.no_grad():
-        logits, maps = ts_cam(state, x)
+        logits, maps = ts_cam(state, normalize(x, model.transformer(0).backbone.model))
         ours = model.cams(model.see(x), torch.arange(7).expand(2, -1))[0]
         assert torch.allclose(model(x), logits, atol=1e-4)
         fused = model.localize(x, [4])[0, 0]
@@ -192,7 +193,7 @@ def test_deit_classifies_as_timm_and_localizes(tiny: State, tmp_path: Path, phot
     theirs.load_state_dict(deit)
     x = pixels(2, 3, 224, 224)
     with torch.no_grad():
-        expected = theirs(x)
+        expected = theirs(normalize(x, theirs))
         assert torch.allclose(model.scale_logits(x)[0], expected, atol=1e-4) and expected.std() > 0.1
         transformer, seen = model.transformer(0), model.see(x)[0]
         wanted = torch.tensor([[3, 999], [0, 3]])

@@ -246,7 +246,7 @@ def test_yolo_files_that_are_none_are_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="x.txt: is not a regular file"):
         read_yolo(root)
     (root / "labels" / "train" / "x.txt").unlink()
-    with pytest.raises(DataError, match="data.yaml:2: none of the 1 photos of train has a box"):
+    with pytest.raises(DataError, match="data.yaml:2: none of the 1 photo of train has a box"):
         read_yolo(root)
     (root / "data.yaml").rename(root / "data.yml")
     (root / "labels" / "train" / "x.txt").write_text("0 0.5 0.5 1 1")

@@ -230,7 +230,7 @@ def test_bare_forward_passes_have_the_weights_and_no_hooks() -> None:
     network = loc.method.model
     seen: list[torch.Tensor] = []
     transformer = network.transformer(1)
-    x = network.pyramid(network.normalize(images()))[1]
+    x = network.pyramid(images())[1]
     with torch.inference_mode():
         logits = pipelines._transformer(transformer)(x)
         assert torch.allclose(logits, transformer(x), atol=1e-5)

@@ -142,7 +142,7 @@ def test_forms_of_the_convolutions_agree() -> None:
 def test_molt_agrees_with_the_cpu() -> None:
     torch.manual_seed(0)
     model = molt.create_model("molt_deit_tiny", 5, (64, (96, 128)), pretrained=False)
-    x = torch.randn(2, 3, 100, 130)
+    x = torch.rand(2, 3, 100, 130)
     logits, maps = model(x), model.localize(x, [3, -1])
     model.cuda()
     assert torch.allclose(model(x.cuda()).cpu(), logits, atol=1e-3)

@@ -291,7 +291,7 @@ def test_protocol_line() -> None:
         ((np.ones((1, 4, 4), np.uint8), [[[0, 0, 1, 1]]]), "maps: got uint8, expected floats"),
         ((np.ones((1, 4, 4), complex), [[[0, 0, 1, 1]]]), "maps: got complex128, expected floats"),
         (("x", []), "maps: got str"),
-        ((np.ones((2, 4, 4)), [[[0, 0, 1, 1]]]), "boxes: got 1 entries, expected 2"),
+        ((np.ones((2, 4, 4)), [[[0, 0, 1, 1]]]), "boxes: got 1 entry, expected 2"),
         ((np.ones((1, 4, 4)), [np.zeros((0, 4))]), r"boxes\[0\]: got shape \(0, 4\)"),
         ((np.ones((1, 4, 4)), [[0, 0, 1, 1]]), r"boxes\[0\]: got shape \(4,\)"),
         ((np.ones((1, 4, 4)), [[[0, 0, -1, 1]]]), "x0 <= x1"),

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import molt
+from molt.backbones.preprocess import normalize
 from molt.benchmark import method_costs, method_rows, method_table, timing
 from molt.benchmark.method_rows import Entry, Networks, Pick, Plan, at_scales
 from molt.benchmark.method_table import Work, run_all
@@ -380,7 +381,7 @@ def test_a_view_of_some_scales_runs_these_and_nothing_else(shared: bool) -> None
     assert method_costs.parameters(Entry(lambda i, p: (i, None), (8, 8), (view,)))["parameters"] == sum(
         p.numel() for p in view.parameters()
     )
-    x = torch.randn(2, 3, 64, 64)
+    x = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         seen, every = view.see(x), whole.see(x)
         wanted = torch.tensor([[1], [2]])
@@ -426,7 +427,7 @@ def test_rows_of_a_molt_are_its_scales_alone_and_together(networks: Networks) ->
     images = torch.rand(2, 3, 48, 48)
     maps, logits = by_name["scale-48"].build().see(images, None)
     with torch.no_grad():
-        seen = model().transformer(0).see(model().normalize(images))
+        seen = model().transformer(0).see(normalize(images, model().transformer(0).backbone.model))
         wanted = seen.logits.argmax(-1, keepdim=True)
         product = class_attention(seen) * model().transformer(0).class_maps(seen, wanted)  # TS-CAM
         expected = molt.ops.upsample_normalize(product, (48, 48))
@@ -441,7 +442,7 @@ def test_rows_of_a_molt_are_its_scales_alone_and_together(networks: Networks) ->
     assert two.said["checkpoint"] == "molt.safetensors" and len(two.said["sha256"]) == 16
     whole = by_name["molt-3"].build()
     big = torch.rand(1, 3, 64, 64)
-    expected = model().localize(model().normalize(big), 1)
+    expected = model().localize(big, 1)
     torch.testing.assert_close(whole.see(big, lambda scores: torch.full((1, 1), 1))[0], expected)
 
 
@@ -471,7 +472,7 @@ def test_ts_cam_is_a_mean_pooled_scale_not_clipped(tmp_path: Path, monkeypatch: 
     assert whole.config.clip and whole.config.layers == (-1,)  # is left as it is
     images = torch.rand(2, 3, 192, 192)
     with torch.no_grad():
-        seen = whole.transformer(1).see(whole.normalize(images))
+        seen = whole.transformer(1).see(normalize(images, whole.transformer(1).backbone.model))
         wanted = torch.tensor([[0], [2]])
         answers = whole.transformer(1).class_maps(seen, wanted)
         expected = molt.ops.upsample_normalize(class_attention(seen) * answers, (192, 192))
@@ -499,7 +500,7 @@ def test_the_refined_row_is_localizer_s(networks: Networks) -> None:
     maps, logits = entry.see(images, pick)
     torch.testing.assert_close(maps, loc._maps(images, torch.tensor([2])).refined)
     with torch.no_grad():
-        torch.testing.assert_close(logits, model()(model().normalize(images)))
+        torch.testing.assert_close(logits, model()(images))
     assert len(asked) == 1
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 
 import molt
+from molt.backbones import CNNBackbone
+from molt.backbones.preprocess import check_range, normalize, resize
 from molt.methods.transformer import class_attention, pooled_windows
 
 NAME = "molt_deit_tiny"
@@ -31,7 +33,7 @@ def build(seed: int = 0, num_classes: int = 5, sizes: Any = (32, 48), **options:
 
 
 def pixels(batch: int = 2, height: int = 40, width: int = 56, seed: int = 1) -> torch.Tensor:
-    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(seed))
+    return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(seed))
 
 
 def ts_cam(model: Any, head: torch.nn.Conv2d, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -64,8 +66,8 @@ def test_one_scale_is_ts_cam(size: Any) -> None:
     with torch.no_grad():
         maps, logits = model.localize(x, classes=[3, 0], size=(70, 91)), model(x)
         for i in range(2):
-            transformer = model.transformers[0]
-            cams, expected = ts_cam(transformer.backbone.model, transformer.head, x[i : i + 1])
+            transformer, vit = model.transformers[0], model.transformers[0].backbone.model
+            cams, expected = ts_cam(transformer.backbone.model, transformer.head, normalize(x, vit)[i : i + 1])
             assert torch.allclose(logits[i], expected, atol=1e-5)
             for j, label in enumerate((3, 0)):
                 large = F.interpolate(cams[label][None, None], (70, 91), mode="bilinear", align_corners=False)[0, 0]
@@ -221,15 +223,72 @@ def test_reconfigure_needs_no_training() -> None:
     assert torch.equal(model.localize(x, 1), expected) and not torch.allclose(expected, before, atol=0.01)
 
 
-def test_normalize_takes_photos() -> None:
-    model = build()
-    photos = torch.rand(2, 3, 9, 9)
+def test_the_model_normalises_photos_itself_and_once() -> None:
+    model, photos = build(sizes=(48,)), pixels(2, 48, 48)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (model.mean, model.std))
-    assert torch.allclose(model.normalize(photos), (photos - mean) / std, atol=1e-6)
-    with pytest.raises(ValueError, match=r"images must be in \[0, 1\], got 0.* to 2"):
-        model.normalize(photos * 255)
-    with pytest.raises(TypeError, match="images must be floating point"):
-        model.normalize((photos * 255).byte())
+    by_hand = (photos - mean) / std
+    assert torch.equal(model.pyramid(photos)[0], by_hand)
+    assert torch.equal(model.scale_logits(photos)[0], model.transformer(0)(by_hand))
+    both = build()  # normalised first and resized then, as its checkpoints and kept features were made
+    for made, size in zip(both.pyramid(photos), both.config.sizes, strict=True):
+        assert torch.equal(made, resize(by_hand, size))
+    assert both.pyramid(photos.bfloat16().float())[0].dtype == torch.float32
+
+
+CALLS = [
+    lambda model, x: model(x),
+    lambda model, x: model.scale_logits(x),
+    lambda model, x: model.see(x),
+    lambda model, x: model.localize(x, [0]),
+    lambda model, x: model.transformer(0).backbone(x),
+    lambda model, x: CNNBackbone("resnet10t", pretrained=False, stride=32)(x),
+]
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("training", [False, True])
+def test_values_of_another_range_are_refused(call: Callable[[molt.MOLT, torch.Tensor], Any], training: bool) -> None:
+    model, photos = build(sizes=(48,)).train(training), pixels(2, 48, 48)
+    call(model, photos)
+    call(model, photos * 1.1 - 0.05)  # what resizing overshoots
+    by_hand = normalize(photos, model.transformer(0).backbone.model)
+    for wrong, text in (
+        (by_hand, "it looks normalised, which the network does itself"),
+        ((photos - 0.5) / 0.5, r"must be RGB in \[0, 1\], got -0.* to 0.*: it looks normalised"),
+        (photos * 255, "divide 0..255 by 255"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            call(model, wrong)
+    with pytest.raises(TypeError, match=r"must be floating point in \[0, 1\] \(uint8: divide by 255\)"):
+        call(model, (photos * 255).byte())
+
+
+def test_a_gpu_is_waited_for_in_a_networks_first_call_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OnGPU:
+        device, is_meta, is_cuda = torch.device("cuda"), False, True
+        looks = 0
+
+        def numel(self) -> int:
+            return 3
+
+        def detach(self) -> OnGPU:
+            return self
+
+        def aminmax(self) -> tuple[float, float]:
+            OnGPU.looks += 1
+            return 0.0, 1.0
+
+    captured = [True]
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: captured[0])
+    network, x = torch.nn.Identity(), cast("Any", OnGPU())
+    check_range(x, network)
+    assert OnGPU.looks == 0, "the capture of a CUDA graph must not be broken"
+    captured[0] = False
+    for _ in range(3):
+        check_range(x, network)
+    assert OnGPU.looks == 1
+    check_range(x, torch.nn.Identity())
+    assert OnGPU.looks == 2
 
 
 def test_class_agnostic_map_is_attention_alone() -> None:
@@ -347,7 +406,11 @@ BAD: list[tuple[Callable[[], object], type[Exception], str]] = [
         ValueError,
         "gives no class-row attention: it has no class token",
     ),
-    (lambda: build()([torch.zeros(3, 8, 8)]), TypeError, "x must be a normalised torch tensor.*stack photos"),
+    (
+        lambda: build()([torch.zeros(3, 8, 8)]),
+        TypeError,
+        r"x must be a torch tensor \(B, 3, H, W\) in \[0, 1\].*stack photos",
+    ),
     (lambda: build()(torch.zeros(3, 8, 8)), ValueError, r"x must have shape \(B, 3, H, W\), got \(3, 8, 8\)"),
     (lambda: build()(torch.zeros(1, 4, 8, 8)), ValueError, "x must have shape"),
     (lambda: build()(torch.zeros(1, 3, 0, 8)), ValueError, "x must have shape"),

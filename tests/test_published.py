@@ -164,12 +164,11 @@ def test_the_whole_method_agrees(cat: torch.Tensor, shared: bool) -> None:
     model.mark_trained(True)
     images = F.interpolate(cat[None], (48, 80), mode="bilinear", antialias=True)
     clusterer = DeepClustering(**ONE, channels=10, steps=4, num_segments=150, working_size=None)
-    x = model.normalize(images)
     scales = [model.transformer(i) for i in range(2)]
     literal = published.localize(
         [t.backbone.model for t in scales],
         [(t.head.weight, t.head.bias) for t in scales],
-        model.pyramid(x),
+        model.pyramid(images),
         (48, 80),
         [4, 1],
         as_array(images[0]),
@@ -181,8 +180,8 @@ def test_the_whole_method_agrees(cat: torch.Tensor, shared: bool) -> None:
         alpha=0.5,
     )
     with torch.no_grad():
-        assert np.allclose(model(x)[0].numpy(), literal.logits, atol=1e-5)
-        assert np.allclose(model.localize(x, [4, 1])[0].numpy(), literal.maps, atol=1e-4)
+        assert np.allclose(model(images)[0].numpy(), literal.logits, atol=1e-5)
+        assert np.allclose(model.localize(images, [4, 1])[0].numpy(), literal.maps, atol=1e-4)
     loc = molt.Localizer(model, device="cpu", clusterer=clusterer, alpha=0.5)
     found = loc._maps(images, torch.tensor([4, 1]))
     # The localizer puts the likelier class first.

@@ -51,9 +51,9 @@ def test_trains_says_so_and_resumes(folder: Path, tmp_path: Path, say: Callable[
     code, out, err = say(folder, "--out", tmp_path / "run", *QUICK)
     assert code == 0, err
     assert out.splitlines()[-1] == str(tmp_path / "run" / "best.safetensors")
-    assert out.startswith("3 epochs in") and "1 photos skipped" in out and "best by held-out loss: epoch" in out
+    assert out.startswith("3 epochs in") and "1 photo skipped" in out and "best by held-out loss: epoch" in out
     assert "skipped: " in err and "x.jpg" in err and "epoch 3: loss" in err and "features: 9 of 9" in err
-    assert "2 classes, 8 photos to learn from, 1 held out" in err and "only 1 photos are held out" in err
+    assert "2 classes, 8 photos to learn from, 1 held out" in err and "only 1 photo is held out" in err
     assert f"next: molt localize PHOTOS --checkpoint {tmp_path}" in out
     model = molt.load_model(tmp_path / "run" / "best.safetensors")
     assert model.config.sizes == ((28, 28), (42, 42)) and model.class_names == ("blue", "red")

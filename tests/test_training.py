@@ -55,7 +55,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def go(folder: Path, out: Path, recipe: Recipe = TINY, **options: Any) -> Any:
-    options = {"pretrained": False, "val_share": 0.2, "device": "cpu"} | options
+    own = {"pretrained": False, "val_share": 0.2, "device": "cpu", "cache": f"{out}/features"}
+    options = own | options
     return train(read_set(folder), out, recipe=recipe, **options)
 
 

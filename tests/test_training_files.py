@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 import molt
-from molt._files import remove_parts, save_tensors
+from molt._files import alone_in, remove_parts, save_tensors
 from molt.data import read_set
 from molt.training import Recipe, TrainingError, run_files, train
 from molt.training.augment import find_augmentation, view
@@ -172,7 +173,7 @@ def test_what_a_killed_write_left_goes_at_the_next_start(folder: Path, tmp_path:
     (out / ".abcdefgh.part").symlink_to(folder)
     os.utime(out / ".tmpAbCdEf", (0, 0))
     go(folder, out, TINY.change(epochs=1))
-    wanted = {*kept, ".abcdefgh.part", "features", run_files.STATE, run_files.RUN, *MODELS}
+    wanted = {*kept, ".abcdefgh.part", run_files.STATE, run_files.RUN, *MODELS}
     assert {path.name for path in out.iterdir()} == wanted
     assert len(list(folder.rglob("*.png"))) == 13
     remove_parts(tmp_path / "nowhere")
@@ -199,7 +200,7 @@ def test_the_held_out_loss_is_the_cross_entropy_alone(folder: Path, tmp_path: Pa
     pixels = torch.stack([view(photos.samples[i].path, (32, 32), plain, seed=0, epoch=0, index=i) for i in photos.held])
     labels = torch.tensor([photos.samples[i].label for i in photos.held])
     with torch.no_grad():
-        logits = model.scale_logits(model.normalize(pixels))[0]
+        logits = model.scale_logits(pixels)[0]
     assert entries[1]["val_loss"] == pytest.approx(float(F.cross_entropy(logits, labels)), abs=1e-5)
 
 
@@ -219,7 +220,7 @@ def test_what_features_took_is_kept_over_a_resume(folder: Path, tmp_path: Path) 
     found = go(folder, tmp_path / "run", resume=True)
     assert found.feature_seconds == took == about(found.folder)["feature_seconds"]
     assert about(found.folder)["feature_photos"] == 13
-    other = go(folder, tmp_path / "other", cache=found.folder / run_files.FEATURES, on_event=stop_not(began))
+    other = go(folder, tmp_path / "other", on_event=stop_not(began))
     assert other.feature_seconds == 0 == about(other.folder)["feature_photos"], "another run's features are found"
     assert [(one["kept"], one["head"], one["held"]) for one in began] == [(True, "patches", 3)] * 2
     go(folder, tmp_path / "live", TINY.change(epochs=1, head="spatial"), on_event=stop_not(began))
@@ -228,3 +229,68 @@ def test_what_features_took_is_kept_over_a_resume(folder: Path, tmp_path: Path) 
 
 def stop_not(began: list[dict[str, Any]]) -> Any:
     return lambda kind, values: began.append(values) if kind == "begin" else None
+
+
+def features_of(out: Path) -> int:
+    return int(about(out)["feature_photos"])
+
+
+def test_features_are_shared_between_runs(folder: Path, tmp_path: Path, weights_cache: Path) -> None:
+    go(folder, tmp_path / "first")
+    for number, change in enumerate(({"val_share": 0.3}, {"recipe": TINY.change(lr=1e-2, pooling="mean", epochs=1)})):
+        go(folder, tmp_path / str(number), **change)
+        assert features_of(tmp_path / str(number)) == 0
+    (room,) = (weights_cache / "features").iterdir()
+    assert room.name.startswith(folder.name), "whose they are can be seen"
+    go(folder, tmp_path / "sizes", TINY.change(sizes=((48, 48),)))
+    assert features_of(tmp_path / "sizes") == 13
+    # Other photos of the same names, sizes in bytes and times, as unpacked archives have them.
+    other = tmp_path / "other photos"
+    shutil.copytree(folder, other)
+    go(other, tmp_path / "elsewhere")
+    assert features_of(tmp_path / "elsewhere") == 13
+    go(folder, tmp_path / "own", cache=tmp_path / "features")
+    assert features_of(tmp_path / "own") == 13 and (tmp_path / "features").is_dir()
+    assert not any((tmp_path / name / "features").exists() for name in ("first", "own"))
+
+
+def test_a_format_that_is_known_later_is_tried_again(folder: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    shutil.copytree(folder, photos)
+    (photos / "red" / "x.png").write_bytes(b"MINE")
+    assert [name for name, _ in go(photos, tmp_path / "before").skipped] == ["red/x.png"]
+
+    def read(file: Any, _: str) -> PIL.Image.Image:
+        return PIL.Image.new("RGB", (40, 44)) if file.read(4) == b"MINE" else PIL.Image.open(os.devnull)
+
+    PIL.Image.register_open("MINE", read, lambda start: start.startswith(b"MINE"))
+    try:
+        found = go(photos, tmp_path / "after")
+    finally:
+        PIL.Image.ID.remove("MINE")
+        del PIL.Image.OPEN["MINE"]
+    assert features_of(tmp_path / "after") == 14 - len(found.skipped) > 0
+
+
+def test_features_stay_with_the_run_where_the_shared_folder_cannot_be_written(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MOLT_CACHE", str(tmp_path / "file"))
+    go(folder, tmp_path / "run")
+    assert (tmp_path / "run" / "features").is_dir() and features_of(tmp_path / "run") == 13
+    (line,) = [record.getMessage() for record in caplog.records if "features are kept" in record.getMessage()]
+    assert str(tmp_path / "run" / "features") in line and "for this run alone" in line and "file is a file" in line
+
+
+def test_an_out_that_cannot_be_used_is_told_before_the_networks(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("molt.training.loop.build_model", None)
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file" / "run", Path("/proc/molt/run")):
+        with pytest.raises(OSError, match=f"^{out}: the folder cannot be made"):
+            go(folder, out)
+    with alone_in(tmp_path / "run"), pytest.raises(BlockingIOError, match="run: another run is writing in this folder"):
+        go(folder, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

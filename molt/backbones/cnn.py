@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from molt.backbones.preprocess import check_images, normalize, resize, to_multiple
+from molt.backbones.preprocess import check_images, check_range, normalize, resize, to_multiple
 from molt.backbones.weights import CNN, create_timm
 from molt.structures import Features, WeightsInfo
 
@@ -73,9 +73,11 @@ class CNNBackbone(nn.Module):
         """Return Features of (B, 3, H, W) RGB images in [0, 1], with logits and the maps behind the CAM.
 
         Raises:
-            TypeError, ValueError: images of another type, shape or channel count.
+            TypeError, ValueError: images of another type, shape or channel count, or far outside [0, 1] (on a GPU the
+                first call alone looks).
         """
         check_images(images)
+        check_range(images, self)
         images = to_multiple(images, self.multiple)
         images = resize(images, [max(side, self.least) for side in images.shape[2:]])
         last, (patches,) = self.model.forward_intermediates(normalize(images, self.model), indices=[self.stage])

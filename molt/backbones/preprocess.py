@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakSet
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+SLACK = 0.1  # bicubic resizing overshoots a little
+_looked_at: WeakSet[nn.Module] = WeakSet()  # networks on a GPU that were given images in [0, 1] once
 
 
 def check_images(images: Tensor) -> None:
@@ -17,14 +21,32 @@ def check_images(images: Tensor) -> None:
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
         raise ValueError(f"images must have shape (B, 3, H, W), got {tuple(images.shape)}")
     if not images.is_floating_point():
-        raise TypeError(f"images must be floating point in [0, 1], got {images.dtype}")
+        raise TypeError(f"images must be floating point in [0, 1] (uint8: divide by 255), got {images.dtype}")
+
+
+def check_range(images: Tensor, network: nn.Module, name: str = "images") -> None:
+    """Raise ValueError where images are not in [0, 1], give or take 0.1: normalised already, or in 0..255.
+
+    Every call looks on the CPU; on a GPU, which would have to be waited for, a network's first call alone. Nothing is
+    looked at while ``torch.compile`` traces or a CUDA graph is captured.
+    """
+    if torch.compiler.is_compiling() or images.numel() == 0 or images.is_meta:
+        return
+    if images.device.type != "cpu":
+        if network in _looked_at or (images.is_cuda and torch.cuda.is_current_stream_capturing()):
+            return
+        _looked_at.add(network)
+    low, high = (float(end) for end in images.detach().aminmax())
+    if low < -SLACK or high > 1 + SLACK:
+        why = "it looks normalised, which the network does itself" if low < -SLACK else "divide 0..255 by 255"
+        raise ValueError(f"{name} must be RGB in [0, 1], got {low:.4g} to {high:.4g}: {why}")
 
 
 def normalize(images: Tensor, model: nn.Module) -> Tensor:
     """Subtract the mean and divide by the deviation that the timm network was trained with."""
+    # Filled where they are needed: a copy from the CPU would wait, and end the capture of a CUDA graph.
     mean, std = (
-        torch.tensor(values, dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
-        for values in mean_and_std(model)
+        torch.cat([images.new_full((1, 1, 1, 1), value) for value in values], 1) for values in mean_and_std(model)
     )
     return (images - mean) / std
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from molt.backbones.attention import ClassRows
-from molt.backbones.preprocess import check_images, normalize, to_multiple
+from molt.backbones.preprocess import check_images, check_range, normalize, to_multiple
 from molt.backbones.weights import VIT, create_timm
 from molt.structures import Features, WeightsInfo
 
@@ -68,10 +68,11 @@ class ViTBackbone(nn.Module):
             attention: False leaves out attention and keys, whose cost is within the spread of runs.
 
         Raises:
-            TypeError, ValueError: images of another type, shape or channel count. NaN and infinity are not looked for:
-                they spread to the tokens.
+            TypeError, ValueError: images of another type, shape or channel count, or far outside [0, 1] (on a GPU the
+                first call alone looks). NaN and infinity are not looked for: they spread to the tokens.
         """
         check_images(images)
+        check_range(images, self)
         return self.see(normalize(to_multiple(images, self.patch_size), self.model), attention=attention)
 
     def see(self, pixels: Tensor, *, attention: bool = True) -> Features:

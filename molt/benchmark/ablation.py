@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from molt._arguments import check_device, check_int
+from molt._words import count
 from molt.benchmark import ablation_backbones as backbones
 from molt.benchmark import ablation_clusters as clusters
 from molt.benchmark import ablation_scales as scales
@@ -29,6 +30,7 @@ from molt.evaluation.maps import MapError, prepare
 from molt.evaluation.runs import Settings
 from molt.evaluation.summary import scaled
 from molt.methods.config import MOLTConfig
+from molt.methods.multiscale import Multiscale
 
 SCHEMA = 1
 GROUPS = (scales.SCALES, scales.HEADS, clusters.CLUSTERS, clusters.CLUSTERERS, backbones.BACKBONES)
@@ -192,7 +194,7 @@ def run(
     begun = time.perf_counter()
     samples = [sample for sample in data.samples if len(sample.boxes)]
     if not samples:
-        raise ValueError(f"data: none of the {len(data)} photos of {data.name!r} has a box to score against")
+        raise ValueError(f"data: none of the {count(len(data), 'photo')} of {data.name!r} has a box to score against")
     check_sizes(data)
     wanted = Wanted(plan.gt_map, find)
     trained, model = _checkpoints(plan, wanted)
@@ -285,10 +287,10 @@ def _measured(
 
 
 def _scale_job(grid: _Grid, model: TrainedMolt) -> _Job:
-    deep = scales.default_clusters(grid.plan.seeds)
-    sheet = grid.sheet(scales.SCALES, scales.scale_entries(model.scales, deep), model=model.key)
+    own = scales.default_clusters(grid.plan.seeds, Multiscale(model.model))
+    sheet = grid.sheet(scales.SCALES, scales.scale_entries(model.scales, own), model=model.key)
     return _Job(
-        sheet, lambda view: scales.measure_scales(view, model, deep), lambda view: scales.scale_facts(view, model)
+        sheet, lambda view: scales.measure_scales(view, model, own), lambda view: scales.scale_facts(view, model)
     )
 
 

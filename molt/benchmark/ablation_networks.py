@@ -173,7 +173,7 @@ class TrainedMolt:
     def _see(self, view: View) -> Arrays:
         model, config = self.model, self.model.config
         weight = next(model.parameters())
-        pyramid = model.pyramid(model.normalize(view.pixels(self.size).to(weight.dtype)))
+        pyramid = model.pyramid(view.pixels(self.size).to(weight.dtype))
         seen, ms = [], []
         for i, pixels in enumerate(pyramid):
             features, taken = self._look(view, i, pixels)

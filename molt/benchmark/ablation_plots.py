@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from molt._files import whole_file
+from molt._words import count
 from molt.benchmark.ablation_backbones import BACKBONES
 from molt.benchmark.ablation_clusters import CLUSTERERS, CLUSTERS, NONE
 from molt.benchmark.ablation_networks import PRODUCT
@@ -122,7 +123,7 @@ def _sizes(path: Path, sizes: Rows, rows: Rows) -> None:
         errors = np.maximum([scores - low, high - scores], 0)
         ax.errorbar(at, scores, errors, label=name, color=_colour(i), marker=_mark(i), capsize=2, markersize=6)
     titles = [
-        f"{part['name']}\n{part['least']:.0%} to {part['most']:.0%} of the photo\n{part['photos']} photos"
+        f"{part['name']}\n{part['least']:.0%} to {part['most']:.0%} of the photo\n{count(part['photos'], 'photo')}"
         for part in sizes
     ]
     ax.set_xticks(range(len(sizes)), titles)

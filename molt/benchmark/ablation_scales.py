@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from molt.benchmark.ablation_networks import ATTENTION, CLASS, PRODUCT, Clusters, Measured, TrainedMolt, View, refined
 from molt.benchmark.ablation_rows import Found, hits_and_ious, mean_interval, paired
 from molt.benchmark.ablation_store import Entry
-from molt.clustering import DeepClustering
+from molt.clustering import TokenKMeans
 from molt.evaluation.runs import Settings
+from molt.methods.multiscale import Multiscale
 
 SCALES, HEADS = "scales", "heads"
 MOST_COMBINED = 5  # scales; of more only single ones, all but one, and all
@@ -34,7 +35,7 @@ def scale_entries(scales: Sequence[str], clusters: Clusters) -> list[Entry]:
 
     Args:
         scales: names of the scales.
-        clusters: what the last row is refined with.
+        clusters: what the last row is refined with, see :func:`default_clusters`.
     """
     baseline = _name(scales, tuple(range(len(scales))), PRODUCT)
     found = []
@@ -43,7 +44,8 @@ def scale_entries(scales: Sequence[str], clusters: Clusters) -> list[Entry]:
             name = _name(scales, some, kind)
             settings = {"scales": [scales[i] for i in some], "map": kind, "refined": False}
             found.append(Entry(name, 0, None if name == baseline else baseline, settings))
-    settings = {"scales": list(scales), "map": PRODUCT, "refined": True, "clusterer": clusters.name, "alpha": "auto"}
+    alpha = Multiscale.alpha
+    settings = {"scales": list(scales), "map": PRODUCT, "refined": True, "clusterer": clusters.name, "alpha": alpha}
     return found + [Entry(REFINED, seed, baseline, settings) for seed in range(len(clusters.instances))]
 
 
@@ -55,7 +57,7 @@ def measure_scales(view: View, model: TrainedMolt, clusters: Clusters) -> Iterat
             yield Measured(array2(model.fused(maps, some, kind)), None, float(maps["ms"][list(some)].sum()))
     labels, fused = clusters.labels(view, model), model.fused(maps)
     for seed in range(len(clusters.instances)):
-        one = refined(fused, labels, seed, "auto")
+        one = refined(fused, labels, seed, Multiscale.alpha)
         yield replace(one, ms=(one.ms or 0.0) + float(maps["ms"].sum()))
 
 
@@ -79,9 +81,17 @@ def correlation(a: NDArray[Any], b: NDArray[Any]) -> float | None:
     return float(a @ b) / spread if spread > 1e-12 else None
 
 
-def default_clusters(seeds: int) -> Clusters:
-    """Return deep clustering at its defaults, which the paper's method refines with."""
-    return Clusters("deep clustering", tuple(DeepClustering(seed=seed) for seed in range(seeds)))
+def default_clusters(seeds: int, method: Multiscale) -> Clusters:
+    """Return what :class:`molt.Localizer` refines this model's maps with, once a seed; the first seed is its own."""
+    instances = []
+    for seed in range(seeds):
+        one: Any = method.clusterer()
+        one.seed = seed
+        instances.append(one)
+    if not isinstance(instances[0], TokenKMeans):
+        return Clusters("deep clustering", tuple(instances))
+    name = f"k-means, tokens, k {instances[0].num_clusters}, {instances[0].restarts} restarts"
+    return Clusters(name, tuple(instances), "tokens")
 
 
 def head_entries(head: str, scales: Sequence[str], seed: int, baseline: str | None) -> list[Entry]:

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from molt import ops
 from molt._backend import backend as use_backend
+from molt._words import count
 from molt.benchmark import timing
 from molt.benchmark.method_rows import Entry
 from molt.clustering import _training
@@ -176,6 +177,6 @@ def batches(data: LocalizationSet, size: tuple[int, int], batch: int, device: st
         except (PhotoError, OSError):
             continue  # scoring lists it
     if not pixels:
-        raise ValueError(f"data: none of the {len(data)} photos of {data.name!r} can be read")
+        raise ValueError(f"data: none of the {count(len(data), 'photo')} of {data.name!r} can be read")
     endless = itertools.cycle(pixels)
     return [torch.stack(list(itertools.islice(endless, batch))).to(device) for _ in range(SETS)]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from molt._files import whole_file
+from molt._words import count
 
 FILE = "methods.svg"
 COLOURS = {"no": "#30638e", "unknown": "#8d99a6", "probably": "#d1495b"}
@@ -43,7 +44,7 @@ def draw(report: Mapping[str, Any], path: Path) -> bool:
         axes.set_xscale("log")
         axes.set_xlabel(f"ms a photo, to the map ({report['device']}, batch {report['batch']})")
         axes.set_ylabel("MaxBoxAccV2, %, with 95 % interval")
-        axes.set_title(f"{report['of']['data']['name']}, {report['of']['data']['photos']} photos", fontsize=10)
+        axes.set_title(f"{report['of']['data']['name']}, {count(report['of']['data']['photos'], 'photo')}", fontsize=10)
         axes.grid(alpha=0.2)
         axes.legend(fontsize=8, loc="lower right")
         with whole_file(path) as part:

@@ -268,9 +268,9 @@ def _molt(
         if loc is not None:
             if pick is None:
                 return loc._maps(images, None).refined, None
-            logits: Tensor = model(model.normalize(images))
+            logits: Tensor = model(images)
             return loc._maps(images, pick(logits)).refined, logits
-        features = model.see(model.normalize(images))
+        features = model.see(images)
         logits = fused_logits(features)
         maps = model.cams(features, _wanted(logits, pick))
         target = (images.shape[2], images.shape[3])

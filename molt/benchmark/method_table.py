@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from molt._words import count
 from molt.benchmark import method_costs
 from molt.benchmark.machine import about
 from molt.benchmark.method_costs import COUNTED
@@ -121,7 +122,7 @@ def run_all(work: Work, begin: Callable[[str], None] = lambda text: None) -> Ite
         yield from _measure_costs(work, entries, rows, report, begin)
     for name, entry in entries.items():
         if rows[name]["reason"] is None:
-            begin(f"{name}: {len(work.data)} photos")
+            begin(f"{name}: {count(len(work.data), 'photo')}")
             with _noted(rows[name]):
                 rows[name] |= score(work, name, entry, groups[name], rows[name]["method"])
         yield report()

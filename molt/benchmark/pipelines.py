@@ -199,7 +199,7 @@ def literal(loc: Localizer, clusterer: Any, vote: published.Vote, stage: Stage, 
     refined, labels, boxes = [], [], []
     for image in images.split(1):
         with torch.no_grad(), stage("pyramid"):
-            pyramid = model.pyramid(model.normalize(image))
+            pyramid = model.pyramid(image)
             small = image if clusterer is None else shrink(image, clusterer.working_size)
             array = small[0].permute(1, 2, 0).cpu().contiguous().numpy()
         found = published.localize(
@@ -237,7 +237,7 @@ def bare(loc: Localizer, images: Tensor) -> Callable[[], None]:
     with torch.inference_mode():
         if isinstance(method, Multiscale):
             model = method.model
-            pyramid = model.pyramid(model.normalize(images))
+            pyramid = model.pyramid(images)
             runs = [partial(_transformer(model.transformer(i)), x) for i, x in enumerate(pyramid)]
         elif isinstance(method, Seeded):
             vit, seen = method.vit, {CLASS_SIZE, max(method.scales)}

@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from molt import __version__
-from molt.cli._say import INTERRUPTED, say
+from molt.cli._say import FAILED, INTERRUPTED, USAGE, say
 from molt.cli.ablate import ablate
 from molt.cli.benchmark import benchmark
 from molt.cli.convert import convert
@@ -81,8 +81,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         # The reader of our output left (`| head`): no more to say, and nothing may be flushed to it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
+    except NotADirectoryError as error:  # an option that names a file where a folder is wanted
+        _fail(str(error), USAGE)
     except (OSError, RuntimeError) as error:
-        _fail(str(error), 1)
+        _fail(str(error), FAILED)
     if code == INTERRUPTED:  # typer's own answer to Ctrl-C, given without a word
         _fail("interrupted", code)
     raise SystemExit(code or 0)

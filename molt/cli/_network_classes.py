@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from molt._text import plain_name
+from molt._words import count
 from molt.classes import OBJECT, find_class, imagenet_names
 from molt.data.annotations import LocalizationSet, Problem
 
@@ -43,7 +44,7 @@ def network_classes(
             elif name in ids:
                 found[label] = (ids[name],)
             elif not numbers and name.removeprefix("-").isdecimal():
-                raise ValueError(f"class {name!r} is a number, and the set has {len(data.classes)} classes")
+                raise ValueError(f"class {name!r} is a number, and the set has {count(len(data.classes), 'class')}")
             else:
                 found[label] = (find_class(name, known),)
         except ValueError as error:
@@ -52,13 +53,15 @@ def network_classes(
         listed = "; ".join(text for _, text in wrong[:3]) + ("; ..." if len(wrong) > 3 else "")
         photos = sum(used[label] for label, _ in wrong)
         raise ValueError(
-            f"{len(wrong)} of the set's {len(used)} classes ({photos} photos) are not among the network's "
-            f"{len(known)}: {listed}. Say which are meant with --class-map FILE (lines: class name, network class name "
-            "or index, or object), or take --gt-map top1 or agnostic"
+            f"{len(wrong)} of the set's {count(len(used), 'class')} ({count(photos, 'photo')}) "
+            f"{'is' if len(wrong) == 1 else 'are'} not among the network's {len(known)}: {listed}. Say which are meant "
+            "with --class-map FILE (lines: class name, network class name or index, or object), or take --gt-map top1 "
+            "or agnostic"
         )
     expected = f"a class of the network, 0 to {len(known) - 1}; its photos count as missed"
     return found, [
-        Problem(class_map or Path(data.name), None, f"{text} ({used[label]} photos)", expected) for label, text in wrong
+        Problem(class_map or Path(data.name), None, f"{text} ({count(used[label], 'photo')})", expected)
+        for label, text in wrong
     ]
 
 

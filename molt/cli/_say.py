@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
 
+from molt._files import alone_in, check_writable
 from molt._text import readable
+from molt._words import count
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130  # exit codes
 SHOWN = 10  # problems that are printed
@@ -48,4 +52,26 @@ def stop_at(problems: Sequence[object], where: str = "") -> NoReturn:
     for problem in problems[:SHOWN]:
         say(str(problem))
     more = f", {SHOWN} of them above" if len(problems) > SHOWN else ""
-    stop(f"{len(problems)} problem{'s' * (len(problems) != 1)}{where}{more}")
+    stop(f"{count(len(problems), 'problem')}{where}{more}")
+
+
+def check_out(option: str, path: Path | None, *, folder: bool = True) -> None:
+    """Tell before anything that takes long that an output cannot be written, by an OSError which names the option."""
+    if path is not None:
+        with _named(option):
+            check_writable(path, folder=folder)
+
+
+def take_out(context: typer.Context, path: Path | None, *, folder: bool = True) -> None:
+    """Have --out to this command alone until it ends; OSError where it cannot be written or another run is at it."""
+    check_out("--out", path, folder=folder)
+    with _named("--out"):
+        context.with_resource(alone_in(path, folder=folder))
+
+
+@contextmanager
+def _named(option: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise type(error)(f"{option} {error}") from None

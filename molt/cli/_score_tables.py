@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from molt._files import whole_file
 from molt._text import readable
+from molt._words import count
 from molt.cli._say import SHOWN
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def show(run: Run, folder: Path | None) -> None:
         plain(f"left out by the reader: {number} {what}")
     problems = info["problems"]
     if problems["count"]:
-        plain(f"{problems['count']} problem{'s' * (problems['count'] != 1)}:")
+        plain(f"{count(problems['count'], 'problem')}:")
         for problem in problems["listed"][:SHOWN]:
             plain(f"  {problem['file']}: {problem['message']} (expected {problem['expected']})")
         if problems["count"] > SHOWN:

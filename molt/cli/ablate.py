@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from molt.cli._say import FAILED, say_left_out, stop, stop_at
+from molt._words import count
+from molt.cli._progress import Progress
+from molt.cli._say import FAILED, say_left_out, stop, stop_at, take_out
 from molt.cli._sets import read
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ WIDTH = 150  # of tables that no terminal limits
 
 
 def ablate(
+    context: typer.Context,
     path: Annotated[Path, typer.Argument(metavar="DATA", help="The data set's folder or file.")],
     checkpoint: Annotated[
         list[Path] | None,
@@ -90,8 +93,8 @@ def ablate(
     backbones may be added later. What cannot be run is listed with the reason. Exit code 0; 1 if a photo could not be
     used (its maps count as zeros); 2 for a wrong option.
 
-    With --train one command does all: heads on the patch sequence and on the class token are trained, their features
-    kept in OUT-heads, and take the place of --checkpoint and --checkpoint-class-token.
+    With --train one command does all: heads on the patch sequence and on the class token are trained in OUT-heads, on
+    features as `molt train` keeps them, and take the place of --checkpoint and --checkpoint-class-token.
     """
     import torch
 
@@ -123,6 +126,7 @@ def ablate(
         data = read(path, kind, split=split, photos=photos, classes=classes, limit=limit, seed=seed)
         say_left_out(data.left_out, data.name)
         check_sizes(data)
+        take_out(context, out)
         plan = ablation.Plan(
             checkpoints=tuple(checkpoint or ()),
             class_token=tuple(checkpoint_class_token or ()),
@@ -226,7 +230,6 @@ def _train_heads(
                     out / f"{head}-{seed}",
                     recipe=find_recipe("default").change(head=head, precision=precision),
                     val=held or None,
-                    cache=out / "features",
                     seed=seed,
                     resume=True,
                     source=source,
@@ -239,25 +242,25 @@ def _train_heads(
 
 def _run(data: LocalizationSet, plan: Any, find: _Classes, out: Path, *, restart: bool) -> dict[str, Any]:
     """Measure, with a progress bar where there is a terminal, and a line a part where there is none."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
     from molt.benchmark import ablation
 
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task: TaskID | None = None
+    with Progress() as progress:
+        console = progress.console
+        progress.show("loading the networks")
+        doing: tuple[str, int, int] = "", 0, 0
 
         def start(title: str, total: int, done: int) -> None:
-            nonlocal task
-            task = progress.add_task(title, total=total, completed=done)
-            if not console.is_terminal:
+            nonlocal doing
+            doing = title, done, total
+            progress.show(*doing)
+            if progress.lines:
                 console.print(f"{title}: {total - done} of {total} to do", markup=False)
 
         def step() -> None:
-            assert task is not None
-            progress.advance(task)
+            nonlocal doing
+            title, done, total = doing
+            doing = title, done + 1, total
+            progress.show(*doing)
 
         try:
             return ablation.run(data, plan, find, out, restart=restart, start=start, step=step)
@@ -280,7 +283,7 @@ def _show(report: Mapping[str, Any]) -> None:
         heads = ["row", "V2 %", "95 %", "V1 %", "mean IoU %", "difference", "95 %", "seeds", "clusters", "ms"]
         if ran:
             cells = [_cells(row) for row in ran]
-            title = f"{group}, {ran[0]['photos']} photos of {report['data']['name']}"
+            title = f"{group}, {count(ran[0]['photos'], 'photo')} of {report['data']['name']}"
             console.print(_table(title, heads, cells))
         for row in rows:
             if row["status"] == "not_run":
@@ -298,7 +301,7 @@ def _show(report: Mapping[str, Any]) -> None:
     for head in report["findings"].get("heads", []):
         plain(f"head {head['head']}: classification {_number(head['accuracy'], '.1f')} %")
     if report["problems"]:
-        plain(f"{len(report['problems'])} problems, the first: {report['problems'][0]}")
+        plain(f"{count(len(report['problems']), 'problem')}, the first: {report['problems'][0]}")
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:

@@ -10,13 +10,15 @@ from typing import Annotated, Any
 
 import typer
 
-from molt.cli._say import FAILED
+from molt.cli._progress import Progress
+from molt.cli._say import FAILED, check_out
 
 FILE = "operators.json"
 WIDTH = 130  # of tables that no terminal limits
 
 
 def benchmark(
+    context: typer.Context,
     operations: Annotated[
         list[str] | None, typer.Argument(metavar="[OPERATION]...", help="Operators to measure; all by default.")
     ] = None,
@@ -174,6 +176,7 @@ def benchmark(
             if value:
                 raise typer.BadParameter(f"{name}: does not go with --methods")
         method_table.run(
+            context,
             method_table.Choice(methods, method, photos=photos, batch=batch, **of_methods),
             device,
             out,
@@ -190,6 +193,7 @@ def benchmark(
         if operations:
             raise typer.BadParameter(f"--end-to-end: measures no operator, got {', '.join(operations)}")
         end_to_end.run(
+            context,
             end_to_end.Choice(
                 providers, method, clusterer, batch, size, dtype, photos, targets, random_weights, rehearse, resume
             ),
@@ -245,13 +249,15 @@ def benchmark(
     rows: list[dict[str, Any]] = []
     start = time.perf_counter()
     status = errors.status("")
+    progress: Progress = context.with_resource(Progress(bar=False))
 
     def begin(text: str) -> None:
-        if errors.is_terminal:
+        progress.show(text)
+        if progress.lines:
+            errors.print(text, markup=False)
+        else:
             status.update(text)
             status.start()
-        else:
-            errors.print(text, markup=False)
 
     try:
         how: dict[str, Any] = {"quick": quick, "targets": targets, "rehearse": rehearse, "minutes": minutes}
@@ -289,6 +295,7 @@ def report_path(out: Path, device: str, file: str, rehearse: bool) -> Path:
 
     Raises:
         typer.BadParameter: a file is where a folder is needed.
+        OSError: nothing can be written there.
     """
     from molt.benchmark import device_name
 
@@ -297,6 +304,9 @@ def report_path(out: Path, device: str, file: str, rehearse: bool) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise typer.BadParameter(f"--out {out}: is or holds a file where a folder is needed") from None
+    except OSError as error:
+        raise OSError(f"--out {out}: cannot be written ({error.strerror})") from None
+    check_out("--out", path, folder=False)
     return path
 
 

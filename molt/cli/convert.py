@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
-from molt.cli._say import FAILED, USAGE, say
+from molt._words import count
+from molt.cli._progress import Progress
+from molt.cli._say import FAILED, USAGE, check_out, say
 
 LARGEST_LIST = 16 * 2**20  # bytes of class names
 
@@ -43,25 +45,27 @@ def convert(
     the file becomes the model's head; a network without one gets a random head, which must be trained. Exit code 0; 1
     for a file that cannot be read, converted or written; 2 for a wrong option.
     """
-    from rich.console import Console
-
+    check_out("OUT", out, folder=False)
     from molt.backbones.weight_files import CheckpointError
     from molt.training.convert import convert_checkpoint
 
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    progress = Progress()
+    errors = progress.console
     try:
-        result = convert_checkpoint(
-            file,
-            out,
-            model=model,
-            backbone=backbone,
-            sizes=None if sizes is None else [_size(text) for text in sizes.split(",")],
-            num_classes=num_classes,
-            class_names=None if classes is None else _names(classes),
-            new_head=new_head,
-            seed=seed,
-            force=force,
-        )
+        with progress:
+            progress.show("converting")
+            result = convert_checkpoint(
+                file,
+                out,
+                model=model,
+                backbone=backbone,
+                sizes=None if sizes is None else [_size(text) for text in sizes.split(",")],
+                num_classes=num_classes,
+                class_names=None if classes is None else _names(classes),
+                new_head=new_head,
+                seed=seed,
+                force=force,
+            )
     except (OSError, ValueError) as error:
         say(str(error), errors)
         raise typer.Exit(FAILED if isinstance(error, OSError | CheckpointError) else USAGE) from None
@@ -70,7 +74,7 @@ def convert(
         return
     scales = ", ".join(f"{height}x{width}" for height, width in result.sizes)
     head = f"{result.head} head, {'trained' if result.trained else 'NOT TRAINED'}"
-    print(f"{out}: {result.model} on {result.backbone}, {result.num_classes} classes, {head}, at {scales}")
+    print(f"{out}: {result.model} on {result.backbone}, {count(result.num_classes, 'class')}, {head}, at {scales}")
     print(f"masks seen in training: {result.saw_masks}")
     if result.left_out:
         print(f"left out: {', '.join(result.left_out)}")

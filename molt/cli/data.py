@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from molt._text import plain_name, readable
-from molt.cli._say import FAILED, USAGE, say
+from molt._words import count
+from molt.cli._progress import Progress
+from molt.cli._say import FAILED, stop
 
 if TYPE_CHECKING:
     from molt.data.checking import Findings
@@ -50,18 +52,14 @@ def check(
     """
     import warnings
 
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from molt.data.checking import inspect_set
 
     warnings.filterwarnings("ignore", module="PIL")
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    progress = Progress()
     try:
         names = None if classes is None else read_names(classes)
-        with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
-            task = progress.add_task("checking", total=None)
+        with progress:
+            progress.show("reading the annotations")
             found = inspect_set(
                 folder,
                 kind=cast("Any", kind),
@@ -71,11 +69,10 @@ def check(
                 classes=names,
                 num_classes=num_classes,
                 deep=deep,
-                on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+                on_progress=lambda done, total: progress.show("checking", done, total, "files"),
             )
     except ValueError as error:
-        say(str(error), errors)
-        raise typer.Exit(USAGE) from None
+        stop(str(error))
     if as_json:
         sys.stdout.write(json.dumps(_record(folder, found, limit)) + "\n")
     else:
@@ -141,11 +138,10 @@ def _show(folder: Path, found: Findings, limit: int) -> None:
         if found.empty_classes:
             rows["classes without photos"] = f"{found.empty_classes:,}"
         rows |= {"boxes": f"{found.boxes:,}", "masks": f"{found.masks:,}"}
-        rows |= {f"left out: {what}": f"{count:,}" for what, count in found.left_out.items()}
+        rows |= {f"left out: {what}": f"{number:,}" for what, number in found.left_out.items()}
         for name, value in rows.items():
             table.add_row(name, escape(readable(value)))
         console.print(table)
     for note in found.notes:
         line(note)
-    count = len(found.problems)
-    line(f"{folder}: {count:,} problem{'s' * (count != 1)}" if count else f"{folder}: no problems")
+    line(f"{folder}: {count(len(found.problems), 'problem') if found.problems else 'no problems'}")

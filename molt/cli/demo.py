@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from molt.cli._progress import Progress
+from molt.cli._say import take_out
+
 if TYPE_CHECKING:
     from molt.localizer import Localizer
 
@@ -20,6 +23,7 @@ ABOUT = (
 
 
 def demo(
+    context: typer.Context,
     out: Annotated[Path, typer.Option("--out", help="Folder the page is written to, as index.html.")] = Path(
         "molt-demo"
     ),
@@ -29,17 +33,13 @@ def demo(
     The page is one HTML file; its path is printed last. The trained MOLT is left out, and the reason given, where the
     backbone weights at hand are not those that its heads were trained on.
     """
-    from rich.console import Console
-
     from molt.data.samples import sample_photos
 
     photos = sample_photos()  # before anything slow
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise typer.BadParameter(f"--out {out}: is a file, expected a folder") from None
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    with console.status("loading the networks") as status:
+    take_out(context, out)
+    with Progress() as progress:
+        console = progress.console
+        progress.show("loading the networks")
         from molt.localizer import Localizer
         from molt.page import Beside, write_page
 
@@ -48,8 +48,8 @@ def demo(
         if why_not:
             console.print(f"molt: the trained MOLT is left out: {why_not}", markup=False)
         items, explained = [], []
-        for number, photo in enumerate(photos, 1):
-            status.update(f"photo {number} of {len(photos)}: {photo.name}")
+        for number, photo in enumerate(photos):
+            progress.show("every stage", number, len(photos), "photos", photo.name)
             items.append((photo, localizer.explain(photo.path)))
             if trained is not None:
                 explained.append(trained.explain(photo.path))

@@ -10,6 +10,8 @@ from typing import Any
 
 import typer
 
+from molt._words import count
+from molt.cli._progress import Progress
 from molt.cli._say import FAILED
 
 FILE = "end_to_end.json"
@@ -34,6 +36,7 @@ class Choice:
 
 
 def run(
+    context: typer.Context,
     choice: Choice,
     device: str,
     out: Path,
@@ -104,13 +107,15 @@ def run(
     rows: list[dict[str, Any]] = []
     start = time.perf_counter()
     status = errors.status("")
+    progress: Progress = context.with_resource(Progress(bar=False))
 
     def begin(text: str) -> None:
-        if errors.is_terminal:
+        progress.show(text)
+        if progress.lines:
+            errors.print(text, markup=False)
+        else:
             status.update(text)
             status.start()
-        else:
-            errors.print(text, markup=False)
 
     try:
         for row in end_to_end.run_all(bench, work, minutes=minutes, earlier=before, begin=begin):
@@ -124,7 +129,7 @@ def run(
         status.stop()
         if not as_json:
             show(console, rows)
-        errors.print(f"interrupted; {len(rows)} rows are in {path}", markup=False)
+        errors.print(f"interrupted; {count(len(rows), 'row is', 'rows are')} in {path}", markup=False)
         raise
     finally:
         status.stop()

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from molt.cli._say import FAILED, stop, stop_at
+from molt.cli._progress import Progress
+from molt.cli._say import FAILED, check_out, stop, stop_at, take_out
 from molt.cli._score_tables import REPORT, Scores, show, show_comparison, write_csv, write_latex
 from molt.cli._sets import any_object as merged
 from molt.cli._sets import read, some
@@ -26,6 +27,7 @@ COMPARISON = "comparison.json"
 
 
 def evaluate(
+    context: typer.Context,
     paths: Annotated[
         list[Path] | None, typer.Argument(metavar="PATH", help="The data set's folder or file; of --compare: runs.")
     ] = None,
@@ -167,6 +169,9 @@ def evaluate(
             raise ValueError(f"--batch {batch}: expected at least 1")
         remarks = check_sizes(data)
         runs = []
+        check_out("--save-maps", save_maps)
+        for name in methods if out is None else methods[:1]:
+            take_out(context, out or _folder(None, data.name, name, single=True, as_json=as_json))
         for name in methods:
             wanted = Wanted(
                 name,
@@ -181,7 +186,9 @@ def evaluate(
                 whole.samples,
                 any_object,
             )
-            found = provider(wanted, data)
+            with Progress() as progress:
+                progress.show(f"{name}: loading what makes the maps")
+                found = provider(wanted, data)
             found = replace(found, problems=(*remarks, *found.problems))
             own = replace(settings, normalize=found.normalize or cast("Any", normalize) or found.usual)
             _check_range(found, own, data)
@@ -250,26 +257,20 @@ def _run(
     about: dict[str, Any],
 ) -> Run:
     """Evaluate one method, with a progress bar where there is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from molt.evaluation.maps import save_map
     from molt.evaluation.report import write_report
     from molt.evaluation.runs import evaluate as run_evaluation
 
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     names = [sample.name for sample in data.samples]
     labelled = len(set(names)) < len(names)
     saved = {} if store is None else {"save_maps": str(store)}
     done = 0
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(str(found.about["name"]), total=len(data))
+    with Progress() as progress:
 
         def step(number: int) -> None:
             nonlocal done
             done = number
-            progress.update(task, completed=number)
+            progress.show(str(found.about["name"]), number, len(data), "photos")
 
         try:
             run = run_evaluation(
@@ -290,12 +291,13 @@ def _run(
         except KeyboardInterrupt:
             if folder is not None:
                 what = "photos" if len(set(names)) == len(names) else "photo-class pairs"
-                console.print(
+                progress.console.print(
                     f"molt: {done} of {len(data)} {what} are in {folder}: the same command goes on", markup=False
                 )
             raise
-    if folder is not None:
-        write_report(folder / REPORT, [run], samples=data.samples, maps=found.maps)
+        if folder is not None:
+            progress.show("writing the report")
+            write_report(folder / REPORT, [run], samples=data.samples, maps=found.maps)
     return run
 
 

@@ -8,10 +8,13 @@ from typing import Annotated
 
 import typer
 
-from molt.cli._say import FAILED, USAGE, say
+from molt._words import count
+from molt.cli._progress import Progress
+from molt.cli._say import FAILED, USAGE, say, take_out
 
 
 def fit_clusters(
+    context: typer.Context,
     folder: Annotated[Path, typer.Argument(help="Folder of photos, searched recursively. No labels are needed.")],
     out: Annotated[Path, typer.Option(help="Checkpoint to write, a safetensors file.")] = Path("clusters.safetensors"),
     steps: Annotated[int, typer.Option(help="Gradient steps.")] = 400,
@@ -26,16 +29,15 @@ def fit_clusters(
     The file is written at the end. Exit code 0; 1 where nothing could be trained or written; 2 for a wrong option.
     Photos that cannot be read are skipped and named.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     from molt.clustering import fit
     from molt.data.images import PhotoError
 
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    progress = Progress()
+    errors = progress.console
     try:
-        with Progress(console=errors, transient=True, disable=not errors.is_terminal) as progress:
-            task = progress.add_task("fitting", total=steps)
+        take_out(context, out, folder=False)
+        with progress:
+            progress.show("reading the first photos")
             result = fit(
                 folder,
                 out,
@@ -44,7 +46,7 @@ def fit_clusters(
                 channels=channels,
                 seed=seed,
                 device=device,
-                on_step=lambda _, loss: progress.update(task, advance=1, description=f"fitting, loss {loss:.3f}"),
+                on_step=lambda i, loss: progress.show("fitting", i + 1, steps, "steps", f"loss {loss:.3f}"),
             )
     except (OSError, ValueError) as error:
         say(str(error), errors)
@@ -57,4 +59,5 @@ def fit_clusters(
         print(json.dumps(record | {"steps": result.steps, "loss": result.loss}))
     else:
         skipped = f", {len(result.errors)} skipped" if result.errors else ""
-        print(f"{out}: {result.steps} steps on {result.photos} photos{skipped}, loss {result.loss:.3f}")
+        work = f"{count(result.steps, 'step')} on {count(result.photos, 'photo')}"
+        print(f"{out}: {work}{skipped}, loss {result.loss:.3f}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -13,7 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from molt._text import readable
-from molt.cli._say import FAILED, USAGE, say, say_left_out, stop
+from molt._words import count
+from molt.cli._progress import Progress
+from molt.cli._say import FAILED, USAGE, check_out, say, say_left_out, stop, take_out
 
 if TYPE_CHECKING:
     from molt._auto_alpha import Alpha
@@ -37,6 +40,7 @@ class Item:
 
 
 def localize(
+    context: typer.Context,
     paths: Annotated[
         list[Path] | None, typer.Argument(metavar="PATH", help="Photos, or folders searched recursively.")
     ] = None,
@@ -104,17 +108,16 @@ def localize(
     logging.basicConfig(level=logging.WARNING, format="molt: %(message)s")
     warnings.filterwarnings("ignore", module="PIL")
     folder = out if out is not None or as_json else Path("molt-out")
-    if folder is not None and folder.exists() and not folder.is_dir():
-        stop(f"--out {folder}: is a file, expected a folder", USAGE)
-    if cache is not None and cache.exists() and not cache.is_dir():
-        stop(f"--cache {cache}: is a file, expected a folder", USAGE)
     if cache_clear and cache is None:
         stop("--cache-clear: which folder? Give it with --cache DIR", USAGE)
+    check_out("--cache", cache)
     if not paths:
         if cache is None or not cache_clear:
             stop("PATH is missing: give photos or folders (molt localize --help)", USAGE)
         _clear(cache)
         return
+    progress: Progress = context.with_resource(Progress())
+    progress.show("loading the networks")
 
     try:
         from molt.classes import find_class
@@ -123,7 +126,10 @@ def localize(
 
         items = expand(paths, folder, cache)
         photos = [item.path for item in items if item.error is None]
+        take_out(context, folder)
         boxes = plan(annotations, annotations_to, folder, paths, photos)
+        if boxes is not None:
+            check_out("--annotations-to", boxes.target, folder=boxes.kind != "coco")
         # Told before the networks are loaded; other networks bring their own classes.
         for name in wanted or [] if backbone is None and (method or checkpoint or "seeded") == "seeded" else []:
             find_class(name)
@@ -155,7 +161,7 @@ def localize(
         stop(str(error), FAILED)
     if cache is not None and cache_clear:
         _clear(cache)
-    failures = _run(items, results, loc, folder, as_json, boxes)
+    failures = _run(items, results, loc, folder, as_json, boxes, progress)
     complete = boxes is None or _write_boxes(boxes)
     if cache is not None and (profile or not as_json):
         hits, misses = loc.clusterer.hits, loc.clusterer.misses
@@ -218,7 +224,7 @@ def expand(paths: list[Path], out: Path | None, cache: Path | None = None) -> li
         if cache is not None:
             found = [photo for photo in found if not is_label_map(photo, cache)]
         if others:
-            say(f"{path}: {others} other file{'s' * (others != 1)} left alone")
+            say(f"{path}: {count(others, 'other file')} left alone")
         say_left_out(walked.left_out, path)
         if not found and not unreadable:
             items.append(Item(path, Path(), f"{path}: no photo in this folder"))
@@ -255,7 +261,7 @@ def _clear(cache: Path) -> None:
     except OSError as error:
         stop(f"--cache {cache}: {error}", FAILED)
     there = "" if cache.is_dir() else ", which does not exist"
-    say(f"{files} file{'s' * (files != 1)} of {size / 1024:.0f} KiB removed from {cache}{there}")
+    say(f"{count(files, 'file')} of {size / 1024:.0f} KiB removed from {cache}{there}")
 
 
 def _run(
@@ -265,24 +271,21 @@ def _run(
     out: Path | None,
     as_json: bool,
     boxes: BoxSet | None,
+    progress: Progress,
 ) -> int:
     """Work through the items, writing each as it is done; return how many failed."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from molt.data.images import PhotoError
     from molt.data.samples import SamplePhoto
     from molt.localizer import Explanation
     from molt.page import is_page, write_page
 
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    errors = progress.console
     rows: list[tuple[str, str, str, str]] = []
     explained: list[tuple[SamplePhoto, Explanation]] = []
     failures = 0
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    silent = not errors.is_terminal
-    with Progress(*columns, console=errors, transient=True, redirect_stdout=False, disable=silent) as progress:
-        for item in progress.track(items, description="localizing"):
+    with closing(progress):
+        for number, item in enumerate(items):
+            progress.show("localizing", number, len(items), "photos")
             found = Exception(item.error) if item.error else next(results)[1]
             result = found.result if isinstance(found, Explanation) else found
             if isinstance(found, Explanation):
@@ -363,7 +366,7 @@ def _show_table(
     if out is not None:
         console.print(f"overlays in {out}", soft_wrap=True, markup=False)
     if page is not None:
-        which = f" (the first {shown} photos)" if shown is not None else ""
+        which = f" (the first {count(shown, 'photo')})" if shown is not None else ""
         console.print(f"every stage in {page}{which}", soft_wrap=True, markup=False)
 
 
@@ -388,9 +391,11 @@ def _write_boxes(boxes: BoxSet) -> bool:
         say(f"{boxes.target}: the annotations were not written ({error})")
         return False
     cut = f", {done.clipped} of them cut to their photo" if done.clipped else ""
-    say(f"{done.boxes} boxes of {done.photos} photos{cut} in {done.path}; names start from {boxes.base}")
+    written = f"{count(done.boxes, 'box')} of {count(done.photos, 'photo')}{cut}"
+    say(f"{written} in {done.path}; names start from {boxes.base}")
     if done.unlinked:
-        say(f"{done.path}: {done.unlinked} photos could not be linked to; copy them there from {boxes.base}")
+        missing = count(done.unlinked, "photo")
+        say(f"{done.path}: {missing} could not be linked to; copy what is missing there from {boxes.base}")
     return True
 
 
@@ -408,7 +413,7 @@ def _show_profile(loc: Localizer) -> None:
     console.print(table)
     total = loc.profile.summary()
     console.print(
-        f"{total['photos']} photo{'s' * (total['photos'] != 1)}, {total['seconds_per_photo']:.3f} s a photo, "
+        f"{count(int(total['photos']), 'photo')}, {total['seconds_per_photo']:.3f} s a photo, "
         f"{total['total_over_forwards']:.2f} x the bare forward passes"
     )
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from molt._words import count
 from molt.cli import _sets
-from molt.cli._say import FAILED, stop_at
+from molt.cli._progress import Progress
+from molt.cli._say import FAILED, stop_at, take_out
 from molt.cli.end_to_end import names, number
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ class Choice:
 
 
 def run(
+    context: typer.Context,
     choice: Choice,
     device: str,
     out: Path,
@@ -70,19 +73,21 @@ def run(
 
     if device == "cuda" and not torch.cuda.is_available():
         raise typer.BadParameter(f"--device cuda: torch sees no CUDA device (torch {torch.__version__})")
-    if out.exists() and not out.is_dir():
-        raise typer.BadParameter(f"--out {out}: is a file, expected a folder")
+    if not show_list:
+        take_out(context, out)
     console, errors = Console(highlight=False), Console(stderr=True, highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = WIDTH
     status = errors.status("")
+    progress: Progress = context.with_resource(Progress(bar=False))
 
     def begin(text: str) -> None:
-        if errors.is_terminal:
+        progress.show(text)
+        if progress.lines:
+            errors.print(text, markup=False)
+        else:
             status.update(text)
             status.start()
-        else:
-            errors.print(text, markup=False)
 
     found: Mapping[str, Any] = {}
     try:
@@ -190,7 +195,7 @@ def show(console: Any, report: Mapping[str, Any]) -> None:
     from rich.table import Table
 
     of = report["of"]
-    title = f"{of['data']['name']}, {of['data']['photos']} photos; {report['device']}, batch {report['batch']}"
+    title = f"{of['data']['name']}, {count(of['data']['photos'], 'photo')}; {report['device']}, batch {report['batch']}"
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("method", no_wrap=True)
     heads = ("M params", "trained", "GMACs", "ms", "20-80 %", "to box ms", "peak MiB")
@@ -221,7 +226,7 @@ def show(console: Any, report: Mapping[str, Any]) -> None:
         elif row["same_as"] is not None:
             console.print(f"  {row['name']}: the same as {row['same_as']}", markup=False, soft_wrap=True)
         if row["problems"]:
-            text = f"  {row['name']}: {row['problems']} problems with photos or maps, in its folder's run.json"
+            text = f"  {row['name']}: {count(row['problems'], 'problem')} with photos or maps, in its folder's run.json"
             console.print(text, markup=False, soft_wrap=True)
     console.print(f"GMACs: {report['counted']}", markup=False, soft_wrap=True)
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from molt._words import count
+from molt.cli._progress import Progress
 from molt.cli._say import FAILED, INTERRUPTED, SHOWN, later_process, say, say_left_out, stop, stop_at
 from molt.cli._sets import read
 
 if TYPE_CHECKING:
     from molt.training import Recipe, Trained
 
-EVERY = 20.0  # seconds between lines, where there is no bar
 FEW_HELD, FEW_STEPS = 20, 50
 
 
@@ -98,7 +98,7 @@ def train(
     ] = None,
     cache: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder of frozen backbones' features; OUT/features if not given."),
+        typer.Option(metavar="DIR", help="Folder of frozen backbones' features; one for all your runs if not given."),
     ] = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Compute them anew in each epoch.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT.")] = False,
@@ -113,9 +113,9 @@ def train(
 ) -> None:
     """Train a MOLT on photos and one class each; boxes are never looked at.
 
-    With --recipe default the heads of a frozen three-scale ViT: what it sees is computed once and kept, and training
-    then takes seconds. Runs unchanged under torchrun and accelerate launch. Exit code 0; 1 where training stopped; 2
-    for a wrong option. Photos that cannot be read are skipped and named.
+    With --recipe default the heads of a frozen three-scale ViT: what it sees is computed once a photo and kept for all
+    runs, and training then takes seconds. Runs unchanged under torchrun and accelerate launch. Exit code 0; 1 where
+    training stopped; 2 for a wrong option. Photos that cannot be read are skipped and named.
     """
     from molt.data.annotations import DataError
     from molt.data.images import PhotoError
@@ -214,50 +214,33 @@ def train(
 
 
 class Display:
-    """Progress of a run: a bar where there is a terminal, else a line an epoch."""
+    """Progress of a run: a bar where there is a terminal, else lines, one at least an epoch."""
 
     def __init__(self, *, quiet: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         self.quiet = quiet
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[said]}"),
-            TimeRemainingColumn(),
-        )
-        hidden = quiet or not self.console.is_terminal
-        self.progress = Progress(*columns, console=self.console, transient=True, disable=hidden)
-        self.tasks: dict[str, Any] = {}
-        self.told = ""
-        self.began = self.last = 0.0
-        self.first = self.epochs = 0
+        self.progress = Progress(quiet=quiet)
+        self.console = self.progress.console
+        self.epochs = 0
 
     def __enter__(self) -> Display:
-        self.progress.start()
+        self.progress.__enter__()
+        self.progress.show("loading the networks")
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.progress.stop()
+        self.progress.close()
 
     def __call__(self, kind: str, values: dict[str, Any]) -> None:
         """Show what happened."""
         if kind == "begin":
             self._begin(values)
         elif kind == "features":
-            self._bar("features", values["done"], values["total"], f"{values['done']}/{values['total']}")
-            self._line(
-                f"features: {values['done']} of {values['total']} photos and views", values["done"], values["total"]
-            )
+            self.progress.show("features", values["done"], values["total"], "photos and views", ends=True)
         elif kind == "step":
             done, total = (values["epoch"] - 1) * values["steps"] + values["step"], values["epochs"] * values["steps"]
             said = f"epoch {values['epoch']}/{values['epochs']}, "
             said += f"loss {values['loss']:.3f}, accuracy {values['accuracy']:.2f}"
-            self._bar("training", done, total, said)
-            if values["step"] < values["steps"]:
-                self._line(f"batch {values['step']} of {values['steps']}, {said}", done, total)
+            self.progress.show("training", done, total, "steps", said)
         elif kind == "epoch":
             self.epochs += 1
             held = ""
@@ -278,37 +261,23 @@ class Display:
         held += " to pick the best epoch" if values["held"] else ": the last epoch will be the best"
         lines = [
             f"{values['model']} at {sizes} px, recipe {values['recipe']}: trains {what}; on {values['device']}",
-            f"{values['classes']} classes, {values['train']} photos to learn from, {held}; "
-            f"{values['epochs']} epochs of {values['steps']} steps",
+            f"{count(values['classes'], 'class')}, {count(values['train'], 'photo')} to learn from, {held}; "
+            f"{count(values['epochs'], 'epoch')} of {count(values['steps'], 'step')}",
         ]
+        if values.get("folder"):
+            lines.append(f"features are kept in {values['folder']}")
         if values["held"] and values["held"] < FEW_HELD:
-            lines.append(f"only {values['held']} photos are held out: which epoch is best is then mostly chance")
+            few = "photo is" if values["held"] == 1 else "photos are"
+            lines.append(f"only {values['held']} {few} held out: which epoch is best is then mostly chance")
         if values["epochs"] * values["steps"] < FEW_STEPS:
             lines.append("few steps in all: a smaller --batch or more --epochs may do better")
         if not self.quiet:
             for line in lines:
                 self.console.print(line, markup=False)
 
-    def _line(self, text: str, done: int, total: int) -> None:
-        """Print a line with the time left, where there is no bar and the last one is some time ago."""
-        now = time.monotonic()
-        if done == 0 or text.split(maxsplit=1)[0] != self.told:
-            self.told, self.began, self.first, self.last = text.split(maxsplit=1)[0], now, done, now
-            if done == 0 and total:
-                self._print(text)
-        elif now - self.last > EVERY or done == total:
-            self.last = now
-            left = (now - self.began) / max(1, done - self.first) * (total - done)
-            self._print(f"{text}, {left:.0f} s left")
-
     def _print(self, text: str) -> None:
-        if not self.quiet and not self.console.is_terminal:
+        if self.progress.lines:
             self.console.print(text, markup=False)
-
-    def _bar(self, name: str, done: int, total: int, said: str) -> None:
-        if name not in self.tasks:
-            self.tasks[name] = self.progress.add_task(name, total=total, said=said)
-        self.progress.update(self.tasks[name], completed=done, total=total, said=said)
 
 
 def _recipe(given: str) -> Recipe:
@@ -348,10 +317,11 @@ def _record(found: Trained) -> dict[str, Any]:
 
 def _show(found: Trained, rule: str, *, trained: bool) -> None:
     entry = found.history[found.best_epoch - 1]
-    skipped = f", {len(found.skipped)} photos skipped" if found.skipped else ""
+    skipped = f", {count(len(found.skipped), 'photo')} skipped" if found.skipped else ""
     if not trained:
         print("finished already, nothing was left to train")
-    print(f"{len(found.history)} epochs in {found.seconds:.1f} s, features in {found.feature_seconds:.1f} s{skipped}")
+    epochs = count(len(found.history), "epoch")
+    print(f"{epochs} in {found.seconds:.1f} s, features in {found.feature_seconds:.1f} s{skipped}")
     if entry["val_loss"] is None:
         print(f"no photos were held out: the last epoch is the best; training accuracy {entry['accuracy']:.3f}")
     else:

@@ -18,6 +18,7 @@ from torch import Tensor
 from molt import ops
 from molt._arguments import LARGEST_SEED, check_device, check_int
 from molt._files import save_tensors, user_path
+from molt._words import count
 from molt.clustering._labels import shrink
 from molt.clustering._network import LEARNING_RATE, MOMENTUM, respond_shared
 from molt.clustering.deep import MOST_CHANNELS, MOST_LAYERS, PRESETS, random_state
@@ -179,7 +180,7 @@ def load_network(path: str | Path) -> Network:
 def _shape(state: Sequence[Tensor]) -> tuple[int, int]:
     """Return channels and layers of a state whose tensors fit together."""
     if len(state) < 8 or len(state) % 4:
-        raise ValueError(f"it has {len(state)} tensors, expected four a layer and two layers or more")
+        raise ValueError(f"it has {count(len(state), 'tensor')}, expected four a layer and two layers or more")
     if any(value.dtype != torch.float32 or not bool(value.isfinite().all()) for value in state):
         raise ValueError("expected finite float32 values")
     channels, layers = len(state[1]) if state[1].ndim == 1 else 0, len(state) // 4 - 1

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from molt._text import plain_name
+from molt._words import count
 
 SetKind = Literal["folder", "wsol", "voc", "coco", "yolo", "cub", "csv"]
 
@@ -43,7 +44,7 @@ class DataError(ValueError):
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
         more = len(self.problems) - 1
-        super().__init__(f"{self.problems[0]}" + (f"; and {more} more problem{'s' * (more > 1)}" if more else ""))
+        super().__init__(f"{self.problems[0]}" + (f"; and {count(more, 'more problem')}" if more else ""))
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from molt._words import count
 from molt.data._parsing import Parsed, Place, ranges, shown
 from molt.data.annotations import DataError, LocalizationSet, Problem, Sample, SetKind
 from molt.data.images import PhotoError, _guard, _limit, _one_line, _open, _orientation, load_photo
@@ -21,6 +22,7 @@ from molt.data.reading import parse_set
 
 _BATCH = 1024  # files asked for at once, so that a million of them do not wait in memory
 _UNTURNED = ("JPEG", "MPO", "PNG", "WEBP")  # formats whose headers Pillow gives as they are
+SCALED = " the proportions but not the size of {} photo"
 _SLACK = 0.5  # pixels a box may reach out of its photo: annotations are rounded
 
 
@@ -147,7 +149,9 @@ def _check_labels(found: Parsed, num_classes: int | None) -> Iterator[Problem]:
     for index, sample in enumerate(found.samples):
         if sample.label >= num_classes:
             text = f"photo {shown(sample.name)} has label {sample.label}"
-            yield Problem(*_place(found, index).label, text, f"0 to {num_classes - 1}, of {num_classes} classes")
+            yield Problem(
+                *_place(found, index).label, text, f"0 to {num_classes - 1}, of {count(num_classes, 'class')}"
+            )
 
 
 def _check_objects(found: Parsed) -> Iterator[Problem]:
@@ -330,7 +334,7 @@ def _check_masks(found: Parsed, deep: bool, sizes: dict[Path, tuple[int, int]]) 
             text = f"mask {shown(path.name)} has size {width}x{height}, photo {name} {photo[0]}x{photo[1]}"
             yield Problem(file, line, text, "the photo's size, or its proportions")
     if scaled:
-        found.notes.append(f"{scaled:,} masks have the proportions but not the size of their photo")
+        found.notes.append(count(scaled, "mask has" + SCALED.format("its"), "masks have" + SCALED.format("their")))
 
 
 def check_sizes(data: LocalizationSet) -> tuple[Problem, ...]:

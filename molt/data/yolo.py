@@ -14,6 +14,7 @@ import yaml
 
 from molt._files import user_path
 from molt._text import plain_name
+from molt._words import count
 from molt.data._layouts import files, splits
 from molt.data._parsing import Parsed, as_integer, check_names, shown
 from molt.data.annotations import DataError, LocalizationSet, Problem, Sample
@@ -97,7 +98,7 @@ def read_yolo(path: str | Path, split: str | None = None) -> LocalizationSet:
         seen.add(name)
         _samples(data, photo, name, found, counts)
     if not problems and not found.samples:
-        message = f"none of the {len(seen)} photos of {split} has a box"
+        message = f"none of the {count(len(seen), 'photo')} of {split} has a box"
         problems.append(Problem(data.file, data.splits[split][1], message, "labels beside images"))
     found.notes += [f"{what}: {count:,}" for what, count in sorted(counts.items())]
     same = [name for name, (places, _) in data.splits.items() if name != split and places == data.splits[split][0]]
@@ -361,7 +362,7 @@ def _box(
     """Return what tells the box from others, xyxy in pixels and what was left out of the row; or what is wrong."""
     of_pose = keypoints > 0 and len(row) == 5 + keypoints
     if len(row) < 5 or (len(row) > 6 and len(row) % 2 == 0 and not of_pose):
-        return f"{len(row)} values"
+        return count(len(row), "value")
     try:
         values = [float(value) for value in row]
     except ValueError:

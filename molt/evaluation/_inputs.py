@@ -10,6 +10,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from molt._words import count
+
 Floats = NDArray[np.float64]
 
 
@@ -76,7 +78,7 @@ def check_boxes(boxes: object, number: int, name: str = "boxes") -> list[Floats]
     if isinstance(boxes, str | dict) or not isinstance(boxes, Sequence | Tensor | np.ndarray):
         raise TypeError(f"{name}: got {type(boxes).__name__}, expected a list of (n, 4) boxes, one entry a photo")
     if len(boxes) != number:
-        raise ValueError(f"{name}: got {len(boxes)} entries, expected {number}, one a photo")
+        raise ValueError(f"{name}: got {count(len(boxes), 'entry', 'entries')}, expected {number}, one a photo")
     found = []
     for index, one in enumerate(boxes):
         table = as_floats(one, f"{name}[{index}]")

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from molt._files import is_part, remove_parts, user_path, whole_file
+from molt._words import count
 
 STATE, DONE, RUN, ROWS = "state.json", "done.jsonl", "run.json", "photos.jsonl"
 ARRAYS = ("curves.npy", "boxes.npy", "pixels.npy")
@@ -128,7 +129,9 @@ class Spool:
         whole = text[: text.rfind(b"\n") + 1]
         rows = parse_rows(path, whole)
         if len(rows) > photos:
-            raise RunError(f"{path}: holds {len(rows)} photos, expected at most {photos}; --restart throws it away")
+            raise RunError(
+                f"{path}: holds {count(len(rows), 'photo')}, expected at most {photos}; --restart throws it away"
+            )
         if len(whole) < len(text):
             with path.open("r+b") as file:
                 file.truncate(len(whole))

@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 import molt
 from molt._files import user_path, whole_file
+from molt._words import count
 from molt.data.annotations import Sample
 from molt.data.images import load_photo
 from molt.evaluation._report_page import MARK, STYLE, TEMPLATE
@@ -100,9 +101,10 @@ def _page(
     title = f"{runs[0].name} on {first['name']}" if len(runs) == 1 else f"{len(runs)} runs on {first['name']}"
     page = environment.from_string(TEMPLATE).render(
         title=title,
-        lead=[f"{_counted(first, ' photos')} of {first['classes']} classes"],
+        lead=[f"{_counted(first, ' photos')} of {count(first['classes'], 'class')}"],
         style=Markup(STYLE),
         comparison=comparison,
+        count=count,
         runs=[_about(run, name, pictures) for run, name in zip(runs, names(runs), strict=True)],
         version=molt.__version__,
         colour=colour,

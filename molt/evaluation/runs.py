@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 import molt
 from molt._arguments import check_int, check_number
 from molt._files import user_path
+from molt._words import count
 from molt.data.annotations import LocalizationSet, Problem, Sample
 from molt.data.checking import check_sizes
 from molt.data.images import PhotoError, read_photo
@@ -33,7 +34,7 @@ from molt.evaluation.box_curves import box_curves, to_levels
 from molt.evaluation.maps import MapError, Normalize, Resize, prepare
 from molt.evaluation.masks import read_masks
 from molt.evaluation.scores import Curves, pixel_histogram, thresholds
-from molt.evaluation.summary import count, final_rows, scaled, summarize
+from molt.evaluation.summary import final_rows, scaled, summarize, tally
 from molt.ops.sweep_boxes import largest_at_cuts
 
 FORMAT = 2
@@ -221,7 +222,9 @@ def evaluate(
         raise ValueError("data must hold at least one photo, got none")
     masked = any(sample.masks for sample in data.samples)
     if not masked and not any(len(sample.boxes) for sample in data.samples):
-        raise ValueError(f"data: none of the {len(data)} photos of {data.name!r} has a box or a mask to score against")
+        raise ValueError(
+            f"data: none of the {count(len(data), 'photo')} of {data.name!r} has a box or a mask to score against"
+        )
     if sizes == "check":
         problems = (*problems, *check_sizes(data))
     said: dict[str, Any] = {
@@ -302,10 +305,12 @@ def _batches(
         some = samples[start : start + batch]
         found = list(maps(some) if callable(maps) else islice(stream or (), len(some)))
         if len(found) != len(some):
-            raise ValueError(f"maps gave {len(found)} maps for {len(some)} photos from {some[0].name!r} on")
+            raise ValueError(
+                f"maps gave {count(len(found), 'map')} for {count(len(some), 'photo')} from {some[0].name!r} on"
+            )
         yield some, found
     if stream is not None and next(stream, None) is not None:
-        raise ValueError(f"maps gave more than {len(samples)} maps, one a photo")
+        raise ValueError(f"maps gave more than {count(len(samples), 'map')}, one a photo")
 
 
 def _array(values: Any) -> NDArray:
@@ -386,7 +391,7 @@ def _trouble(error: Exception, path: Path | None = None) -> dict[str, str]:
 
 
 def _about(data: LocalizationSet) -> dict[str, Any]:
-    counted = count([{"name": sample.name} for sample in data.samples])
+    counted = tally([{"name": sample.name} for sample in data.samples])
     said = {"name": data.name, "kind": data.kind, **counted, "classes": len(data.classes)}
     return said | {"left_out": dict(data.left_out)}
 

@@ -167,14 +167,14 @@ def units(counted: Mapping[str, int]) -> str:
     return "photo-class pairs" if "pairs" in counted else "photos"
 
 
-def count(rows: Rows) -> dict[str, int]:
+def tally(rows: Rows) -> dict[str, int]:
     """Return how many photos the rows are of, and where a photo has several classes how many pairs of these."""
     photos = len({row["name"] for row in rows})
     return {"photos": photos} | ({} if photos == len(rows) else {"pairs": len(rows)})
 
 
 def _score(value: float, drawn: NDArray[np.float64], rows: Rows) -> dict[str, Any]:
-    return {"value": 100 * float(value), "interval": list(interval(100 * drawn))} | count(rows)
+    return {"value": 100 * float(value), "interval": list(interval(100 * drawn))} | tally(rows)
 
 
 def _by_threshold(
@@ -217,7 +217,7 @@ def _reached(values: NDArray[np.float64], iou: float) -> NDArray[np.float64]:
 
 def _part(rows: Rows, each: Mapping[str, NDArray[np.float64]], inside: NDArray) -> dict[str, Any]:
     """Return the means of the figures over some rows, by index."""
-    return count([rows[i] for i in inside]) | {name: 100 * float(own[inside].mean()) for name, own in each.items()}
+    return tally([rows[i] for i in inside]) | {name: 100 * float(own[inside].mean()) for name, own in each.items()}
 
 
 def _classes(rows: Rows, each: Mapping[str, NDArray[np.float64]]) -> list[dict[str, Any]]:

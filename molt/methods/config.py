@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from molt._arguments import check_int, check_number
 from molt._text import has_control
+from molt._words import count
 from molt.methods.transformer import HEADS, OVER_HEADS, OVER_LAYERS, POOLINGS, check_spatial_map
 from molt.ops._checks import ORDERS
 
@@ -104,5 +105,5 @@ def _check_tuple(name: str, value: object, least: int, most: int) -> None:
     if not isinstance(value, tuple):
         raise TypeError(f"{name} must be a sequence, got {value!r}")
     if not least <= len(value) <= most:
-        expected = f"{least}" if least == most else f"{least} to {most}"
-        raise ValueError(f"{name} must hold {expected} entries, got {len(value)}")
+        expected = ("" if least == most else f"{least} to ") + count(most, "entry", "entries")
+        raise ValueError(f"{name} must hold {expected}, got {len(value)}")

@@ -16,7 +16,7 @@ from molt import ops
 from molt._files import save_tensors, user_path
 from molt._text import plain_name
 from molt.backbones import ViTBackbone
-from molt.backbones.preprocess import check_images, mean_and_std, normalize, resize
+from molt.backbones.preprocess import check_range, mean_and_std, normalize, resize
 from molt.classes import OBJECT, find_class, imagenet_names
 from molt.methods.config import MOLTConfig
 from molt.methods.transformer import ObjectLocalizationTransformer
@@ -24,7 +24,6 @@ from molt.structures import Features, WeightsInfo
 
 FORMAT = 1
 SAMPLES = 64
-SLACK = 0.1  # bicubic resizing overshoots a little
 WITHOUT_TRAINING = ("layers", "over_layers", "over_heads", "clip", "order", "scale_weights", "class_names")
 
 
@@ -90,19 +89,6 @@ class MOLT(nn.Module):
         count = self.config.num_classes
         return names if count == len(names) else tuple(f"class {i}" for i in range(count))
 
-    def normalize(self, images: Tensor) -> Tensor:
-        """Return RGB images (B, 3, H, W) in [0, 1] less the model's mean, divided by its deviation.
-
-        Raises:
-            TypeError, ValueError: images of another type or shape, or on the CPU far outside [0, 1].
-        """
-        check_images(images)
-        if images.device.type == "cpu" and images.numel() > 0 and not torch.compiler.is_compiling():
-            low, high = (float(end) for end in images.detach().aminmax())
-            if low < -SLACK or high > 1 + SLACK:
-                raise ValueError(f"images must be in [0, 1], got {low:.4g} to {high:.4g}")
-        return normalize(images, self.transformer(0).backbone.model)
-
     def reconfigure(self, **changes: Any) -> MOLT:
         """Change how maps are made, which needs no training; returns the model.
 
@@ -131,11 +117,13 @@ class MOLT(nn.Module):
         """Return logits (B, num_classes), the mean over scales, in training and in evaluation alike.
 
         Args:
-            x: (B, 3, H, W) of any size, at least one image, of the model's dtype and on its device, normalised by
-                :meth:`normalize`.
+            x: (B, 3, H, W) RGB in [0, 1] of any size, at least one image, of the model's dtype and on its device. The
+                model itself takes off the mean and divides by the deviation that its backbone was trained with.
 
         Raises:
-            TypeError, ValueError: another type, dtype, device or shape.
+            TypeError, ValueError: another type, dtype (uint8 must be divided by 255), device or shape, or values far
+                outside [0, 1]: they were normalised already. On a GPU a model's first call alone looks at values, as
+                it would wait for the device; ``torch.compile`` and CUDA graphs leave that out.
         """
         return torch.stack(self.scale_logits(x)).mean(0)
 
@@ -144,9 +132,11 @@ class MOLT(nn.Module):
         return [transformer(pixels) for transformer, pixels in zip(self._per_scale(), self.pyramid(x), strict=True)]
 
     def pyramid(self, x: Tensor) -> list[Tensor]:
-        """Return x (B, 3, H, W) resized to each scale, antialiased."""
+        """Return x (B, 3, H, W), as for :meth:`forward`, normalised and resized to each scale, antialiased."""
         _check_input(x, next(self.parameters()))
-        return [resize(x, size) for size in self.config.sizes]
+        check_range(x, self, "x")
+        normalised = normalize(x, self.transformer(0).backbone.model)
+        return [resize(normalised, size) for size in self.config.sizes]
 
     def see(self, x: Tensor) -> list[Features]:
         """Return what each scale's transformer sees: Features with logits and attention."""
@@ -293,11 +283,11 @@ def fused_logits(features: Sequence[Features]) -> Tensor:
 def _check_input(x: object, weight: Tensor) -> None:
     if not isinstance(x, Tensor):
         hint = ": stack photos of one size, or give photos of any size to molt.Localizer" if isinstance(x, list) else ""
-        raise TypeError(f"x must be a normalised torch tensor (B, 3, H, W), got {type(x).__name__}{hint}")
+        raise TypeError(f"x must be a torch tensor (B, 3, H, W) in [0, 1], got {type(x).__name__}{hint}")
     if x.ndim != 4 or x.shape[1] != 3 or 0 in x.shape[2:]:
         raise ValueError(f"x must have shape (B, 3, H, W), got {tuple(x.shape)}")
     if not x.is_floating_point():
-        raise TypeError(f"x must be floating point, normalised by model.normalize, got {x.dtype}")
+        raise TypeError(f"x must be floating point in [0, 1] (uint8: divide by 255), got {x.dtype}")
     if len(x) == 0:
         raise ValueError("x must hold at least one image, got none")
     if x.device != weight.device:

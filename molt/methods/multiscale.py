@@ -110,7 +110,7 @@ class Multiscale(Method):
         config = self.model.config
         with stage("pyramid"):
             weight = next(self.model.parameters())
-            pyramid = self.model.pyramid(self.model.normalize(images.to(weight.dtype)))
+            pyramid = self.model.pyramid(images.to(weight.dtype))
         with stage("forward"):
             features = self.model.see_pyramid(pyramid)
         with stage("cam"):

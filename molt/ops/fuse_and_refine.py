@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from molt._backend import Backend, use_native
+from molt._words import count
 from molt.ops import reference
 from molt.ops._checks import LABELS, check_fraction, check_num_clusters, check_tensor, table_size
 from molt.ops._native import call, register
@@ -50,7 +51,8 @@ def fuse_and_refine(
     shares = check_scales(maps, weights)
     check_tensor("labels", labels, LABELS, "(B, H, W)")
     if labels.shape[0] != maps[0].shape[0]:
-        raise ValueError(f"labels: got {labels.shape[0]} images, expected {maps[0].shape[0]} as maps have")
+        got = count(labels.shape[0], "image")
+        raise ValueError(f"labels: got {got}, expected {maps[0].shape[0]} as maps have")
     if 0 in labels.shape[1:]:
         raise ValueError(f"labels: got shape {tuple(labels.shape)}, expected at least one pixel an image")
     if labels.device != maps[0].device:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from molt._backend import Backend, use_native
+from molt._words import count
 from molt.ops import reference
 from molt.ops._checks import check_maps, check_order, check_size
 from molt.ops._native import call, register
@@ -71,7 +72,7 @@ def check_scales(maps: object, weights: Sequence[float] | None) -> list[float]:
             raise ValueError(f"maps[{i}]: got (B, C) = {tuple(scale.shape[:2])}, expected {tuple(maps[0].shape[:2])}")
     shares = [1.0] * len(maps) if weights is None else [float(weight) for weight in weights]
     if len(shares) != len(maps):
-        raise ValueError(f"weights: got {len(shares)} numbers, expected one a scale ({len(maps)})")
+        raise ValueError(f"weights: got {count(len(shares), 'number')}, expected one a scale ({len(maps)})")
     total = sum(shares)
     if not all(share >= 0 for share in shares) or total == 0 or not math.isfinite(total):
         raise ValueError(f"weights: got {shares}, expected numbers of finite sum, not negative and not all zero")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from molt._backend import Backend, use_native
+from molt._words import count
 from molt.ops import reference
 from molt.ops._checks import FLOATS, check_not_captured, check_tensor
 from molt.ops._native import call, register
@@ -164,7 +165,7 @@ def _thresholds(thresholds: object) -> list[float]:
         raise TypeError(f"thresholds: got {thresholds!r}, expected numbers in (0, 1]")
     shares = [float(share) for share in given]
     if not 1 <= len(shares) <= CUTS:
-        raise ValueError(f"thresholds: got {len(shares)} numbers, expected 1 to {CUTS}")
+        raise ValueError(f"thresholds: got {count(len(shares), 'number')}, expected 1 to {CUTS}")
     if not all(0 < share <= 1 for share in shares) or any(b <= a for a, b in itertools.pairwise(shares)):
         raise ValueError(f"thresholds: got {shares}, expected rising numbers in (0, 1]")
     return shares

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from molt._files import whole_file
+from molt._words import count
 
 FORMAT = 1
 ABOUT, MARKS, BAD = "cache.json", "marks.bin", "bad.jsonl"
@@ -147,7 +148,7 @@ def check_array(room: Path, name: str, shape: tuple[int, ...], dtype: torch.dtyp
         if found.shape != shape or found.dtype != _numpy_type(name, dtype) or not found.flags.c_contiguous:
             raise ValueError(f"it holds {found.dtype} of shape {found.shape}, expected {dtype} of shape {shape}")
         if (size := path.stat().st_size) != found.offset + found.nbytes:
-            raise ValueError(f"it has {size} bytes, expected {found.offset + found.nbytes}")
+            raise ValueError(f"it has {count(size, 'byte')}, expected {found.offset + found.nbytes}")
     except (OSError, ValueError, EOFError) as error:
         raise damaged(room, f"{path.name}: {' '.join(str(error).split())}") from error
     return int(found.offset)

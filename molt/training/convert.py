@@ -16,6 +16,7 @@ from torch import Tensor
 
 from molt._arguments import LARGEST_SEED, check_int
 from molt._files import user_path
+from molt._words import count
 from molt.backbones.weight_files import CheckpointError, misfits, read_tensors, some, told
 from molt.backbones.weights import MASK_FREE
 from molt.classes import imagenet_names
@@ -46,7 +47,7 @@ class Outline:
 
     def __str__(self) -> str:
         """Return it in words."""
-        more = f", {self.registers} register tokens" if self.registers else ""
+        more = f", {count(self.registers, 'register token')}" if self.registers else ""
         return (
             f"width {self.width}, depth {self.depth}, patches of {self.patch[0]}x{self.patch[1]}, trained at "
             f"{self.side}x{self.side}{more}, {'with' if self.layer_scale else 'without'} LayerScale"
@@ -255,7 +256,9 @@ def _outline(state: Mapping[str, Tensor], path: Path) -> Outline:
     grids = [math.isqrt(n) for n in (tokens, tokens - 1) if n > 0 and math.isqrt(n) ** 2 == n]
     patch = state["patch_embed.proj.weight"].shape
     if not grids or grids[0] < 2:
-        raise CheckpointError(f"checkpoint {path} has a position embedding of {tokens} entries, expected a square grid")
+        raise CheckpointError(
+            f"checkpoint {path} has a position embedding of {count(tokens, 'entry', 'entries')}, expected a square grid"
+        )
     return Outline(
         width=state["cls_token"].shape[2],
         depth=len(blocks),
@@ -313,8 +316,8 @@ def _count(found: int | None, num_classes: int | None, names: Sequence[str] | No
         for argument, given in (("num_classes", num_classes), ("class_names", None if names is None else len(names))):
             if given is not None and given != found:
                 raise ValueError(
-                    f"{argument} says {given}, the head in {path} has {found} classes; new_head (--new-head) leaves it "
-                    "out for a new one, to be trained"
+                    f"{argument} says {given}, the head in {path} has {count(found, 'class')}; new_head (--new-head) "
+                    "leaves it out for a new one, to be trained"
                 )
         return found
     if num_classes is None and names is None:

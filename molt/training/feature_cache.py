@@ -29,6 +29,7 @@ from torch import Tensor
 
 from molt._arguments import check_int
 from molt._files import user_path
+from molt._words import count
 from molt.data.annotations import Sample
 from molt.training import _feature_files as files
 from molt.training._feature_files import ABOUT, BAD, IS_BAD, IS_DONE, MARK, MARKS, CacheError, damaged
@@ -62,7 +63,7 @@ class FeatureCache:
             self._marks = self._files[MARKS] = files.open_file(folder, MARKS)
             self._messages = self._files[BAD] = files.open_file(folder, BAD, os.O_APPEND)
             if (size := os.fstat(self._marks).st_size) != rows * MARK.itemsize:
-                raise damaged(folder, f"{MARKS} has {size} bytes, expected {rows * MARK.itemsize}")
+                raise damaged(folder, f"{MARKS} has {count(size, 'byte')}, expected {rows * MARK.itemsize}")
         except BaseException:
             self.close()
             raise

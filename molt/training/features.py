@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 import os
 import random
+import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import PIL.Image
 import torch
 from torch import Tensor
 
+from molt._files import check_writable
+from molt.backbones.weights import cache_dir
 from molt.data.annotations import Sample
 from molt.data.images import _MAX_PIXELS, PhotoError, _limit
 from molt.methods.molt import MOLT, backbone_digest
@@ -21,6 +28,9 @@ from molt.structures import Features
 from molt.training.augment import Augmentation, find_augmentation, view
 from molt.training.checkpoints import TrainingError
 from molt.training.feature_cache import FeatureCache, photo_identity
+from molt.training.run_files import FEATURES
+
+logger = logging.getLogger("molt")
 
 SEED = 0  # of views: runs of any seed share them
 PLAIN = find_augmentation("none")
@@ -30,6 +40,25 @@ AHEAD = 2  # batches that are read ahead
 MOST_HELD = 2**30  # bytes of features in memory
 
 Found = tuple[int, list[int], dict[str, Tensor]]  # a scale, rows, and the values of each array
+
+
+def shared_folder(samples: Sequence[Sample], out: Path) -> Path:
+    """Return where features of these photos are kept for all runs of the user, in ``MOLT_CACHE`` or its usual place.
+
+    Photos of other folders go elsewhere, as names, sizes and times may be the same there; and so do those that formats
+    known now and not before can read. Where nothing can be written it is ``out/features``.
+    """
+    PIL.Image.init()
+    places = sorted(os.path.realpath(place) for place in {sample.path.parent for sample in samples})
+    digest = hashlib.sha256(json.dumps([places, sorted(PIL.Image.ID)]).encode()).hexdigest()[:12]
+    name = re.sub(r"[^A-Za-z0-9_.]+", "-", Path(os.path.commonpath(places)).name).strip("-.")
+    folder = cache_dir() / "features" / f"{name}-{digest}".lstrip("-")
+    try:
+        check_writable(folder, keep=True)
+    except OSError as error:
+        logger.warning("features are kept in %s, for this run alone: %s", out / FEATURES, error)
+        return out / FEATURES
+    return folder
 
 
 class FeatureStore:
@@ -209,7 +238,7 @@ class FeatureStore:
         # Page-locked, so that the copy to a GPU does not keep the network waiting.
         pixels = torch.empty(len(rows), 3, *self.size, pin_memory=device.type == "cuda")
         torch.stack([one for _, one in found], out=pixels)
-        x = self.model.normalize(pixels.to(device, non_blocking=True).to(self._dtype))
+        x = pixels.to(device, non_blocking=True).to(self._dtype)
         seen = []
         for scale, shown in enumerate(self.model.pyramid(x)):
             if absent := set(self.caches[scale].missing(rows)):

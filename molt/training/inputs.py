@@ -106,7 +106,7 @@ class KeptFeatures:
         folder: Path,
     ) -> None:
         self.model, self.photos, self.recipe, self.seed, self.micro = model, photos, recipe, seed, micro
-        self.accelerator, self.readers = accelerator, workers or None
+        self.accelerator, self.readers, self.folder = accelerator, workers or None, folder
         self.store = FeatureStore(
             model, folder, photos.samples, recipe.views, find_augmentation(recipe.augment), recipe.precision
         )
@@ -179,7 +179,7 @@ class _Whole(nn.Module):
         x = pixels.to(next(self.model.parameters()).dtype)
         seen = [
             self.model.transformer(scale).see(shown, attention=False)
-            for scale, shown in enumerate(self.model.pyramid(self.model.normalize(x)))
+            for scale, shown in enumerate(self.model.pyramid(x))
         ]
         logits = [one.logits for one in seen if one.logits is not None]
         return logits, None if seen[0].masks is None else [spatial_map(one) for one in seen]

@@ -15,14 +15,15 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin
 
 from molt._arguments import LARGEST_SEED, check_device, check_int, check_number
-from molt._files import user_path
+from molt._files import alone_in, check_writable, user_path
 from molt.data.annotations import LocalizationSet
 from molt.methods.molt import MOLT
 from molt.training.augment import find_augmentation
 from molt.training.checkpoints import TrainingError
+from molt.training.features import shared_folder
 from molt.training.recipe import Recipe, find_recipe
 from molt.training.run import Event, Run
-from molt.training.run_files import BEST, FEATURES, LAST, RUN, STATE
+from molt.training.run_files import BEST, LAST, RUN, STATE
 from molt.training.setup import build_model, check_model, gather_photos, take_over
 
 SCALARS = ("loss", "accuracy", "val_loss", "val_accuracy", "rate", "photos_per_second")
@@ -91,8 +92,8 @@ def train(
             class names where it has none.
         val: photos that pick the best epoch, by their labels; one set or several.
         val_share: in [0, 1): share of ``data`` held out for that where there is no ``val``.
-        cache: folder of features where backbones are frozen; ``"auto"`` is ``out/features``; None computes them anew in
-            each epoch, with new augmentations.
+        cache: folder of features where backbones are frozen; ``"auto"`` is one that all runs of the user share, see
+            :func:`molt.training.features.shared_folder`; None computes them anew in each epoch, with new augmentations.
         micro: photos a forward pass and process, at least 1; None takes a process's whole share of a batch.
         workers: processes that read photos, 0 reads in this one; for kept features threads, 0 picks their number.
         device: ``"cpu"`` or ``"cuda"``; None takes a GPU where there is one.
@@ -109,6 +110,7 @@ def train(
         TypeError, ValueError: an argument of another type or range, classes that do not fit, too few photos.
         TrainingError: ``out`` holds a run and ``resume`` is False, or another run; a loss that is not finite (the state
             from before it is kept); the best model is gone.
+        BlockingIOError: another run is at it in ``out``.
         OSError: a file cannot be written (the one from before is kept, and where that is the state all others are).
         ImportError: tensorboard is asked for and not installed.
     """
@@ -139,10 +141,7 @@ def train(
             pooling=config.pooling,
             clip=config.clip,
         )
-    folder = None
-    if cache is not None and recipe.freeze and recipe.head != "spatial":
-        folder = user_path(out) / FEATURES if cache == "auto" else user_path(cache)
-    keeps = folder is not None
+    keeps = cache is not None and recipe.freeze and recipe.head != "spatial"
     if keeps and recipe.views == 1 and find_augmentation(recipe.augment).random:
         raise ValueError(
             f"augment {recipe.augment!r} does nothing to kept features of one view: take views=2 or more, or "
@@ -164,26 +163,33 @@ def train(
     if device == "cuda":
         check_device(device)  # accelerate would take the CPU
     accelerator = _accelerator(device, recipe.precision)
-    with torch.random.fork_rng():
-        built = (
-            build_model(recipe, photos.classes, seed, source, pretrained)
-            if model is None
-            else take_over(model, photos.classes)
-        )
-        run = Run(
-            recipe,
-            photos,
-            built,
-            accelerator,
-            out,
-            cache=folder,
-            seed=seed,
-            micro=micro,
-            workers=workers,
-            on_event=on_event,
-        )
-        run.prepare(compile=compile, resume=resume and (out / STATE).is_file())
-        run.go(save_minutes * 60, writer if accelerator.is_main_process else None)
+    with alone_in(out if accelerator.is_main_process else None):
+        if accelerator.is_main_process:
+            check_writable(out)
+        folder = None
+        if keeps:
+            folder = shared_folder(photos.samples, out) if cache == "auto" else Path(cache or "").expanduser()
+            check_writable(folder, keep=True)
+        with torch.random.fork_rng():
+            built = (
+                build_model(recipe, photos.classes, seed, source, pretrained)
+                if model is None
+                else take_over(model, photos.classes)
+            )
+            run = Run(
+                recipe,
+                photos,
+                built,
+                accelerator,
+                out,
+                cache=folder,
+                seed=seed,
+                micro=micro,
+                workers=workers,
+                on_event=on_event,
+            )
+            run.prepare(compile=compile, resume=resume and (out / STATE).is_file())
+            run.go(save_minutes * 60, writer if accelerator.is_main_process else None)
     assert run.best is not None
     return Trained(
         folder=out,

@@ -100,6 +100,7 @@ class Run:
                 "head": self.recipe.head,
                 "frozen": self.recipe.freeze,
                 "kept": self.kept,
+                "folder": str(self.source.folder) if isinstance(self.source, KeptFeatures) else None,
                 "classes": len(self.photos.classes),
                 "train": len(self.photos.train),
                 "held": len(self.photos.held),

@@ -15,6 +15,7 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from molt._arguments import check_number
+from molt._words import count
 from molt.data.annotations import LocalizationSet, Sample
 from molt.methods.molt import MOLT
 from molt.methods.registry import create_model
@@ -81,10 +82,13 @@ def gather_photos(
         files += _files(others)
         wrong = [sample.name for sample in others if not 0 <= sample.label < len(classes)]
         if wrong:
-            raise ValueError(f"val: {len(wrong)} photos have a label of no class, such as {wrong[0]}")
+            raise ValueError(
+                f"val: {count(len(wrong), 'photo has', 'photos have')} a label of no class, such as {wrong[0]}"
+            )
     both = {files[i] for i in train} & {files[i] for i in held}
     if both:
-        raise ValueError(f"val: {len(both)} photos are in data too, such as {min(both)}: they would not be held out")
+        shared = count(len(both), "photo is", "photos are")
+        raise ValueError(f"val: {shared} in data too, such as {min(both)}: they would not be held out")
     known = [(sample.name, sample.label, _bytes(sample.path)) for sample in samples]
     text = json.dumps([known, list(train), list(held), list(classes)])
     return LabelledPhotos(
@@ -102,7 +106,8 @@ def _check_apart(sets: Sequence[LocalizationSet], files: Sequence[str]) -> None:
         twice |= own & seen
         seen |= own
     if twice:
-        raise ValueError(f"data: {len(twice)} photos are in two of its sets, such as {min(twice)[0]}: take each once")
+        number = count(len(twice), "photo is", "photos are")
+        raise ValueError(f"data: {number} in two of its sets, such as {min(twice)[0]}: take each once")
 
 
 def _files(samples: Sequence[Sample]) -> list[str]:
@@ -149,8 +154,8 @@ def check_model(model: MOLT, classes: Sequence[str]) -> None:
     own = model.class_names if model.config.class_names is not None else None
     if model.config.num_classes != len(classes):
         raise ValueError(
-            f"model has {model.config.num_classes} classes{_few(own)}, the photos have {len(classes)}{_few(classes)}: "
-            "a model is trained further on its own classes alone"
+            f"model has {count(model.config.num_classes, 'class')}{_few(own)}, "
+            f"the photos have {len(classes)}{_few(classes)}: a model is trained further on its own classes alone"
         )
     if own is not None and tuple(own) != tuple(classes):
         first = next(i for i, pair in enumerate(zip(own, classes, strict=True)) if pair[0] != pair[1])
