@@ -160,7 +160,7 @@ def show(run: Run, folder: Path | None) -> None:
 
 def show_comparison(found: Mapping[str, Any]) -> None:
     from molt.evaluation.scores import title
-    from molt.evaluation.summary import units
+    from molt.evaluation.summary import said_counts, unit
 
     console = _console()
     plain = _printer(console)
@@ -169,8 +169,7 @@ def show_comparison(found: Mapping[str, Any]) -> None:
         for i, name in enumerate(found["runs"])
     ]
     heads = [title(metric, fixed=found["fixed"]) for metric in found["scores"]]
-    said = f"{found['photos']} photos" + (f" ({found['pairs']} {units(found)})" if "pairs" in found else "")
-    console.print(_table(f"on the {said} that all share, %", ("run", *heads), rows))
+    console.print(_table(f"on the {said_counts(found)} that all share, %", ("run", *heads), rows))
     changes = [
         (
             f"{entry['run']} - {entry['against']}",
@@ -183,7 +182,7 @@ def show_comparison(found: Mapping[str, Any]) -> None:
     console.print(_table("differences", ("runs", "metric", "points", "95 % interval"), changes))
     for left in found["unshared"]:
         more = ", ..." if left["count"] > len(left["photos"]) else ""
-        plain(f"{left['count']} {units(found)} left out, {left['reason']}: {', '.join(left['photos'])}{more}")
+        plain(f"{count(left['count'], unit(found))} left out, {left['reason']}: {', '.join(left['photos'])}{more}")
     for other in found["protocol"]:
         said = ", ".join(f"{name} {value}" for name, value in other["values"].items())
         plain(f"protocols differ in {other['setting']}: {said}")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from molt._words import count
 from molt.cli._progress import Progress
 from molt.cli._say import FAILED, check_out, stop, stop_at, take_out
 from molt.cli._score_tables import REPORT, Scores, show, show_comparison, write_csv, write_latex
@@ -290,9 +291,9 @@ def _run(
             )
         except KeyboardInterrupt:
             if folder is not None:
-                what = "photos" if len(set(names)) == len(names) else "photo-class pairs"
+                what = "photo" if len(set(names)) == len(names) else "photo-class pair"
                 progress.console.print(
-                    f"molt: {done} of {len(data)} {what} are in {folder}: the same command goes on", markup=False
+                    f"molt: {done} of {count(len(data), what)} are in {folder}: the same command goes on", markup=False
                 )
             raise
         if folder is not None:

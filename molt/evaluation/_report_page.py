@@ -43,10 +43,11 @@ footer { margin-top: 40px; font-size: .8125rem; color: var(--soft); }
 TEMPLATE = (
     """{% macro share(value) %}{{ "%.2f"|format(value) }}{% endmacro %}
 {% macro span(pair) %}{{ "%.1f to %.1f"|format(pair[0], pair[1]) }}{% endmacro %}
+{% macro number(row) %}{{ row.photos }}{% if "pairs" in row %} ({{ count(row.pairs, unit(row)) }}){% endif %}{% endmacro %}
 {% macro figures(rows, head, fixed) %}
 <div class="scroll"><table><thead><tr><th>{{ head }}</th><th>photos</th><th>{{ metric_name("max_box_acc", fixed) }}</th>
 <th>{{ metric_name("max_box_acc_v2", fixed) }}</th><th>mean IoU</th></tr></thead><tbody>
-{% for row in rows %}<tr><td>{{ row.title }}</td><td>{{ counted(row) }}</td><td>{{ share(row.max_box_acc) }}</td>
+{% for row in rows %}<tr><td>{{ row.title }}</td><td>{{ number(row) }}</td><td>{{ share(row.max_box_acc) }}</td>
 <td>{{ share(row.max_box_acc_v2) }}</td><td>{{ share(row.mean_iou) }}</td></tr>
 {% endfor %}</tbody></table></div>
 {% endmacro %}
@@ -73,7 +74,7 @@ style="background:{{ colour(loop.index0) }}"></span>{{ name }}</li>{% endfor %}<
 {% endfor %}</header>
 {% if comparison %}
 <section id="comparison">
-<h2>Runs on the {{ counted(comparison, " photos") }} that all share</h2>
+<h2>Runs on the {{ said_counts(comparison) }} that all share</h2>
 <div class="scroll"><table><thead><tr><th>run</th>{% for metric in comparison.scores %}
 <th>{{ metric_name(metric, comparison.fixed) }}, %</th><th>95 % interval</th>{% endfor %}</tr></thead><tbody>
 {% for name in comparison.runs %}{% set number = loop.index0 %}<tr><td>{{ name }}</td>
@@ -89,7 +90,7 @@ open which run is better.</p>
 <td class="text">{{ metric_name(entry.metric, comparison.fixed) }}</td><td>{{ "%+.2f"|format(entry.difference) }}</td>
 <td>{{ "%+.1f to %+.1f"|format(entry.interval[0], entry.interval[1]) }}</td></tr>
 {% endfor %}</tbody></table></div>
-{% for left in comparison.unshared %}<p class="soft">{{ left.count }} {{ units(comparison) }} left out,
+{% for left in comparison.unshared %}<p class="soft">{{ count(left.count, unit(comparison)) }} left out,
 {{ left.reason }}:
 {{ left.photos|join(", ") }}{% if left.count > left.photos|length %}, &hellip;{% endif %}</p>
 {% endfor %}{% for other in comparison.protocol %}<p class="soft">Protocols differ in {{ other.setting }}:
@@ -101,7 +102,7 @@ open which run is better.</p>
 <h2>{{ run.name }}</h2>
 <div class="scroll"><table><thead><tr><th>metric</th><th>%</th><th>95 % interval</th><th>photos</th></tr></thead><tbody>
 {% for name, entry in run.info.scores.items() %}<tr><td>{{ metric_name(name, run.fixed) }}</td>
-<td>{{ share(entry.value) }}</td><td>{{ span(entry.interval) }}</td><td>{{ counted(entry) }}</td></tr>
+<td>{{ share(entry.value) }}</td><td>{{ span(entry.interval) }}</td><td>{{ number(entry) }}</td></tr>
 {% endfor %}</tbody></table></div>
 <p class="soft protocol">Protocol: {{ run.protocol }}.</p>
 {% for used in run.info.method.get("weights", []) %}<p class="soft">Weights: {{ used.model }}, {{ used.source }}; saw

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from molt._words import count
 from molt.data.annotations import Problem
 from molt.evaluation.scores import (
     V1_IOU,
@@ -149,7 +150,7 @@ def protocol_line(info: Mapping[str, Any]) -> str:
     parts += [f"{what} count" for what in info["data"].get("counted", ())]
     if "missing" in method:
         parts.append(f"missing maps: {method['missing']}")
-    drawn = units(info["data"])
+    drawn = unit(info["data"]) + "s"
     parts.append(f"95 % intervals: {said['draws']} bootstrap draws of the {drawn}, seed {said['seed']}")
     return "; ".join(parts)
 
@@ -162,9 +163,15 @@ def fixed_threshold(info: Mapping[str, Any]) -> float | None:
     return float(said["threshold"] or 0.0)
 
 
-def units(counted: Mapping[str, int]) -> str:
+def unit(counted: Mapping[str, int]) -> str:
     """Return what is scored one by one: photos, or where one has several classes, pairs of a photo and a class."""
-    return "photo-class pairs" if "pairs" in counted else "photos"
+    return "photo-class pair" if "pairs" in counted else "photo"
+
+
+def said_counts(counted: Mapping[str, int]) -> str:
+    """Return how many photos, and where these are not the same how many pairs of a photo and a class."""
+    pairs = f" ({count(counted['pairs'], unit(counted))})" if "pairs" in counted else ""
+    return count(counted["photos"], "photo") + pairs
 
 
 def tally(rows: Rows) -> dict[str, int]:
