@@ -43,7 +43,8 @@ footer { margin-top: 40px; font-size: .8125rem; color: var(--soft); }
 TEMPLATE = (
     """{% macro share(value) %}{{ "%.2f"|format(value) }}{% endmacro %}
 {% macro span(pair) %}{{ "%.1f to %.1f"|format(pair[0], pair[1]) }}{% endmacro %}
-{% macro number(row) %}{{ row.photos }}{% if "pairs" in row %} ({{ count(row.pairs, unit(row)) }}){% endif %}{% endmacro %}
+{% macro number(row) %}{{ row.photos }}
+{%- if "pairs" in row %} ({{ count(row.pairs, unit(row)) }}){% endif %}{% endmacro %}
 {% macro figures(rows, head, fixed) %}
 <div class="scroll"><table><thead><tr><th>{{ head }}</th><th>photos</th><th>{{ metric_name("max_box_acc", fixed) }}</th>
 <th>{{ metric_name("max_box_acc_v2", fixed) }}</th><th>mean IoU</th></tr></thead><tbody>
