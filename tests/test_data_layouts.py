@@ -342,3 +342,35 @@ def test_a_folder_round_the_set_is_no_class(tmp_path: Path) -> None:
         root
     )
     assert read_set(root / "cats_and_dogs").classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("COVID/images/1.png", "COVID/masks/1.png", "Normal/images/2.png", "Normal/masks/2.png"), "hold COVID/masks"),
+        (("bottle/train/good/1.png", "bottle/ground_truth/bad/1.png", "nut/train/1.png"), "hold bottle/ground_truth"),
+        (("cat/train/1.jpg", "cat/test/2.jpg", "dog/train/1.jpg", "dog/test/2.jpg"), "each of its folders"),
+        (("jpg/image_00001.jpg",), "look like parts of a layout"),
+        (("101_ObjectCategories/ant/1.jpg", "Annotations/ant/x.mat.png"), "look like parts of a layout"),
+        (("a/b/cat/1.jpg", "a/b/dog/1.jpg"), "its only folder, a, holds folders of photos"),
+        (("val/images/val_0.JPEG",), "look like splits"),
+    ],
+)  # fmt: skip
+def test_folders_that_are_hardly_classes_are_asked_for(tmp_path: Path, names: tuple[str, ...], said: str) -> None:
+    text = refused(tree(tmp_path, *names))
+    assert said in text and "kind (--kind) to be one of folder" in text
+    assert len(read_set(tmp_path, kind="folder")) == len(names)
+
+
+def test_one_file_of_its_kind_is_taken(tmp_path: Path) -> None:
+    cvat = write(
+        tree(tmp_path / "cvat", "images/default/x.jpg"), {"annotations/instances_default.json": coco("default/x.jpg")}
+    )
+    assert found(read_set(cvat)) == [("default/x.jpg", "cat", BOX)]
+    yolo = tree(tmp_path / "yolo", "images/x.png", **{"labels/x.txt": "0 0.5 0.5 1 1\n", "other.yaml": "a: 1\n"})
+    write(yolo, {"coco128.yaml": "path: .\ntrain: images\nnames: [cat]\n"})
+    assert found(read_set(yolo)) == [("x.png", "cat", [[0, 0, 60, 40]])]
+    write(yolo, {"more.yaml": "path: .\ntrain: images\nnames: [cat]\n"})
+    assert "look like parts of a layout" in refused(yolo)
+    both = write(tree(tmp_path / "both", "images/x.jpg"), {"train.json": coco("x.jpg"), "val.json": coco("x.jpg")})
+    assert "holds 2 JSON files of COCO, train.json, val.json" in refused(both)

@@ -24,6 +24,8 @@ _SYSTEM = frozenset(
     | {"$recycle.bin", "recycler", "system volume information", "found.000", "lost+found", "__pycache__"}
     # Synology, QNAP and other network drives
     | {"@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@tmp", "~snapshot"}
+    # logs of training programs, which hold pictures
+    | {"wandb", "mlruns", "lightning_logs"}
 )
 # What overlays, a cache's label maps and pages are called; the file says whether it is one.
 _MARKED = re.compile(r".+-boxes.*\.jpe?g|[0-9a-f]{64}\.png|index\.html", re.IGNORECASE)

@@ -11,12 +11,16 @@ from molt.data._folders import entries
 from molt.data.annotations import DataError, Problem
 
 # Folders of a layout, which are no classes.
-PARTS = frozenset(
-    {"images", "imgs", "img", "image", "jpegimages", "photos", "pictures", "data", "dataset", "datasets", "imagesets"}
-    | {"labels", "annotations", "annotation", "anns", "ann", "bboxes", "boxes", "xml", "xmls", "json", "txt", "gt"}
+TRUTH = frozenset(
+    {"labels", "annotations", "annotation", "anns", "ann", "bboxes", "boxes", "xml", "xmls", "json", "txt", "gt"}
     | {"masks", "segmentation", "segmentations", "segmentationclass", "segmentationobject", "trimaps", "groundtruth"}
+    | {"ground_truth", "annotated"}
 )
-PHOTO_FOLDERS = ("images", "JPEGImages", "image", "img", "imgs", "photos", "data")
+PARTS = TRUTH | frozenset(
+    {"images", "imgs", "img", "image", "jpegimages", "pngimages", "jpg", "jpeg", "png", "photos", "pictures", "frames"}
+    | {"data", "dataset", "datasets", "imagesets"}
+)
+PHOTO_FOLDERS = ("images", "JPEGImages", "PNGImages", "image", "img", "imgs", "photos", "data")
 
 _SPLIT_WORDS = {
     **dict.fromkeys(("train", "training", "trainset", "trainingset"), "train"),

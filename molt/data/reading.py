@@ -7,7 +7,19 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from molt.data import cub
-from molt.data._layouts import PARTS, files, folders, is_coco, refuse, split_folder, split_word, splits, unpacked
+from molt.data._layouts import (
+    PARTS,
+    TRUTH,
+    files,
+    folders,
+    holds,
+    is_coco,
+    refuse,
+    split_folder,
+    split_word,
+    splits,
+    unpacked,
+)
 from molt.data._parsing import Parsed, as_folder, is_safe
 from molt.data.annotations import DataError, LocalizationSet, Problem, SetKind
 from molt.data.coco import parse_coco
@@ -26,6 +38,7 @@ _LOOKED_FOR = (
     "(voc), data.yaml, or classes.txt with labels/ (yolo), a .json file with the lists images and annotations (coco), "
     "a .csv file of path,label (csv), or one folder of photos a class (folder)"
 )
+_LOOKED_INTO = 100  # class folders; thousands take time, and all are alike
 _WITH_TABLE = PARTS | {"train", "test", "val"}  # folders beside a table of labels that are no classes
 
 
@@ -130,14 +143,17 @@ def _locate(path: Path, split: str | None) -> tuple[SetKind, Path, str | None]:
         path = data
     kind = _layout(path, split)
     if kind is not None:
-        return kind, path, split
+        other = _other_yaml(path) if kind == "yolo" else None
+        return kind, other or path, split
     refuse(path)
     if split is not None and (folder := split_folder(path, split)).is_dir():
         return _locate(folder, None)
     if (inner := unpacked(path)) != path:
         return _locate(inner, split)
     parts = splits(path)
-    jsons = sorted((path / "annotations").glob("[!.]*.json"))
+    jsons = files(path / "annotations", ".json")
+    if split is None and len(jsons) == 1 and is_coco(jsons[0]) and (path / "images").is_dir():
+        return "coco", jsons[0], None
     if jsons:
         text = f"holds {len(jsons)} JSON files in annotations/, one a split"
         raise DataError([Problem(path, None, text, f"one of them, such as {jsons[0]}, and the folder of its photos")])
@@ -157,9 +173,10 @@ def _layout(path: Path, split: str | None) -> SetKind | None:
         return "wsol"
     if (path / cub.IMAGES).is_file() and (path / cub.LABELS).is_file():
         return "cub"
-    if voc_places(voc_folder(path)) is not None and not _has_wordnet_ids(path):
+    voc = voc_places(voc_folder(path))
+    if voc is not None and not _has_wordnet_ids(path) and (voc[1].is_dir() or not _has_class_folder(path)):
         return "voc"
-    if any((path / name).is_file() for name in _YAML) or names_file(path) is not None:
+    if any((path / name).is_file() for name in _YAML) or _other_yaml(path) or names_file(path):
         return "yolo"
     jsons = [file for file in files(path, ".json") if is_coco(file)]
     if len(jsons) > 1:
@@ -175,6 +192,12 @@ def _layout(path: Path, split: str | None) -> SetKind | None:
         refuse(path)
         return "csv"
     return None
+
+
+def _other_yaml(path: Path) -> Path | None:
+    """Return the YAML file of a YOLO set without data.yaml: the only one there that names classes and a split."""
+    there = [file for file in files(path, ".yaml", ".yml") if holds(file, b"names", b"train")]
+    return there[0] if len(there) == 1 and there[0].name not in _YAML else None
 
 
 def _has_wordnet_ids(path: Path) -> bool:
@@ -196,12 +219,19 @@ def _check_classes(path: Path, parts: dict[str, Path]) -> None:
         raise DataError([Problem(path, None, text, f"split to be one of {', '.join(parts)}, or {kinds}")])
     known = PARTS - {"annotations"} if any(is_wordnet_id(folder.name) for folder in below) else PARTS
     odd = [folder.name for folder in below if folder.name.casefold() in known]
-    if len(below) == 1 and not files(below[0], *photo_suffixes()) and len(folders(below[0])) > 1:
+    if len(below) == 1 and not files(below[0], *photo_suffixes()):
         text = f"its only folder, {below[0].name}, holds folders of photos"
         raise DataError([Problem(path, None, text, f"{below[0]}, or {kinds}")])
     if odd:
         text = f"its folders, {', '.join(odd)}, look like parts of a layout, of which the rest is missing, not classes"
         raise DataError([Problem(path, None, text, f"{_LOOKED_FOR}; or {kinds}")])
+    inside = {f"{title.name}/{folder.name}" for title in below[:_LOOKED_INTO] for folder in folders(title)}
+    if held := sorted(name for name in inside if name.split("/")[1].casefold() in TRUTH):
+        text = f"its folders hold {', '.join(held[:4])}, whose pictures would count as photos of a class"
+        raise DataError([Problem(path, None, text, f"folders of photos alone, or {kinds}")])
+    if all(len(splits(title)) > 1 for title in below[:_LOOKED_INTO]):
+        text = f"each of its folders holds the splits {', '.join(splits(below[0]))}, which would be one set"
+        raise DataError([Problem(path, None, text, f"folders of one split, or {kinds}")])
 
 
 def _has_class_folder(path: Path) -> bool:
