@@ -372,5 +372,9 @@ def test_one_file_of_its_kind_is_taken(tmp_path: Path) -> None:
     assert found(read_set(yolo)) == [("x.png", "cat", [[0, 0, 60, 40]])]
     write(yolo, {"more.yaml": "path: .\ntrain: images\nnames: [cat]\n"})
     assert "look like parts of a layout" in refused(yolo)
+    whole = tree(tmp_path / "whole", "train2017/x.jpg", "val2017/x.jpg")
+    captions = '{"images": [], "annotations": [{"caption": "a cat"}]}'
+    write(whole, {"annotations/captions_val2017.json": captions, "annotations/instances_val2017.json": coco("x.jpg")})
+    assert "holds 2 JSON files in annotations/, one a split" in refused(whole)
     both = write(tree(tmp_path / "both", "images/x.jpg"), {"train.json": coco("x.jpg"), "val.json": coco("x.jpg")})
     assert "holds 2 JSON files of COCO, train.json, val.json" in refused(both)

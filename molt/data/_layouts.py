@@ -29,6 +29,8 @@ _SPLIT_WORDS = {
     **dict.fromkeys(("pred", "unlabeled", "unlabelled"), "unlabelled"),
 }
 _FILLERS = {"set", "data", "dataset", "images", "imgs", "photos", "split"}
+_SUFFIXES = (".json", ".ndjson", ".csv", ".xml", ".data", ".tfrecord", ".tfrecords")
+_MOST = 50  # files that are looked into: those of a layout are alike
 _COCO = (b'"images"', b'"annotations"')
 
 
@@ -124,16 +126,12 @@ def _known(path: Path) -> Iterator[tuple[Path, str, str]]:
     def convert(form: str) -> str:
         return f"`datum convert -if {form} -f coco` of datumaro"
 
-    there = (
-        [path]
-        if path.is_file()
-        else files(path, ".json", ".ndjson", ".csv", ".xml", ".data", ".tfrecord", ".tfrecords")
-    )
     names = {folder.name.casefold() for folder in folders(path)}
-    if path.is_dir() and not there:  # where the layout's own folders have them
-        for folder in folders(path):
-            if folder.name.casefold() in PARTS:
-                there += files(folder, ".json", ".csv", ".xml")[:1]
+    there = [path] if path.is_file() else files(path, *_SUFFIXES)[:_MOST]
+    for folder in folders(path):
+        inside = files(folder, ".json", ".csv") if folder.name.casefold() in PARTS else []
+        if not any(file.name.startswith("instances_") for file in inside):  # COCO, with captions and others
+            there += inside[:1]
     if any(name.startswith("obj_") and name.endswith("_data") for name in names) and not path.is_file():
         yield (
             path,

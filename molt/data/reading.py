@@ -160,7 +160,7 @@ def _locate(path: Path, split: str | None) -> tuple[SetKind, Path, str | None]:
     if split is not None:
         hint = f"; there are the splits {', '.join(parts)}" if parts else ""
         raise DataError([Problem(path / split, None, f"no such folder{hint}", f"a split of {path}")])
-    if not _has_class_folder(path):
+    if not parts and not _has_class_folder(path):
         raise DataError([Problem(path, None, "no known layout", _LOOKED_FOR)])
     _check_classes(path, parts)
     return "folder", path, None
@@ -242,7 +242,7 @@ def _has_class_folder(path: Path) -> bool:
 def _json_file(path: Path) -> Path:
     if not path.is_dir():
         return path
-    found = files(path, ".json")
+    found = files(path, ".json") or files(path / "annotations", ".json")
     found = [file for file in found if is_coco(file)] or found
     if len(found) != 1:
         raise DataError([Problem(path, None, f"holds {len(found)} JSON files", "one, or the path of one")])
