@@ -240,6 +240,9 @@ def test_splits_by_other_names(tmp_path: Path) -> None:
         'id,label,filename\n7,"cat ",a/1.png\n8,dog,b/2.png\n',
         "photo,breed\na/1.png,cat\n\nb/2.png,dog\n",
         "cat\ta/1.png\ndog\tb/2.png\n",
+        '"path","label"\n"a/1.png","cat"\n"b/2.png","dog"\n',
+        "id,breed\na/1,cat\nb/2,dog\n",
+        "image_id,label\na/1,cat\nb/2,dog\n",
     ],
 )
 @pytest.mark.parametrize("below", ["", "images/"])
@@ -302,6 +305,13 @@ LABELME = '{"shapes": [], "imagePath": "x.jpg", "imageData": null}'
         ),
         ({"export.json": '[{"Labeled Data": "x.jpg", "Label": {}}]'}, "Labelbox", "fiftyone"),
         ({"annotations/default.json": '{"dm_format_version": "1.0", "items": []}'}, "datumaro", "datum convert"),
+        ({"vott.json": '{"asset": {}, "regions": [{"boundingBox": {}}]}'}, "VoTT", "Pascal VOC"),
+        (
+            {"studio.json": '[{"annotations": [{"result": [{"from_name": "a", "to_name": "b"}]}]}]'},
+            "Label Studio",
+            "COCO",
+        ),
+        ({"bdd.json": '[{"name": "x.jpg", "labels": [{"box2d": {}}]}]'}, "BDD100K", "to_coco"),
         ({"label_2/x.txt": "Car 0", "image_2/none": ""}, "KITTI", "kitti"),
     ],
 )

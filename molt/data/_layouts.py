@@ -172,6 +172,12 @@ def _json_kind(file: Path, *, beside: bool = True) -> tuple[str, str] | None:
         return "COCO's captions", "its instances_*.json, of the same photos"
     if holds(file, b'"coordinates"', b'"annotations"', b'"image"') and not holds(file, b'"images"'):
         return "JSON of CreateML", "Roboflow's export as COCO"
+    if holds(file, b'"asset"', b'"regions"', b'"boundingBox"'):
+        return "JSON of VoTT", "VoTT's export as Pascal VOC"
+    if holds(file, b'"from_name"', b'"to_name"'):
+        return "JSON of Label Studio", "its export as COCO, YOLO or Pascal VOC"
+    if holds(file, b'"box2d"', b'"labels"'):
+        return "JSON of BDD100K", "`python -m bdd100k.label.to_coco`"
     if holds(file, b'"data_row"') or holds(file, b'"Labeled Data"'):
         return "an export of Labelbox", "`fiftyone.utils.labelbox`, then FiftyOne's export as COCO"
     if holds(file, b'"items"', b'"categories"', b'"label_categories"') or holds(file, b'"dm_format_version"'):

@@ -94,8 +94,8 @@ def voc_places(folder: Path) -> tuple[Path, Path] | None:
     if annotations is not None and (annotations.name == "Annotations" or _xml_files(annotations, Counter())):
         photos = child(folder, "JPEGImages", *PHOTO_FOLDERS)
         if photos is None:
-            beside = next((one for one in (annotations, folder) if files(one, *photo_suffixes())), None)
-            photos = beside or folder / "JPEGImages"
+            places = (one for one in (annotations, folder) if files(one, *photo_suffixes()))
+            photos = next(places, folder / "JPEGImages")
         return annotations, photos
     beside = [file for file in files(folder, ".xml") if not holds(file, b"<annotations>")]  # those are CVAT's
     return (folder, folder) if beside and files(folder, *photo_suffixes()) else None
