@@ -352,6 +352,12 @@ def test_a_folder_round_the_set_is_no_class(tmp_path: Path) -> None:
         root
     )
     assert read_set(root / "cats_and_dogs").classes == ("cat", "dog")
+    root = write(tree(tmp_path / "voc", "mine/x.jpg"), {"mine/x.xml": xml("x.jpg")})
+    assert "its only folder, mine, holds a set" in refused(root) and read_set(root / "mine").kind == "voc"
+    root = write(
+        tree(tmp_path / "labelme", "mine/x.jpg", "mine/y.jpg"), {"mine/x.json": LABELME, "mine/y.json": LABELME}
+    )
+    assert "JSON of labelme" in refused(root)
 
 
 @pytest.mark.parametrize(
@@ -370,6 +376,18 @@ def test_folders_that_are_hardly_classes_are_asked_for(tmp_path: Path, names: tu
     text = refused(tree(tmp_path, *names))
     assert said in text and "kind (--kind) to be one of folder" in text
     assert len(read_set(tmp_path, kind="folder")) == len(names)
+
+
+def test_classes_that_are_called_like_a_part(tmp_path: Path) -> None:
+    assert read_set(tree(tmp_path / "a", "boxes/1.jpg", "bottles/1.jpg")).classes == ("bottles", "boxes")
+    root = tree(
+        tmp_path / "b", "train/cat/1.jpg", "test/cat/2.jpg", **{"labels.csv": "path,label\ntrain/cat/1.jpg,cat\n"}
+    )
+    assert read_set(root, split="train").kind == "folder"
+    root = tree(tmp_path / "c", "cat/1.jpg", "dog/2.jpg", **{"boxes.csv": "path,label,xmin,ymin,xmax,ymax\n"})
+    assert "a table with boxes" in refused(root) and "or kind (--kind) folder" in refused(root)
+    root = write(tree(tmp_path / "d", "cat/1.jpg", "dog/2.jpg"), {"cat/annotations/1.txt": "x"})
+    assert read_set(root).classes == ("cat", "dog")
 
 
 def test_one_file_of_its_kind_is_taken(tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ PARTS = TRUTH | frozenset(
     {"images", "imgs", "img", "image", "jpegimages", "pngimages", "jpg", "jpeg", "png", "photos", "pictures", "frames"}
     | {"data", "dataset", "datasets", "imagesets"}
 )
+# Of these, those that may be classes as well, beside others that are.
+MAYBE = frozenset({"boxes", "frames", "photos", "pictures", "data", "gt", "txt", "json", "xml", "jpg", "jpeg", "png"})
 PHOTO_FOLDERS = ("images", "JPEGImages", "PNGImages", "image", "img", "imgs", "photos", "data")
 
 _SPLIT_WORDS = {
@@ -117,7 +119,10 @@ def refuse(path: Path) -> None:
         DataError: it is one; the message names it and what converts it.
     """
     for file, what, how in _known(path):
-        raise DataError([Problem(file, None, f"{what}, which molt does not read", f"a set that it reads: {how}")])
+        other = "" if path.is_file() else "; or kind (--kind) folder, for class folders"
+        raise DataError(
+            [Problem(file, None, f"{what}, which molt does not read", f"a set that it reads: {how}{other}")]
+        )
 
 
 def _known(path: Path) -> Iterator[tuple[Path, str, str]]:

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from molt.data import cub
 from molt.data._layouts import (
+    MAYBE,
     PARTS,
     TRUTH,
     files,
@@ -188,9 +189,11 @@ def _layout(path: Path, split: str | None) -> SetKind | None:
         refuse(path)
         return "coco"
     tables = files(path, ".csv")
-    if len(tables) == 1 and is_table(tables[0]) and all(f.name.casefold() in _WITH_TABLE for f in folders(path)):
+    if len(tables) == 1 and is_table(tables[0]):
         refuse(path)
-        return "csv"
+        parts = splits(path).values()
+        if all(f.name.casefold() in _WITH_TABLE for f in folders(path)) and not any(map(_has_class_folder, parts)):
+            return "csv"
     return None
 
 
@@ -219,15 +222,19 @@ def _check_classes(path: Path, parts: dict[str, Path]) -> None:
         raise DataError([Problem(path, None, text, f"split to be one of {', '.join(parts)}, or {kinds}")])
     known = PARTS - {"annotations"} if any(is_wordnet_id(folder.name) for folder in below) else PARTS
     odd = [folder.name for folder in below if folder.name.casefold() in known]
-    if len(below) == 1 and not files(below[0], *photo_suffixes()):
-        text = f"its only folder, {below[0].name}, holds folders of photos"
-        raise DataError([Problem(path, None, text, f"{below[0]}, or {kinds}")])
-    if odd:
+    if len(below) == 1:
+        refuse(below[0])
+        alone = not files(below[0], *photo_suffixes())
+        if alone or _layout(below[0], None) is not None:
+            text = f"its only folder, {below[0].name}, holds {'folders of photos' if alone else 'a set'}"
+            raise DataError([Problem(path, None, text, f"{below[0]}, or {kinds}")])
+    if odd and (len(odd) == len(below) or any(name.casefold() not in MAYBE for name in odd)):
         text = f"its folders, {', '.join(odd)}, look like parts of a layout, of which the rest is missing, not classes"
         raise DataError([Problem(path, None, text, f"{_LOOKED_FOR}; or {kinds}")])
-    inside = {f"{title.name}/{folder.name}" for title in below[:_LOOKED_INTO] for folder in folders(title)}
-    if held := sorted(name for name in inside if name.split("/")[1].casefold() in TRUTH):
-        text = f"its folders hold {', '.join(held[:4])}, whose pictures would count as photos of a class"
+    inside = [folder for title in below[:_LOOKED_INTO] for folder in folders(title)]
+    if held := [folder for folder in inside if folder.name.casefold() in TRUTH and _has_photo(folder)]:
+        named = ", ".join(folder.relative_to(path).as_posix() for folder in held[:4])
+        text = f"its folders hold {named}, whose pictures would count as photos of a class"
         raise DataError([Problem(path, None, text, f"folders of photos alone, or {kinds}")])
     if all(len(splits(title)) > 1 for title in below[:_LOOKED_INTO]):
         text = f"each of its folders holds the splits {', '.join(splits(below[0]))}, which would be one set"
@@ -236,7 +243,11 @@ def _check_classes(path: Path, parts: dict[str, Path]) -> None:
 
 def _has_class_folder(path: Path) -> bool:
     """Return whether a photo lies below one of the folders; the first one ends the search."""
-    return any(file.suffix.lower() in photo_suffixes() for folder in folders(path) for file in folder.rglob("*"))
+    return any(map(_has_photo, folders(path)))
+
+
+def _has_photo(path: Path) -> bool:
+    return any(file.suffix.lower() in photo_suffixes() for file in path.rglob("*"))
 
 
 def _json_file(path: Path) -> Path:
