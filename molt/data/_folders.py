@@ -12,7 +12,10 @@ from pathlib import Path
 OVERLAY = b"drawn by molt: a photo with its heat map and boxes"  # comment in the JPEG file of an overlay
 HIDDEN, SYSTEM, OWN = "hidden", "system", "molt's own"
 
-_OUTPUTS = frozenset({"molt-out", "molt-train", "molt-ablation", "molt-ablation-heads", "molt-evaluation", "molt-demo"})
+_OUTPUTS = frozenset(
+    {"molt-out", "molt-train", "molt-ablation", "molt-ablation-heads", "molt-evaluation", "molt-demo"}
+    | {"molt-yolo", "molt-voc"}
+)
 # What the commands write to folders of any name.
 _FILES = frozenset(
     {"molt.html", "run.json", "ablation.json", "comparison.json", "done.jsonl", "photos.jsonl", "molt-coco.json"}
