@@ -366,6 +366,7 @@ def test_a_folder_round_the_set_is_no_class(tmp_path: Path) -> None:
         (("COVID/images/1.png", "COVID/masks/1.png", "Normal/images/2.png", "Normal/masks/2.png"), "hold COVID/masks"),
         (("bottle/train/good/1.png", "bottle/ground_truth/bad/1.png", "nut/train/1.png"), "hold bottle/ground_truth"),
         (("cat/train/1.jpg", "cat/test/2.jpg", "dog/train/1.jpg", "dog/test/2.jpg"), "each of its folders"),
+        (("benign/b (1).png", "benign/b (1)_mask.png", "benign/b (1)_mask_1.png", "ok/2.png"), "what looks like masks"),
         (("jpg/image_00001.jpg",), "look like parts of a layout"),
         (("101_ObjectCategories/ant/1.jpg", "Annotations/ant/x.mat.png"), "look like parts of a layout"),
         (("a/b/cat/1.jpg", "a/b/dog/1.jpg"), "its only folder, a, holds folders of photos"),

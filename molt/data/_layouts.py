@@ -33,6 +33,7 @@ _SPLIT_WORDS = {
 _FILLERS = {"set", "data", "dataset", "images", "imgs", "photos", "split"}
 _SUFFIXES = (".json", ".ndjson", ".csv", ".xml", ".data", ".tfrecord", ".tfrecords")
 _MOST = 50  # files that are looked into: those of a layout are alike
+_MASK = re.compile(r"(.+?)[ _.-](?:masks?|seg|segmentation|gt|label)(?:[ _-]?\d+)?", re.IGNORECASE)
 _COCO = (b'"images"', b'"annotations"')
 
 
@@ -96,6 +97,13 @@ def unpacked(path: Path) -> Path:
     if len(there) == 1 and there[0].name.casefold() == path.name.casefold():
         return unpacked(there[0])
     return path
+
+
+def masks_among(photos: list[Path]) -> list[Path]:
+    """Return the photos that are called as masks of others, x_mask.png beside x.png, where they are four in ten."""
+    stems = {photo.stem for photo in photos}
+    found = [photo for photo in photos if (named := _MASK.fullmatch(photo.stem)) and named[1] in stems]
+    return found if 10 * len(found) >= 4 * len(photos) else []
 
 
 def holds(file: Path, *words: bytes) -> bool:

@@ -15,6 +15,7 @@ from molt.data._layouts import (
     folders,
     holds,
     is_coco,
+    masks_among,
     refuse,
     split_folder,
     split_word,
@@ -236,6 +237,10 @@ def _check_classes(path: Path, parts: dict[str, Path]) -> None:
         named = ", ".join(folder.relative_to(path).as_posix() for folder in held[:4])
         text = f"its folders hold {named}, whose pictures would count as photos of a class"
         raise DataError([Problem(path, None, text, f"folders of photos alone, or {kinds}")])
+    for title in below[:_LOOKED_INTO]:
+        if masks := masks_among(files(title, *photo_suffixes())):
+            text = f"its folders hold what looks like masks, {title.name}/{masks[0].name}, which would count as photos"
+            raise DataError([Problem(path, None, text, f"folders of photos alone, or {kinds}")])
     if all(len(splits(title)) > 1 for title in below[:_LOOKED_INTO]):
         text = f"each of its folders holds the splits {', '.join(splits(below[0]))}, which would be one set"
         raise DataError([Problem(path, None, text, f"folders of one split, or {kinds}")])
