@@ -176,6 +176,19 @@ def remove_parts(folder: Path) -> None:
             continue
 
 
+def check_readable_later(path: Path, name: str = "out") -> Path:
+    """Return the path of what safetensors is to write.
+
+    Raises:
+        ValueError: it is not UTF-8: safetensors would write it, and not read it.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} must be a path in UTF-8, which safetensors can read again, got {path}") from None
+    return path
+
+
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file whole or not at all.
 

@@ -147,12 +147,12 @@ def write_page(
         shown = len(items) + (len(beside.explanations) if beside is not None else 0)
         if size != _SIZES[-1][0] and shown * TILES * size**2 * LEAST_BYTES > MAX_BYTES:
             continue
-        page = "".join(_page(items, weights, min_probability, size, quality, guide, beside))
-        data = page.encode(errors="backslashreplace")  # a name may hold what is no text
-        if len(data) < MAX_BYTES:
+        text = "".join(_page(items, weights, min_probability, size, quality, guide, beside))
+        if len(text.encode(errors="backslashreplace")) < MAX_BYTES:
             break
     with whole_file(path) as part:
-        part.write_bytes(data)
+        # A name may hold what is no text.
+        part.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
     return path
 
 

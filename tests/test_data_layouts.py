@@ -240,6 +240,9 @@ def test_splits_by_other_names(tmp_path: Path) -> None:
         'id,label,filename\n7,"cat ",a/1.png\n8,dog,b/2.png\n',
         "photo,breed\na/1.png,cat\n\nb/2.png,dog\n",
         "cat\ta/1.png\ndog\tb/2.png\n",
+        '"path","label"\n"a/1.png","cat"\n"b/2.png","dog"\n',
+        "id,breed\na/1,cat\nb/2,dog\n",
+        "image_id,label\na/1,cat\nb/2,dog\n",
     ],
 )
 @pytest.mark.parametrize("below", ["", "images/"])
@@ -302,6 +305,13 @@ LABELME = '{"shapes": [], "imagePath": "x.jpg", "imageData": null}'
         ),
         ({"export.json": '[{"Labeled Data": "x.jpg", "Label": {}}]'}, "Labelbox", "fiftyone"),
         ({"annotations/default.json": '{"dm_format_version": "1.0", "items": []}'}, "datumaro", "datum convert"),
+        ({"vott.json": '{"asset": {}, "regions": [{"boundingBox": {}}]}'}, "VoTT", "Pascal VOC"),
+        (
+            {"studio.json": '[{"annotations": [{"result": [{"from_name": "a", "to_name": "b"}]}]}]'},
+            "Label Studio",
+            "COCO",
+        ),
+        ({"bdd.json": '[{"name": "x.jpg", "labels": [{"box2d": {}}]}]'}, "BDD100K", "to_coco"),
         ({"label_2/x.txt": "Car 0", "image_2/none": ""}, "KITTI", "kitti"),
     ],
 )
@@ -342,3 +352,58 @@ def test_a_folder_round_the_set_is_no_class(tmp_path: Path) -> None:
         root
     )
     assert read_set(root / "cats_and_dogs").classes == ("cat", "dog")
+    root = write(tree(tmp_path / "voc", "mine/x.jpg"), {"mine/x.xml": xml("x.jpg")})
+    assert "its only folder, mine, holds a set" in refused(root) and read_set(root / "mine").kind == "voc"
+    root = write(
+        tree(tmp_path / "labelme", "mine/x.jpg", "mine/y.jpg"), {"mine/x.json": LABELME, "mine/y.json": LABELME}
+    )
+    assert "JSON of labelme" in refused(root)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("COVID/images/1.png", "COVID/masks/1.png", "Normal/images/2.png", "Normal/masks/2.png"), "hold COVID/masks"),
+        (("bottle/train/good/1.png", "bottle/ground_truth/bad/1.png", "nut/train/1.png"), "hold bottle/ground_truth"),
+        (("cat/train/1.jpg", "cat/test/2.jpg", "dog/train/1.jpg", "dog/test/2.jpg"), "each of its folders"),
+        (("benign/b (1).png", "benign/b (1)_mask.png", "benign/b (1)_mask_1.png", "ok/2.png"), "what looks like masks"),
+        (("jpg/image_00001.jpg",), "look like parts of a layout"),
+        (("101_ObjectCategories/ant/1.jpg", "Annotations/ant/x.mat.png"), "look like parts of a layout"),
+        (("a/b/cat/1.jpg", "a/b/dog/1.jpg"), "its only folder, a, holds folders of photos"),
+        (("val/images/val_0.JPEG",), "look like splits"),
+    ],
+)  # fmt: skip
+def test_folders_that_are_hardly_classes_are_asked_for(tmp_path: Path, names: tuple[str, ...], said: str) -> None:
+    text = refused(tree(tmp_path, *names))
+    assert said in text and "kind (--kind) to be one of folder" in text
+    assert len(read_set(tmp_path, kind="folder")) == len(names)
+
+
+def test_classes_that_are_called_like_a_part(tmp_path: Path) -> None:
+    assert read_set(tree(tmp_path / "a", "boxes/1.jpg", "bottles/1.jpg")).classes == ("bottles", "boxes")
+    root = tree(
+        tmp_path / "b", "train/cat/1.jpg", "test/cat/2.jpg", **{"labels.csv": "path,label\ntrain/cat/1.jpg,cat\n"}
+    )
+    assert read_set(root, split="train").kind == "folder"
+    root = tree(tmp_path / "c", "cat/1.jpg", "dog/2.jpg", **{"boxes.csv": "path,label,xmin,ymin,xmax,ymax\n"})
+    assert "a table with boxes" in refused(root) and "or kind (--kind) folder" in refused(root)
+    root = write(tree(tmp_path / "d", "cat/1.jpg", "dog/2.jpg"), {"cat/annotations/1.txt": "x"})
+    assert read_set(root).classes == ("cat", "dog")
+
+
+def test_one_file_of_its_kind_is_taken(tmp_path: Path) -> None:
+    cvat = write(
+        tree(tmp_path / "cvat", "images/default/x.jpg"), {"annotations/instances_default.json": coco("default/x.jpg")}
+    )
+    assert found(read_set(cvat)) == [("default/x.jpg", "cat", BOX)]
+    yolo = tree(tmp_path / "yolo", "images/x.png", **{"labels/x.txt": "0 0.5 0.5 1 1\n", "other.yaml": "a: 1\n"})
+    write(yolo, {"coco128.yaml": "path: .\ntrain: images\nnames: [cat]\n"})
+    assert found(read_set(yolo)) == [("x.png", "cat", [[0, 0, 60, 40]])]
+    write(yolo, {"more.yaml": "path: .\ntrain: images\nnames: [cat]\n"})
+    assert "look like parts of a layout" in refused(yolo)
+    whole = tree(tmp_path / "whole", "train2017/x.jpg", "val2017/x.jpg")
+    captions = '{"images": [], "annotations": [{"caption": "a cat"}]}'
+    write(whole, {"annotations/captions_val2017.json": captions, "annotations/instances_val2017.json": coco("x.jpg")})
+    assert "holds 2 JSON files in annotations/, one a split" in refused(whole)
+    both = write(tree(tmp_path / "both", "images/x.jpg"), {"train.json": coco("x.jpg"), "val.json": coco("x.jpg")})
+    assert "holds 2 JSON files of COCO, train.json, val.json" in refused(both)

@@ -38,7 +38,7 @@ def say(text: str, console: Any = None) -> None:
 def say_left_out(left_out: Mapping[str, int], where: object) -> None:
     """Say in one line what was found and left out, files and folders of systems, say."""
     if left_out:
-        say(f"{where}: left out: {', '.join(f'{count:,} {what}' for what, count in left_out.items())}")
+        say(f"{where}: left out, {', '.join(f'{what}: {count:,}' for what, count in left_out.items())}")
 
 
 def stop(text: str, code: int = USAGE) -> NoReturn:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from molt._text import readable
+
 if TYPE_CHECKING:
     from molt.data.writers import Annotation, Written
     from molt.structures import Localization
@@ -63,7 +65,8 @@ class BoxSet:
             classes = (OBJECT_NAME,)
         elif OBJECT in labels and OBJECT_NAME not in classes:
             classes += (OBJECT_NAME,)
-        self.classes = classes
+        # XML holds no bytes that are no text; what a class is called there is for people.
+        self.classes = tuple(map(readable, classes)) if self.kind == "voc" else classes
         if self.kind == "yolo":
             check_folder(self.target, classes, self.images)
 

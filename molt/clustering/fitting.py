@@ -17,7 +17,7 @@ from torch import Tensor
 
 from molt import ops
 from molt._arguments import LARGEST_SEED, check_device, check_int
-from molt._files import save_tensors, user_path
+from molt._files import check_readable_later, save_tensors, user_path
 from molt._words import count
 from molt.clustering._labels import shrink
 from molt.clustering._network import LEARNING_RATE, MOMENTUM, respond_shared
@@ -106,7 +106,7 @@ def fit(
     channels = check_int("channels", amortised.channels if channels is None else channels, 2, MOST_CHANNELS)
     layers = check_int("layers", amortised.layers if layers is None else layers, 1, MOST_LAYERS)
     device = check_device(("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
-    out = user_path(out)
+    out = check_readable_later(user_path(out))
     if out.is_dir():
         raise IsADirectoryError(f"out: {out} is a folder, expected a file to write")
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -10,9 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 OVERLAY = b"drawn by molt: a photo with its heat map and boxes"  # comment in the JPEG file of an overlay
-HIDDEN, SYSTEM, OWN = "hidden", "the system's", "molt's own"
+HIDDEN, SYSTEM, OWN = "hidden", "system", "molt's own"
 
-_OUTPUTS = frozenset({"molt-out", "molt-train", "molt-ablation", "molt-ablation-heads", "molt-evaluation", "molt-demo"})
+_OUTPUTS = frozenset(
+    {"molt-out", "molt-train", "molt-ablation", "molt-ablation-heads", "molt-evaluation", "molt-demo"}
+    | {"molt-yolo", "molt-voc"}
+)
 # What the commands write to folders of any name.
 _FILES = frozenset(
     {"molt.html", "run.json", "ablation.json", "comparison.json", "done.jsonl", "photos.jsonl", "molt-coco.json"}
@@ -24,10 +27,12 @@ _SYSTEM = frozenset(
     | {"$recycle.bin", "recycler", "system volume information", "found.000", "lost+found", "__pycache__"}
     # Synology, QNAP and other network drives
     | {"@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@tmp", "~snapshot"}
+    # logs of training programs, which hold pictures
+    | {"wandb", "mlruns", "lightning_logs"}
 )
-# What overlays, and a cache's label maps, are called; the file says whether it is one.
-_MARKED = re.compile(r".+-boxes.*\.jpe?g|[0-9a-f]{64}\.png", re.IGNORECASE)
-_MARKS = (OVERLAY, b"tEXtmolt\0", b"zTXtmolt\0", b"iTXtmolt\0")
+# What overlays, a cache's label maps and pages are called; the file says whether it is one.
+_MARKED = re.compile(r".+-boxes.*\.jpe?g|[0-9a-f]{64}\.png|index\.html", re.IGNORECASE)
+_MARKS = (OVERLAY, b"<title>molt: ", b"tEXtmolt\0", b"zTXtmolt\0", b"iTXtmolt\0")
 
 
 @dataclass

@@ -11,12 +11,18 @@ from molt.data._folders import entries
 from molt.data.annotations import DataError, Problem
 
 # Folders of a layout, which are no classes.
-PARTS = frozenset(
-    {"images", "imgs", "img", "image", "jpegimages", "photos", "pictures", "data", "dataset", "datasets", "imagesets"}
-    | {"labels", "annotations", "annotation", "anns", "ann", "bboxes", "boxes", "xml", "xmls", "json", "txt", "gt"}
+TRUTH = frozenset(
+    {"labels", "annotations", "annotation", "anns", "ann", "bboxes", "boxes", "xml", "xmls", "json", "txt", "gt"}
     | {"masks", "segmentation", "segmentations", "segmentationclass", "segmentationobject", "trimaps", "groundtruth"}
+    | {"ground_truth", "annotated"}
 )
-PHOTO_FOLDERS = ("images", "JPEGImages", "image", "img", "imgs", "photos", "data")
+PARTS = TRUTH | frozenset(
+    {"images", "imgs", "img", "image", "jpegimages", "pngimages", "jpg", "jpeg", "png", "photos", "pictures", "frames"}
+    | {"data", "dataset", "datasets", "imagesets"}
+)
+# Of these, those that may be classes as well, beside others that are.
+MAYBE = frozenset({"boxes", "frames", "photos", "pictures", "data", "gt", "txt", "json", "xml", "jpg", "jpeg", "png"})
+PHOTO_FOLDERS = ("images", "JPEGImages", "PNGImages", "image", "img", "imgs", "photos", "data")
 
 _SPLIT_WORDS = {
     **dict.fromkeys(("train", "training", "trainset", "trainingset"), "train"),
@@ -25,6 +31,9 @@ _SPLIT_WORDS = {
     **dict.fromkeys(("pred", "unlabeled", "unlabelled"), "unlabelled"),
 }
 _FILLERS = {"set", "data", "dataset", "images", "imgs", "photos", "split"}
+_SUFFIXES = (".json", ".ndjson", ".csv", ".xml", ".data", ".tfrecord", ".tfrecords")
+_MOST = 50  # files that are looked into: those of a layout are alike
+_MASK = re.compile(r"(.+?)[ _.-](?:masks?|seg|segmentation|gt|label)(?:[ _-]?\d+)?", re.IGNORECASE)
 _COCO = (b'"images"', b'"annotations"')
 
 
@@ -90,6 +99,13 @@ def unpacked(path: Path) -> Path:
     return path
 
 
+def masks_among(photos: list[Path]) -> list[Path]:
+    """Return the photos that are called as masks of others, x_mask.png beside x.png, where they are four in ten."""
+    stems = {photo.stem for photo in photos}
+    found = [photo for photo in photos if (named := _MASK.fullmatch(photo.stem)) and named[1] in stems]
+    return found if 10 * len(found) >= 4 * len(photos) else []
+
+
 def holds(file: Path, *words: bytes) -> bool:
     """Return whether all of the words are somewhere in a file."""
     try:
@@ -111,7 +127,10 @@ def refuse(path: Path) -> None:
         DataError: it is one; the message names it and what converts it.
     """
     for file, what, how in _known(path):
-        raise DataError([Problem(file, None, f"{what}, which molt does not read", f"a set that it reads: {how}")])
+        other = "" if path.is_file() else "; or kind (--kind) folder, for class folders"
+        raise DataError(
+            [Problem(file, None, f"{what}, which molt does not read", f"a set that it reads: {how}{other}")]
+        )
 
 
 def _known(path: Path) -> Iterator[tuple[Path, str, str]]:
@@ -120,16 +139,12 @@ def _known(path: Path) -> Iterator[tuple[Path, str, str]]:
     def convert(form: str) -> str:
         return f"`datum convert -if {form} -f coco` of datumaro"
 
-    there = (
-        [path]
-        if path.is_file()
-        else files(path, ".json", ".ndjson", ".csv", ".xml", ".data", ".tfrecord", ".tfrecords")
-    )
     names = {folder.name.casefold() for folder in folders(path)}
-    if path.is_dir() and not there:  # where the layout's own folders have them
-        for folder in folders(path):
-            if folder.name.casefold() in PARTS:
-                there += files(folder, ".json", ".csv", ".xml")[:1]
+    there = [path] if path.is_file() else files(path, *_SUFFIXES)[:_MOST]
+    for folder in folders(path):
+        inside = files(folder, ".json", ".csv") if folder.name.casefold() in PARTS else []
+        if not any(file.name.startswith("instances_") for file in inside):  # COCO, with captions and others
+            there += inside[:1]
     if any(name.startswith("obj_") and name.endswith("_data") for name in names) and not path.is_file():
         yield (
             path,
@@ -170,6 +185,12 @@ def _json_kind(file: Path, *, beside: bool = True) -> tuple[str, str] | None:
         return "COCO's captions", "its instances_*.json, of the same photos"
     if holds(file, b'"coordinates"', b'"annotations"', b'"image"') and not holds(file, b'"images"'):
         return "JSON of CreateML", "Roboflow's export as COCO"
+    if holds(file, b'"asset"', b'"regions"', b'"boundingBox"'):
+        return "JSON of VoTT", "VoTT's export as Pascal VOC"
+    if holds(file, b'"from_name"', b'"to_name"'):
+        return "JSON of Label Studio", "its export as COCO, YOLO or Pascal VOC"
+    if holds(file, b'"box2d"', b'"labels"'):
+        return "JSON of BDD100K", "`python -m bdd100k.label.to_coco`"
     if holds(file, b'"data_row"') or holds(file, b'"Labeled Data"'):
         return "an export of Labelbox", "`fiftyone.utils.labelbox`, then FiftyOne's export as COCO"
     if holds(file, b'"items"', b'"categories"', b'"label_categories"') or holds(file, b'"dm_format_version"'):

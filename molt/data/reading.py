@@ -7,7 +7,21 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from molt.data import cub
-from molt.data._layouts import PARTS, files, folders, is_coco, refuse, split_folder, split_word, splits, unpacked
+from molt.data._layouts import (
+    MAYBE,
+    PARTS,
+    TRUTH,
+    files,
+    folders,
+    holds,
+    is_coco,
+    masks_among,
+    refuse,
+    split_folder,
+    split_word,
+    splits,
+    unpacked,
+)
 from molt.data._parsing import Parsed, as_folder, is_safe
 from molt.data.annotations import DataError, LocalizationSet, Problem, SetKind
 from molt.data.coco import parse_coco
@@ -26,6 +40,7 @@ _LOOKED_FOR = (
     "(voc), data.yaml, or classes.txt with labels/ (yolo), a .json file with the lists images and annotations (coco), "
     "a .csv file of path,label (csv), or one folder of photos a class (folder)"
 )
+_LOOKED_INTO = 100  # class folders; thousands take time, and all are alike
 _WITH_TABLE = PARTS | {"train", "test", "val"}  # folders beside a table of labels that are no classes
 
 
@@ -139,21 +154,24 @@ def _locate(path: Path, split: str | None) -> tuple[SetKind, Path, str | None]:
         path = data
     kind = _layout(path, split)
     if kind is not None:
-        return kind, path, split
+        other = _other_yaml(path) if kind == "yolo" else None
+        return kind, other or path, split
     refuse(path)
     if split is not None and (folder := split_folder(path, split)).is_dir():
         return _locate(folder, None)
     if (inner := unpacked(path)) != path:
         return _locate(inner, split)
     parts = splits(path)
-    jsons = sorted((path / "annotations").glob("[!.]*.json"))
+    jsons = files(path / "annotations", ".json")
+    if split is None and len(jsons) == 1 and is_coco(jsons[0]) and (path / "images").is_dir():
+        return "coco", jsons[0], None
     if jsons:
         text = f"holds {len(jsons)} JSON files in annotations/, one a split"
         raise DataError([Problem(path, None, text, f"one of them, such as {jsons[0]}, and the folder of its photos")])
     if split is not None:
         hint = f"; there are the splits {', '.join(parts)}" if parts else ""
         raise DataError([Problem(path / split, None, f"no such folder{hint}", f"a split of {path}")])
-    if not _has_class_folder(path):
+    if not parts and not _has_class_folder(path):
         raise DataError([Problem(path, None, "no known layout", _LOOKED_FOR)])
     _check_classes(path, parts)
     return "folder", path, None
@@ -166,9 +184,10 @@ def _layout(path: Path, split: str | None) -> SetKind | None:
         return "wsol"
     if (path / cub.IMAGES).is_file() and (path / cub.LABELS).is_file():
         return "cub"
-    if voc_places(voc_folder(path)) is not None and not _has_wordnet_ids(path):
+    voc = voc_places(voc_folder(path))
+    if voc is not None and not _has_wordnet_ids(path) and (voc[1].is_dir() or not _has_class_folder(path)):
         return "voc"
-    if any((path / name).is_file() for name in _YAML) or names_file(path) is not None:
+    if any((path / name).is_file() for name in _YAML) or _other_yaml(path) or names_file(path):
         return "yolo"
     jsons = [file for file in files(path, ".json") if is_coco(file)]
     if len(jsons) > 1:
@@ -180,10 +199,18 @@ def _layout(path: Path, split: str | None) -> SetKind | None:
         refuse(path)
         return "coco"
     tables = files(path, ".csv")
-    if len(tables) == 1 and is_table(tables[0]) and all(f.name.casefold() in _WITH_TABLE for f in folders(path)):
+    if len(tables) == 1 and is_table(tables[0]):
         refuse(path)
-        return "csv"
+        parts = splits(path).values()
+        if all(f.name.casefold() in _WITH_TABLE for f in folders(path)) and not any(map(_has_class_folder, parts)):
+            return "csv"
     return None
+
+
+def _other_yaml(path: Path) -> Path | None:
+    """Return the YAML file of a YOLO set without data.yaml: the only one there that names classes and a split."""
+    there = [file for file in files(path, ".yaml", ".yml") if holds(file, b"names", b"train")]
+    return there[0] if len(there) == 1 and there[0].name not in _YAML else None
 
 
 def _has_wordnet_ids(path: Path) -> bool:
@@ -205,23 +232,42 @@ def _check_classes(path: Path, parts: dict[str, Path]) -> None:
         raise DataError([Problem(path, None, text, f"split to be one of {', '.join(parts)}, or {kinds}")])
     known = PARTS - {"annotations"} if any(is_wordnet_id(folder.name) for folder in below) else PARTS
     odd = [folder.name for folder in below if folder.name.casefold() in known]
-    if len(below) == 1 and not files(below[0], *photo_suffixes()) and len(folders(below[0])) > 1:
-        text = f"its only folder, {below[0].name}, holds folders of photos"
-        raise DataError([Problem(path, None, text, f"{below[0]}, or {kinds}")])
-    if odd:
+    if len(below) == 1:
+        refuse(below[0])
+        alone = not files(below[0], *photo_suffixes())
+        if alone or _layout(below[0], None) is not None:
+            text = f"its only folder, {below[0].name}, holds {'folders of photos' if alone else 'a set'}"
+            raise DataError([Problem(path, None, text, f"{below[0]}, or {kinds}")])
+    if odd and (len(odd) == len(below) or any(name.casefold() not in MAYBE for name in odd)):
         text = f"its folders, {', '.join(odd)}, look like parts of a layout, of which the rest is missing, not classes"
         raise DataError([Problem(path, None, text, f"{_LOOKED_FOR}; or {kinds}")])
+    inside = [folder for title in below[:_LOOKED_INTO] for folder in folders(title)]
+    if held := [folder for folder in inside if folder.name.casefold() in TRUTH and _has_photo(folder)]:
+        named = ", ".join(folder.relative_to(path).as_posix() for folder in held[:4])
+        text = f"its folders hold {named}, whose pictures would count as photos of a class"
+        raise DataError([Problem(path, None, text, f"folders of photos alone, or {kinds}")])
+    for title in below[:_LOOKED_INTO]:
+        if masks := masks_among(files(title, *photo_suffixes())):
+            text = f"its folders hold what looks like masks, {title.name}/{masks[0].name}, which would count as photos"
+            raise DataError([Problem(path, None, text, f"folders of photos alone, or {kinds}")])
+    if all(len(splits(title)) > 1 for title in below[:_LOOKED_INTO]):
+        text = f"each of its folders holds the splits {', '.join(splits(below[0]))}, which would be one set"
+        raise DataError([Problem(path, None, text, f"folders of one split, or {kinds}")])
 
 
 def _has_class_folder(path: Path) -> bool:
     """Return whether a photo lies below one of the folders; the first one ends the search."""
-    return any(file.suffix.lower() in photo_suffixes() for folder in folders(path) for file in folder.rglob("*"))
+    return any(map(_has_photo, folders(path)))
+
+
+def _has_photo(path: Path) -> bool:
+    return any(file.suffix.lower() in photo_suffixes() for file in path.rglob("*"))
 
 
 def _json_file(path: Path) -> Path:
     if not path.is_dir():
         return path
-    found = files(path, ".json")
+    found = files(path, ".json") or files(path / "annotations", ".json")
     found = [file for file in found if is_coco(file)] or found
     if len(found) != 1:
         raise DataError([Problem(path, None, f"holds {len(found)} JSON files", "one, or the path of one")])

@@ -15,7 +15,20 @@ from molt.data._parsing import MAX_CLASSES, NAME_FORM, Parsed, Place, is_safe, n
 from molt.data.annotations import Sample
 from molt.data.images import photo_suffixes
 
-PATHS = ("path", "image", "file", "filename", "file_name", "filepath", "file_path", "image_path", "image_name", "img")
+PATHS = (
+    "path",
+    "image",
+    "file",
+    "filename",
+    "file_name",
+    "filepath",
+    "file_path",
+    "image_path",
+    "image_name",
+    "img",
+    "image_id",
+    "id",
+)
 LABELS = ("label", "class", "labels", "category", "class_name", "classname", "target", "name")
 _FORM = "path,label in each line"
 _Rows = tuple[tuple[int, int] | None, list[tuple[int, list[str]]], list[str]]
@@ -29,6 +42,8 @@ def parse_table(file: Path, photos: Path | None = None, classes: Sequence[str] |
     category...), others being left out; without such a line there are two columns, path and label. Commas, semicolons
     or tabs part them. Labels are class names, sorted; whole numbers are sorted as numbers, and with ``classes`` are
     indices into these. A photo with several labels gives a sample each.
+
+    Where the first photo is there with .jpg, .jpeg or .png added, all names get it.
 
     Args:
         file: in UTF-8.
@@ -62,14 +77,17 @@ def parse_table(file: Path, photos: Path | None = None, classes: Sequence[str] |
     if len(names) > MAX_CLASSES:
         found.problem(file, None, f"{len(names):,} classes", f"at most {MAX_CLASSES:,}")
         return found
-    if photos is None and listed:
-        found.photos = _photo_folder(file.parent, next(iter(listed))[0])
+    suffix = ""
+    if listed:
+        places = [found.photos] if photos is not None else _places(file.parent)
+        found.photos, suffix = _first(places, next(iter(listed))[0])
     lines = []
     for (name, title), line in listed.items():
         if title not in labels:
             found.problem(file, line, f"the class {shown(title)}", f"one of {', '.join(list(labels)[:20])}")
             continue
-        found.samples.append(Sample(name, found.photos / name, labels[title], np.zeros((0, 4))))
+        full = f"{name}{suffix}"
+        found.samples.append(Sample(full, found.photos / full, labels[title], np.zeros((0, 4))))
         lines.append((file, line))
     found.classes = tuple(names)
     found.place = lambda index: Place(lines[index], lines[index], lines[index], ())
@@ -86,10 +104,10 @@ def is_table(file: Path) -> bool:
 def _rows(file: Path, text: str, found: Parsed) -> _Rows:
     """Return where path and label are, rows with their lines, and columns; None, and a problem, where unknown."""
     try:
-        dialect: type[csv.Dialect] | csv.Dialect = csv.Sniffer().sniff(text[: 1 << 14], ",;\t|")
+        between = csv.Sniffer().sniff(text[: 1 << 14], ",;\t|").delimiter
     except csv.Error:
-        dialect = csv.excel
-    reader = csv.reader(io.StringIO(text, newline=""), dialect, strict=True)
+        between = ","
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=between, skipinitialspace=True, strict=True)
     rows: list[tuple[int, list[str]]] = []
     try:
         rows.extend((reader.line_num, row) for row in reader if any(cell.strip() for cell in row))
@@ -99,6 +117,8 @@ def _rows(file: Path, text: str, found: Parsed) -> _Rows:
     head = [cell.strip().casefold() for cell in rows[0][1]] if rows else []
     at = next((head.index(name) for name in PATHS if name in head), None)
     what = next((head.index(name) for name in LABELS if name in head), None)
+    if at is not None and what is None and len(head) == 2:  # whatever the other is called
+        what = 1 - at
     if at is not None and what is not None:
         return (at, what), rows[1:], head
     if len(head) == 2:  # the first line may be one of names that are not known
@@ -114,6 +134,12 @@ def _rows(file: Path, text: str, found: Parsed) -> _Rows:
     return None, [], []
 
 
-def _photo_folder(folder: Path, name: str) -> Path:
-    places = [folder, *(folder / below for below in (*PHOTO_FOLDERS, "train"))]
-    return next((place for place in places if (place / name).is_file()), folder)
+def _places(folder: Path) -> list[Path]:
+    """Return where the photos of a table may be."""
+    return [folder, *(folder / below for below in (*PHOTO_FOLDERS, "train"))]
+
+
+def _first(places: list[Path], name: str) -> tuple[Path, str]:
+    """Return the folder that has a photo, and what its name lacks."""
+    tries = ((place, suffix) for suffix in ("", ".jpg", ".jpeg", ".png") for place in places)
+    return next(((place, suffix) for place, suffix in tries if (place / f"{name}{suffix}").is_file()), (places[0], ""))

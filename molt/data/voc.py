@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from molt._text import plain_name
 from molt.data._folders import foreign
-from molt.data._layouts import PHOTO_FOLDERS, child, files
+from molt.data._layouts import PHOTO_FOLDERS, child, files, holds
 from molt.data._parsing import (
     BOX_FORM,
     NAME_FORM,
@@ -107,10 +107,11 @@ def voc_places(folder: Path) -> tuple[Path, Path] | None:
     if annotations is not None and (annotations.name == "Annotations" or _xml_files(annotations, Counter())):
         photos = child(folder, "JPEGImages", *PHOTO_FOLDERS)
         if photos is None:
-            beside = next((one for one in (annotations, folder) if files(one, *photo_suffixes())), None)
-            photos = beside or folder / "JPEGImages"
+            places = (one for one in (annotations, folder) if files(one, *photo_suffixes()))
+            photos = next(places, folder / "JPEGImages")
         return annotations, photos
-    return (folder, folder) if files(folder, ".xml") and files(folder, *photo_suffixes()) else None
+    beside = [file for file in files(folder, ".xml") if not holds(file, b"<annotations>")]  # those are CVAT's
+    return (folder, folder) if beside and files(folder, *photo_suffixes()) else None
 
 
 def _xml_files(folder: Path, left_out: Counter[str]) -> list[Path]:

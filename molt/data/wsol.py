@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from molt._text import plain_name
 from molt.data._parsing import (
     MAX_CLASSES,
     NAME_FORM,
@@ -250,7 +251,7 @@ def _class_names(samples: Sequence[Sample]) -> tuple[str, ...]:
     count = max((sample.label for sample in samples), default=-1) + 1
     folders: dict[int, str] = {}
     for sample in samples:
-        parent = sample.name.rpartition("/")[0].rpartition("/")[2]
+        parent = plain_name(sample.name.rpartition("/")[0].rpartition("/")[2])
         if not parent or folders.setdefault(sample.label, parent) != parent:
             break
     else:

@@ -83,10 +83,10 @@ def write_report(
             text = _page(runs, comparison, shown, size, quality)
         except (KeyError, TypeError, AttributeError, jinja2.TemplateError) as error:
             raise ValueError(f"runs {', '.join(names(runs))} hold figures that do not fit ({error})") from error
-        if len(text.encode(errors="replace")) < MAX_BYTES:
+        if len(text.encode(errors="backslashreplace")) < MAX_BYTES:
             break
     with whole_file(path) as part:
-        part.write_text(text, encoding="utf-8", errors="replace", newline="\n")
+        part.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
     return path
 
 

@@ -15,7 +15,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin
 
 from molt._arguments import LARGEST_SEED, check_device, check_int, check_number
-from molt._files import alone_in, check_writable, user_path
+from molt._files import alone_in, check_readable_later, check_writable, user_path
 from molt.data.annotations import LocalizationSet
 from molt.methods.molt import MOLT
 from molt.training.augment import find_augmentation
@@ -152,7 +152,7 @@ def train(
     photos = gather_photos(data, val, val_share, seed)
     if model is not None:
         check_model(model, photos.classes)
-    out = user_path(out)
+    out = check_readable_later(user_path(out))
     if out.exists() and not out.is_dir():
         raise ValueError(f"out: {out} is a file, expected a folder")
     if (out / STATE).is_file() and not resume:
