@@ -251,7 +251,7 @@ def myself() -> dict[str, Any]:
         (VIT_NAME, lambda s: {0: s}, "it names entries by int"),
         (VIT_NAME, lambda s: under("net.", s), r"missing: cls_token, .*left over: net.cls_token \(1, 1, 64\)"),
         (VIT_NAME, lambda s: {k: v for k, v in s.items() if k != "norm.bias"}, "missing: norm.bias$"),
-        (VIT_NAME, lambda s: {k: v for k, v in s.items() if ".3." not in k}, r"missing: blocks.3.norm1.+ \(12 of 78\)$"),
+        (VIT_NAME, lambda s: {k: v for k, v in s.items() if ".3." not in k}, r"missing: blocks.3.norm1.+ \(12 of 78\)"),
         (VIT_NAME, lambda s: s | {"norm.bias": torch.ones(65)}, r"shapes: norm.bias \(65,\), expected \(64,\)$"),
         (VIT_NAME, lambda s: s | {"norm.bias": torch.ones(64).int()}, "shapes: norm.bias .* of integers, expected"),
         (VIT_NAME, lambda s: s | {"norm.bias": torch.full((64,), torch.nan)}, "it holds NaN or infinity in norm.bias"),

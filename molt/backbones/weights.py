@@ -327,8 +327,14 @@ def create_timm(
     if source not in (*SOURCES, "random"):
         raise ValueError(f"source must be one of {', '.join(SOURCES)} or random, got {source!r}")
     if not timm.is_model(name):
-        near = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.7))
-        raise ValueError(f"backbone {name!r} is not a timm model name" + (f"; near: {near}" if near else ""))
+        near = ", ".join(difflib.get_close_matches(name.rpartition("/")[2], timm.list_models(), n=5, cutoff=0.7))
+        hint = "; a weight file is given as checkpoint" if Path(name).is_file() else f"; near: {near}" if near else ""
+        raise ValueError(f"backbone {name!r} is not a timm model name{hint}")
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        tags = ", ".join(timm.list_pretrained(f"{name.partition('.')[0]}.*")) or "no weights at all"
+        raise ValueError(f"backbone {name!r} names weights that timm does not know, it has {tags}") from error
 
     def build(**more: Any) -> nn.Module:
         return timm.create_model(name, **options, **more).eval().requires_grad_(False)
