@@ -164,8 +164,7 @@ def _features(given: Any, photos: list[Any] | None) -> Features | None:
     kind = f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
     if not callable(given) or isinstance(given, type) or (not ours and hasattr(given, "pretrained_cfg")):
         raise TypeError(
-            f"features must be molt.Features or a backbone that returns them, such as molt.backbones.ViTBackbone(NAME) "
-            f"for a timm model, got {kind}"
+            f"features must be molt.Features or a backbone, got {kind}: molt.backbones.ViTBackbone(NAME) makes one"
         )
     if photos is None:
         raise ValueError("images must be given where features is a backbone")

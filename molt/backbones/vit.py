@@ -56,7 +56,7 @@ class ViTBackbone(nn.Module):
             if not isinstance(name, str) or "dynamic_img_size" not in str(error):
                 raise
             raise ValueError(f"backbone {name!r} is {_other_kind(name)}") from error
-        embed = getattr(self.model, "patch_embed", None)
+        embed: Any = getattr(self.model, "patch_embed", None)
         if not hasattr(embed, "feat_ratio") or not hasattr(self.model, "num_prefix_tokens"):
             raise ValueError(f"backbone {name!r} is {_other_kind(name)}")
         self.patch_size: tuple[int, int] = tuple(embed.feat_ratio(as_scalar=False))

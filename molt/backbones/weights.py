@@ -255,7 +255,7 @@ def _from_file(build: Callable[..., nn.Module], name: str, path: Path, *, timms:
     faults = misfits({key: value for key, value in state.items() if key not in beside}, own)
     if not any(faults.values()):
         model.load_state_dict(state, strict=False)
-        return model
+        return model  # type: ignore[no-any-return]
     refused = RuntimeError(f"checkpoint {path} does not fit {name}: {told(faults, len(own))}")
     shared = own.keys() & state.keys()
     # Of one name only positions may differ, which are resampled for another grid.
@@ -280,7 +280,7 @@ def _from_file(build: Callable[..., nn.Module], name: str, path: Path, *, timms:
         raise refused from None
     # timm's would keep the file's tensors.
     filled.pretrained_cfg = filled.default_cfg = model.pretrained_cfg
-    return filled
+    return filled  # type: ignore[no-any-return]
 
 
 def _trained_model(path: Path) -> str | None:
