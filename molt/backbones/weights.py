@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from molt._files import save_tensors
-from molt.backbones.weight_files import CheckpointError, misfits, read_tensors, told
+from molt.backbones.weight_files import CheckpointError, misfits, read_tensors, some, told
 from molt.structures import SawMasks, WeightsInfo
 
 logger = logging.getLogger("molt")
@@ -257,9 +257,9 @@ def _from_file(build: Callable[..., nn.Module], name: str, path: Path, *, timms:
         model.load_state_dict(state, strict=False)
         return model  # type: ignore[no-any-return]
     refused = RuntimeError(f"checkpoint {path} does not fit {name}: {told(faults, len(own))}")
-    shared = own.keys() & state.keys()
-    # Of one name only positions may differ, which are resampled for another grid.
-    if not state or (not timms and any(own[key].numel() != state[key].numel() and "pos" not in key for key in shared)):
+    # Of one name only positions may differ, which are resampled for another grid; other programs number otherwise.
+    held = own.keys() & (state.keys() if not faults["missing"] else {"patch_embed.proj.weight"} & state.keys())
+    if not state or (not timms and any(own[key].numel() != state[key].numel() and "pos" not in key for key in held)):
         raise refused
 
     def by_timm(tensors: dict[str, Tensor]) -> nn.Module:
@@ -276,7 +276,12 @@ def _from_file(build: Callable[..., nn.Module], name: str, path: Path, *, timms:
         if not all(value.isnan().all() for value in reached.values() if value.is_floating_point()):
             raise refused
         filled: Any = by_timm(state)
-    except Exception:
+    except Exception as error:
+        names = [a or b for a, b in re.findall(r'"([^"]+)"|size mismatch for (\S+):', str(error))]
+        if 0 < len(names) < sum(map(len, faults.values())):
+            refused = RuntimeError(
+                f"checkpoint {path} does not fit {name}: missing, different or left over in timm's names: {some(names)}"
+            )
         raise refused from None
     # timm's would keep the file's tensors.
     filled.pretrained_cfg = filled.default_cfg = model.pretrained_cfg
