@@ -12,12 +12,13 @@ GPU = $(PYTHON) benchmarks/gpu.py --out $(OUT) $(addprefix --photos ,$(PHOTOS))
 BUILD = MOLT_REQUIRE_EXT=1 PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --no-build-isolation
 SOURCES = setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*)
 
-.PHONY: help demo test lint bench photos evaluation training wheel test-install test-oldest gpu gpu-build gpu-test gpu-target gpu-full gpu-dry clean
+.PHONY: help demo test lint bench backbones photos evaluation training wheel test-install test-oldest gpu gpu-build gpu-test gpu-target gpu-full gpu-dry clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
 	@echo "make lint          ruff and mypy"
 	@echo "make bench         on this machine's CPU: operators against their peers, photos to boxes, pytest-benchmark"
+	@echo "make backbones     timm's families with random weights: which give an exact CAM, which tokens, which are refused (1/4 hour)"
 	@echo "make photos        fetch the benchmark photos and print the table of boxes (Debian or Ubuntu)"
 	@echo "make evaluation    MaxBoxAcc, MaxBoxAccV2 on these photos and on composites (Debian or Ubuntu; half an hour)"
 	@echo "make training      heads trained on the composites, what each part is worth, methods and their cost (Debian; 2 hours)"
@@ -67,6 +68,9 @@ bench: $(VENV)/.bench
 	$(BIN)/molt benchmark --device cpu
 	$(BIN)/molt benchmark --end-to-end --device cpu
 	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+backbones: $(VENV)/.bench
+	$(BIN)/python benchmarks/backbones.py
 
 photos: $(VENV)/.bench
 	$(BIN)/python benchmarks/photos/fetch.py photos-data

@@ -18,6 +18,7 @@ from molt._auto_alpha import AUTO, Alpha, blend, check_alpha
 from molt._backend import Backend
 from molt._backend import backend as use_backend
 from molt._words import count
+from molt.backbones import CNNBackbone, ViTBackbone
 from molt.clustering import CachedClusterer, TokenKMeans
 from molt.clustering.cache import check_folder
 from molt.data.images import is_file, load_photo, read_photo
@@ -214,14 +215,24 @@ def _features(given: Any, photos: list[Any] | None) -> Features | None:
     """Return Features as given, or what a backbone sees in the photos."""
     if given is None or isinstance(given, Features):
         return given
-    if not callable(given):
-        raise TypeError(f"features must be molt.Features or a backbone, got {type(given).__name__}")
+    ours = isinstance(given, ViTBackbone | CNNBackbone)
+    kind = f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
+    if not callable(given) or isinstance(given, type) or (not ours and hasattr(given, "pretrained_cfg")):
+        raise TypeError(
+            f"features must be molt.Features or a backbone, got {kind}: molt.backbones.ViTBackbone(NAME) makes one"
+        )
     if photos is None:
         raise ValueError("images must be given where features is a backbone")
     weight = next(given.parameters(), None) if isinstance(given, torch.nn.Module) else None
     pixels = _pixels(photos, (BACKBONE_SIDE, BACKBONE_SIDE))
     with torch.no_grad():
-        seen = given(pixels if weight is None else pixels.to(weight.device, weight.dtype))
+        try:
+            seen = given(pixels if weight is None else pixels.to(weight.device, weight.dtype))
+        except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
+            if ours or isinstance(error, torch.OutOfMemoryError):
+                raise
+            shape = tuple(pixels.shape)
+            raise TypeError(f"features must be a backbone that takes images {shape}: {kind} says {error}") from error
     if not isinstance(seen, Features):
         raise TypeError(f"features must be a backbone that returns molt.Features, got {type(seen).__name__} from it")
     return seen

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -10,6 +12,7 @@ import timm
 import torch
 from torch import nn
 
+import molt
 from molt.backbones import CNNBackbone, ViTBackbone
 from molt.backbones.preprocess import normalize, to_multiple
 
@@ -178,6 +181,10 @@ def test_patches_have_the_stride_asked_for() -> None:
         "convnext_zepto_rms",
         "maxvit_rmlp_pico_rw_256",
         "maxvit_tiny_tf_224",
+        "mobilenetv4_conv_small_035",
+        "ghostnet_050",
+        "lcnet_035",
+        "resmlp_12_224",
     ],
 )
 def test_networks_without_an_exact_cam_are_refused(name: str) -> None:
@@ -239,14 +246,145 @@ def test_registers_and_missing_class_tokens_are_left_out() -> None:
     assert pooled.patches.shape == (1, 4, 768) and pooled.class_token is None
 
 
-def test_a_cnn_is_no_vit() -> None:
-    with pytest.raises(ValueError, match="resnet18"):
-        ViTBackbone("resnet18", pretrained=False)
+@pytest.mark.parametrize(("name", "patch"), [("vit_tiny_r_s16_p8_224", 32), ("eva02_tiny_patch14_224", 14)])
+@pytest.mark.parametrize("size", [(1, 1), (100, 130), (336, 336), (224, 448)])
+def test_a_token_has_the_networks_true_stride(name: str, patch: int, size: tuple[int, int]) -> None:
+    """A hybrid's tokens are patches of what its convolutions leave, not of the image."""
+    backbone = vision(name)
+    images = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        features = backbone(images)
+        tokens = backbone.model.forward_features(normalize(to_multiple(images, (patch, patch)), backbone.model))
+    assert backbone.patch_size == (patch, patch)
+    assert features.grid == tuple(max(1, round(side / patch)) for side in size)
+    assert features.patches.shape[1] == features.attention.shape[-1] == features.grid[0] * features.grid[1]
+    assert torch.equal(features.patches, tokens[:, backbone.model.num_prefix_tokens :])
+
+
+@functools.cache
+def vision(name: str) -> ViTBackbone:
+    torch.manual_seed(0)
+    return ViTBackbone(name, pretrained=False)
+
+
+# Sides in pixels that a network's are resized to multiples of, and its shortest side.
+SIDES = {
+    "hrnet_w18_small": (32, 32),
+    "dla46x_c": (32, 32),
+    "csatv2": (64, 64),
+    "efficientvit_m0": (1, 64),
+    "mobilevit_xxs": (1, 32),
+    "test_resnet": (1, 32),
+}
+
+
+@functools.cache
+def sided(name: str) -> CNNBackbone:
+    torch.manual_seed(0)
+    return CNNBackbone(name, pretrained=False)
+
+
+@pytest.mark.parametrize("name", SIDES)
+@pytest.mark.parametrize("size", [(1, 1), (50, 70), (100, 130), (336, 336)])
+def test_sides_are_those_the_network_takes(name: str, size: tuple[int, int]) -> None:
+    """336 px are no whole cells of HRNet's last stage, whose branches then do not add up."""
+    cnn, (multiple, least) = sided(name), SIDES[name]
+    assert (cnn.multiple, cnn.least) == ((multiple, multiple), least)
+    images = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        features = cnn(images)
+        assert features.image_size == tuple(max(least, round(side / multiple) * multiple) for side in size)
+        assert features.patches.shape[1] == features.grid[0] * features.grid[1] > 0
+        seen = to_multiple(images, cnn.multiple, cnn.least)
+        expected = cnn.model(normalize(seen, cnn.model))
+        mean = cnn.cam(features, torch.arange(cnn.num_classes)[None]).mean((2, 3))
+        bias = cnn.model.get_classifier().bias
+    assert torch.allclose(mean + bias, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "text"),
+    [
+        (ViTBackbone, "resnet18", "is timm's ResNet, no vision transformer"),
+        (ViTBackbone, "hiera_tiny_224", "is timm's Hiera, no vision transformer"),
+        (ViTBackbone, "swin_tiny_patch4_window7_224", "is timm's SwinTransformer, no vision transformer"),
+        (ViTBackbone, "beit_base_patch16_224", "is timm's Beit, which takes images of one size only"),
+        (ViTBackbone, "cait_xxs24_224", "is timm's Cait, which takes images of one size only"),
+        (CNNBackbone, "vit_tiny_patch16_224", "is a vision transformer with prefix tokens, no CNN"),
+        (CNNBackbone, "hiera_tiny_224", "does not take images of any size: The size of tensor"),
+        (CNNBackbone, "test_maxvit", "does not take images of any size: .* must be divisible by window"),
+        (CNNBackbone, "botnet26t_256", "does not take images of any size: a check of timm's fails"),
+        (CNNBackbone, "repvit_m1", "has no linear classifier"),
+        (CNNBackbone, "mobilenetv3_small_050", "has no exact CAM: its logits are not linear"),
+        (CNNBackbone, "resnet18.foo", "names weights that timm does not know, it has resnet18.a1_in1k"),
+        (CNNBackbone, "", "is not a timm model name"),
+    ],
+)
+def test_what_a_network_is_refused_for(kind: type[ViTBackbone | CNNBackbone], name: str, text: str) -> None:
+    with pytest.raises(ValueError, match=f"backbone '{name}' {text}"):
+        kind(name, pretrained=False)
+
+
+def test_a_network_without_a_token_a_patch_is_refused() -> None:
+    with (
+        mock.patch("timm.layers.PatchEmbed.feat_ratio", return_value=(32, 32)),
+        pytest.raises(ValueError, match=r"backbone 'test_vit' has no token for each of its patches, \(32, 32\) pixels"),
+    ):
+        ViTBackbone("test_vit", pretrained=False)
+
+
+@pytest.mark.parametrize("kind", [ViTBackbone, CNNBackbone])
+@pytest.mark.parametrize("given", [nn.Linear(2, 2), None, nn.Linear, 18])
+def test_a_backbone_is_named(kind: type[ViTBackbone | CNNBackbone], given: object) -> None:
+    with pytest.raises(TypeError, match=f"backbone must be a timm model name, got {type(given).__name__}"):
+        kind(given, pretrained=False)
+    with pytest.raises(TypeError, match="checkpoint must be the path of a file, got dict"):
+        kind("test_vit", checkpoint={})
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"backbone": "resnet18"}, ValueError, "'resnet18' is timm's ResNet, no vision transformer.*weights='weak'"),
+        ({"backbone": "test_vit", "weights": "weak"}, ValueError, "'test_vit' is a vision transformer .*ViTBackbone"),
+        ({"backbone": nn.Linear(2, 2)}, TypeError, "backbone must be a timm model name, got Linear"),
+        ({"backbone": ""}, ValueError, "backbone '' is not a timm model name"),
+    ],
+)
+def test_localizer_names_the_backbone_and_not_the_file(
+    tmp_path: Path, options: dict[str, Any], error: type[Exception], text: str
+) -> None:
+    """The file is a good one of that very network."""
+    name = options["backbone"]
+    known = isinstance(name, str) and name
+    torch.save(timm.create_model(name if known else "resnet18").state_dict(), tmp_path / "good.pth")
+    with pytest.raises(error, match=text):
+        molt.Localizer(checkpoint=tmp_path / "good.pth", **options)
+
+
+@pytest.mark.parametrize(
+    ("weights", "name"), [("weak", "hrnet_w18_small"), ("weak", "test_resnet"), ("default", "vit_tiny_r_s16_p8_224")]
+)
+def test_what_is_accepted_localizes(tmp_path: Path, weights: str, name: str) -> None:
+    kind = CNNBackbone if weights == "weak" else ViTBackbone
+    torch.manual_seed(0)
+    torch.save(kind(name, pretrained=False).model.state_dict(), tmp_path / "own.pth")
+    localizer = molt.Localizer(weights=weights, backbone=name, checkpoint=tmp_path / "own.pth", device="cpu")
+    photo = torch.rand(3, 75, 100, generator=torch.Generator().manual_seed(0))
+    result = localizer(photo, classes="tabby")
+    assert result.boxes.shape[1] == 4 and result.heat.isfinite().all()
+    assert localizer.weights[-1].to_json()["source"] == f"file {tmp_path / 'own.pth'}"
 
 
 def test_bad_images_are_named(vit: ViTBackbone) -> None:
     with pytest.raises(ValueError, match=r"images must have shape \(B, 3, H, W\), got \(3, 32, 32\)"):
         vit(torch.rand(3, 32, 32))
+    with pytest.raises(ValueError, match="images must hold at least one image, got none"):
+        vit(torch.rand(0, 3, 32, 32))
+    with pytest.raises(TypeError, match=r"images must be torch.float32 as the network is, got torch.float64"):
+        vit(torch.rand(1, 3, 32, 32).double())
+    with pytest.raises(ValueError, match="images must be on cpu, where the network is, got meta"):
+        vit(torch.rand(1, 3, 32, 32, device="meta"))
     with pytest.raises(TypeError, match="images must be floating point"):
         vit(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
 

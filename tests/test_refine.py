@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+import timm
 import torch
 
 import molt
@@ -201,6 +202,24 @@ BAD: list[tuple[Callable[[torch.Tensor, torch.Tensor], object], type[Exception],
         "images must be given where features is a backbone",
     ),
     (lambda m, p: molt.refine(m, p, features=lambda x: x), TypeError, "returns molt.Features, got Tensor"),
+    (
+        lambda m, p: molt.refine(m, p, features=timm.create_model("test_vit")),
+        TypeError,
+        r"features must be molt.Features or a backbone, got VisionTransformer: molt.backbones.ViTBackbone\(NAME\)",
+    ),
+    (lambda m, p: molt.refine(m, p, features=molt.backbones.ViTBackbone), TypeError, "got the class ViTBackbone"),
+    (lambda m, p: molt.refine(m, p, features=molt.Features), TypeError, "got the class Features"),
+    (lambda m, p: molt.refine(m, p, features="vit_tiny_patch16_224"), TypeError, "got str: molt.backbones.ViTBackbone"),
+    (
+        lambda m, p: molt.refine(m, p, features=torch.nn.Linear(3, 2)),
+        TypeError,
+        r"images \(1, 3, 448, 448\): Linear says",
+    ),
+    (
+        lambda m, p: molt.refine(m, p, features=lambda x, y: x),
+        TypeError,
+        r"takes images .*: function says .* missing 1",
+    ),
     (lambda m, p: molt.refine(m.expand(2, -1, -1), [p, p[:, :50]]), ValueError, "size must be given"),
     (lambda m, p: molt.refine(m, "nowhere.jpg"), ValueError, "nowhere.jpg"),
     (lambda m, p: molt.refine(m, p[:2]), ValueError, r"must have shape \(3, H, W\), got \(2, 120, 160\)"),

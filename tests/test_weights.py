@@ -6,6 +6,7 @@ import argparse
 import functools
 import importlib.metadata
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -226,10 +227,30 @@ def test_other_names_and_grids_are_read_as_timm_reads_them(tmp_path: Path) -> No
     )
     assert same(found, own | {"cls_token": 2 * own["cls_token"]})
     del original["blocks.11.norm1.bias"]
-    with pytest.raises(
-        RuntimeError, match=r"does not fit vit_small_patch14_reg4_dinov2: .*missing: .*blocks.11.norm1.bias"
-    ):
+    with pytest.raises(RuntimeError, match=rf"does not fit {name}: .* in timm's names: blocks.11.norm1.bias$"):
         loaded(original, tmp_path / "in.pth", name)
+
+
+def test_a_cnn_in_its_authors_names(tmp_path: Path) -> None:
+    """ConvNeXt's own names are all others than timm's."""
+    name = "convnext_atto"
+    renamed = [
+        (r"^stem\.", "downsample_layers.0."),
+        (r"^stages\.(\d)\.downsample\.", r"downsample_layers.\1."),
+        (r"^stages\.(\d)\.blocks\.", r"stages.\1."),
+        (r"conv_dw", "dwconv"),
+        (r"mlp\.fc", "pwconv"),
+        (r"^head\.norm\.", "norm."),
+        (r"^head\.fc\.", "head."),
+    ]
+    theirs = {}
+    for key, value in state_of(name).items():
+        theirs[functools.reduce(lambda k, pair: re.sub(*pair, k), renamed, key)] = value
+    assert same(loaded({"model": theirs}, tmp_path / "in.pth", "convnext_atto"), state_of(name))
+    for lost, told in (("stages.2.1.norm.bias", "stages.2.blocks.1.norm.bias"), ("head.weight", "head.fc.weight")):
+        rest = {key: value for key, value in theirs.items() if key != lost}
+        with pytest.raises(RuntimeError, match=rf"does not fit convnext_atto: .* in timm's names: {told}$"):
+            loaded({"model": rest}, tmp_path / "in.pth", name)
 
 
 def myself() -> dict[str, Any]:
@@ -251,7 +272,7 @@ def myself() -> dict[str, Any]:
         (VIT_NAME, lambda s: {0: s}, "it names entries by int"),
         (VIT_NAME, lambda s: under("net.", s), r"missing: cls_token, .*left over: net.cls_token \(1, 1, 64\)"),
         (VIT_NAME, lambda s: {k: v for k, v in s.items() if k != "norm.bias"}, "missing: norm.bias$"),
-        (VIT_NAME, lambda s: {k: v for k, v in s.items() if ".3." not in k}, r"missing: blocks.3.norm1.+ \(12 of 78\)$"),
+        (VIT_NAME, lambda s: {k: v for k, v in s.items() if ".3." not in k}, r"missing: blocks.3.norm1.+ \(12 of 78\)"),
         (VIT_NAME, lambda s: s | {"norm.bias": torch.ones(65)}, r"shapes: norm.bias \(65,\), expected \(64,\)$"),
         (VIT_NAME, lambda s: s | {"norm.bias": torch.ones(64).int()}, "shapes: norm.bias .* of integers, expected"),
         (VIT_NAME, lambda s: s | {"norm.bias": torch.full((64,), torch.nan)}, "it holds NaN or infinity in norm.bias"),

@@ -14,14 +14,23 @@ SLACK = 0.1  # bicubic resizing overshoots a little
 _looked_at: WeakSet[nn.Module] = WeakSet()  # networks on a GPU that were given images in [0, 1] once
 
 
-def check_images(images: Tensor) -> None:
-    """Raise unless images is a float tensor (B, 3, H, W) with at least one pixel."""
+def check_images(images: Tensor, network: nn.Module | None = None) -> None:
+    """Raise unless images is a float tensor (B, 3, H, W) with at least one pixel, of a network's dtype and device."""
     if not isinstance(images, Tensor):
         raise TypeError(f"images must be a torch tensor (B, 3, H, W), got {type(images).__name__}")
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
         raise ValueError(f"images must have shape (B, 3, H, W), got {tuple(images.shape)}")
     if not images.is_floating_point():
         raise TypeError(f"images must be floating point in [0, 1] (uint8: divide by 255), got {images.dtype}")
+    if network is None:
+        return
+    weight = next(network.parameters())
+    if len(images) == 0:
+        raise ValueError("images must hold at least one image, got none")
+    if images.device != weight.device:
+        raise ValueError(f"images must be on {weight.device}, where the network is, got {images.device}")
+    if images.dtype != weight.dtype and not torch.is_autocast_enabled(images.device.type):
+        raise TypeError(f"images must be {weight.dtype} as the network is, got {images.dtype}")
 
 
 def check_range(images: Tensor, network: nn.Module, name: str = "images") -> None:
@@ -66,7 +75,7 @@ def resize(images: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(wide, list(size), mode="bilinear", align_corners=False, antialias=True).to(images.dtype)
 
 
-def to_multiple(images: Tensor, multiple: tuple[int, int]) -> Tensor:
-    """Return images resized, where they must be, so that their sides are multiples (at least one) of ``multiple``."""
+def to_multiple(images: Tensor, multiple: tuple[int, int], least: int = 1) -> Tensor:
+    """Return images resized, where they must be, to sides that are multiples of ``multiple`` and at least ``least``."""
     sides = zip(images.shape[2:], multiple, strict=True)
-    return resize(images, [max(1, round(side / step)) * step for side, step in sides])
+    return resize(images, [max(least, max(1, round(side / step)) * step) for side, step in sides])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -20,14 +21,19 @@ class ViTBackbone(nn.Module):
     timm's fused attention stays on. ``no_attention`` says why a network has no class-row attention, or is None.
 
     Images whose sides are no multiple of the patch size are resized to the nearest multiple (at least one patch), so
-    that the grid covers the image exactly; position embeddings are resampled by timm.
+    that the grid covers the image exactly; position embeddings are resampled by timm. A hybrid's patch is what a token
+    covers of the image, its convolutions included. When the network is built a small image is shown to it.
 
     Args:
         name: timm model name, default DINOv2 ViT-S/14.
         checkpoint, source, pretrained: see :func:`molt.backbones.weights.create_timm`.
 
+    Attributes:
+        patch_size: (H, W) in pixels of a patch.
+
     Raises:
-        ValueError: the network is no ViT with a patch grid and dynamic image size.
+        TypeError: a name of another type.
+        ValueError: the network is no ViT with a patch grid that takes images of any size.
     """
 
     model: Any
@@ -47,16 +53,20 @@ class ViTBackbone(nn.Module):
                 name, checkpoint=checkpoint, source=source, pretrained=pretrained, num_classes=0, dynamic_img_size=True
             )
         except TypeError as error:
-            raise ValueError(f"backbone {name!r} is not a timm ViT that takes any image size: {error}") from error
-        if not hasattr(self.model, "patch_embed") or not hasattr(self.model, "num_prefix_tokens"):
-            raise ValueError(f"backbone {name!r} is not a timm ViT: it has no patch grid with prefix tokens")
-        self.patch_size: tuple[int, int] = tuple(self.model.patch_embed.patch_size)
+            if not isinstance(name, str) or "dynamic_img_size" not in str(error):
+                raise
+            raise ValueError(f"backbone {name!r} is {_other_kind(name)}") from error
+        embed: Any = getattr(self.model, "patch_embed", None)
+        if not hasattr(embed, "feat_ratio") or not hasattr(self.model, "num_prefix_tokens"):
+            raise ValueError(f"backbone {name!r} is {_other_kind(name)}")
+        self.patch_size: tuple[int, int] = tuple(embed.feat_ratio(as_scalar=False))
         self.no_attention: str | None = None
         self._rows: ClassRows | None = None
         try:
             self._rows = ClassRows(self.model)
         except ValueError as error:
             self.no_attention = str(error)
+        self._probe(name)
 
     def forward(self, images: Tensor, *, attention: bool = True) -> Features:
         """Return Features of (B, 3, H, W) RGB images in [0, 1].
@@ -68,10 +78,11 @@ class ViTBackbone(nn.Module):
             attention: False leaves out attention and keys, whose cost is within the spread of runs.
 
         Raises:
-            TypeError, ValueError: images of another type, shape or channel count, or far outside [0, 1] (on a GPU the
-                first call alone looks). NaN and infinity are not looked for: they spread to the tokens.
+            TypeError, ValueError: images of another type, dtype, device, shape or channel count, or none, or far outside
+                [0, 1] (on a GPU the first call alone looks). NaN and infinity are not looked for: they spread to the
+                tokens.
         """
-        check_images(images)
+        check_images(images, self.model)
         check_range(images, self)
         return self.see(normalize(to_multiple(images, self.patch_size), self.model), attention=attention)
 
@@ -95,3 +106,26 @@ class ViTBackbone(nn.Module):
             attention=None if recording is None else torch.stack(recording.rows, 1)[..., prefix:],
             keys=None if recording is None else recording.last_keys()[:, :, prefix:].transpose(1, 2).flatten(2),
         )
+
+    @torch.no_grad()
+    def _probe(self, name: str) -> None:
+        """Make sure that images of another size and shape than the network's own give a token a patch."""
+        if next(self.model.parameters()).is_meta:
+            return
+        try:
+            seen = self(torch.full((1, 3, 2 * self.patch_size[0], 3 * self.patch_size[1]), 0.5))
+        except (AssertionError, RuntimeError, TypeError, ValueError, IndexError) as error:
+            raise ValueError(f"backbone {name!r} does not take images of any size: {error!s:.200}") from error
+        rows = [] if seen.attention is None else [seen.attention.shape[-1]]
+        if {seen.patches.shape[1], *rows} != {6}:
+            raise ValueError(f"backbone {name!r} has no token for each of its patches, {self.patch_size} pixels each")
+
+
+def _other_kind(name: str) -> str:
+    """Return what a network is that is no ViT for us."""
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    kind = type(model).__name__
+    if getattr(model, "num_prefix_tokens", 0):
+        return f"timm's {kind}, which takes images of one size only, expected a ViT that takes any (dynamic_img_size)"
+    return f"timm's {kind}, no vision transformer with a token a patch: CNNBackbone (weights='weak') takes CNNs"

@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from molt._files import save_tensors, user_path
-from molt.backbones.weight_files import CheckpointError, misfits, read_tensors, told
+from molt.backbones.weight_files import CheckpointError, misfits, read_tensors, some, told
 from molt.structures import SawMasks, WeightsInfo
 
 logger = logging.getLogger("molt")
@@ -255,11 +255,11 @@ def _from_file(build: Callable[..., nn.Module], name: str, path: Path, *, timms:
     faults = misfits({key: value for key, value in state.items() if key not in beside}, own)
     if not any(faults.values()):
         model.load_state_dict(state, strict=False)
-        return model
+        return model  # type: ignore[no-any-return]
     refused = RuntimeError(f"checkpoint {path} does not fit {name}: {told(faults, len(own))}")
-    shared = own.keys() & state.keys()
-    # Of one name only positions may differ, which are resampled for another grid.
-    if not state or (not timms and any(own[key].numel() != state[key].numel() and "pos" not in key for key in shared)):
+    # Of one name only positions may differ, which are resampled for another grid; other programs number otherwise.
+    held = own.keys() & (state.keys() if not faults["missing"] else {"patch_embed.proj.weight"} & state.keys())
+    if not state or (not timms and any(own[key].numel() != state[key].numel() and "pos" not in key for key in held)):
         raise refused
 
     def by_timm(tensors: dict[str, Tensor]) -> nn.Module:
@@ -276,11 +276,16 @@ def _from_file(build: Callable[..., nn.Module], name: str, path: Path, *, timms:
         if not all(value.isnan().all() for value in reached.values() if value.is_floating_point()):
             raise refused
         filled: Any = by_timm(state)
-    except Exception:
+    except Exception as error:
+        names = [a or b for a, b in re.findall(r'"([^"]+)"|size mismatch for (\S+):', str(error))]
+        if 0 < len(names) < sum(map(len, faults.values())):
+            refused = RuntimeError(
+                f"checkpoint {path} does not fit {name}: missing, different or left over in timm's names: {some(names)}"
+            )
         raise refused from None
     # timm's would keep the file's tensors.
     filled.pretrained_cfg = filled.default_cfg = model.pretrained_cfg
-    return filled
+    return filled  # type: ignore[no-any-return]
 
 
 def _trained_model(path: Path) -> str | None:
@@ -327,8 +332,14 @@ def create_timm(
     if source not in (*SOURCES, "random"):
         raise ValueError(f"source must be one of {', '.join(SOURCES)} or random, got {source!r}")
     if not timm.is_model(name):
-        near = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.7))
-        raise ValueError(f"backbone {name!r} is not a timm model name" + (f"; near: {near}" if near else ""))
+        near = ", ".join(difflib.get_close_matches(name.rpartition("/")[2], timm.list_models(), n=5, cutoff=0.7))
+        hint = "; a weight file is given as checkpoint" if Path(name).is_file() else f"; near: {near}" if near else ""
+        raise ValueError(f"backbone {name!r} is not a timm model name{hint}")
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        tags = ", ".join(timm.list_pretrained(f"{name.partition('.')[0]}.*")) or "no weights at all"
+        raise ValueError(f"backbone {name!r} names weights that timm does not know, it has {tags}") from error
 
     def build(**more: Any) -> nn.Module:
         return timm.create_model(name, **options, **more).eval().requires_grad_(False)

@@ -96,7 +96,7 @@ class MOLTConfig:
 
 def _check_text(name: str, value: object) -> None:
     if not isinstance(value, str):
-        raise TypeError(f"{name} must be text, got {value!r}")
+        raise TypeError(f"{name} must be text, got {' '.join(repr(value).split()):.60}")
     if not value.strip() or has_control(value) or len(value) > 1000:
         raise ValueError(f"{name} must be printable text of at most 1000 characters, got {value!r:.60}")
 

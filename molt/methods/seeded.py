@@ -90,15 +90,15 @@ class Seeded(Method):
     ) -> None:
         super().__init__()
         if weights not in ("default", "weak"):
-            raise ValueError(f"weights must be 'default' or 'weak', got {weights!r}")
+            raise ValueError(f"weights must be 'default' or 'weak', got {' '.join(repr(weights).split()):.60}")
         self.cnn: CNNBackbone
         self.vit: ViTBackbone | None = None
         if weights == "weak":
-            self.cnn = CNNBackbone(backbone or CNN, checkpoint=checkpoint, source=source)
+            self.cnn = CNNBackbone(CNN if backbone is None else backbone, checkpoint=checkpoint, source=source)
             self.weights = (self.cnn.info,)
         else:
             self.cnn = CNNBackbone(source=source)
-            self.vit = ViTBackbone(backbone or VIT, checkpoint=checkpoint, source=source)
+            self.vit = ViTBackbone(VIT if backbone is None else backbone, checkpoint=checkpoint, source=source)
             self.weights = (self.cnn.info, self.vit.info)
         self.scales = scales
         self.size = (max(scales), max(scales))
