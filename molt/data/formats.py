@@ -19,7 +19,7 @@ def known_formats() -> tuple[str, ...]:
     """Return the formats opened here, those whose opener was registered since included."""
     PIL.Image.init()
     # What Pillow was built without, another package may read: pillow-avif-plugin does.
-    own = {form for form, (opener, _) in PIL.Image.OPEN.items() if opener.__module__.startswith("PIL.")}
+    own = {form for form, (opener, _) in PIL.Image.OPEN.items() if getattr(opener, "__module__", "").startswith("PIL.")}
     lacking = {form for form in own & set(_OPTIONAL) if not _has(_OPTIONAL[form])}
     return tuple(sorted(set(PIL.Image.OPEN) - _UNSAFE - lacking))
 

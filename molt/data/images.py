@@ -323,7 +323,7 @@ def _deep_colours(image: PIL.Image.Image) -> np.ndarray | None:
 
     Pillow keeps the upper byte of each alone: the file is decoded twice, once as if its bytes were in the other order.
     """
-    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" and getattr(image, "tile", ()) else {}
+    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" and getattr(image, "tile", []) else {}
     if tags.get(_PLANES) == 2 and max(tags.get(_BITS, (8,))) > 8:
         raise ValueError("Pillow misreads colours of more than 8 bits that lie in planes apart: store them by pixels")
     other = _OTHER_ORDER.get(_raw_mode(image))
@@ -416,3 +416,6 @@ def _check_range(low: float, high: float, kind: str) -> None:
     if low < 0:
         why = "clip it" if low > -0.1 and high < 1.1 else "it looks normalised: undo that"
         raise PhotoError(f"the {kind} must hold floats in [0, 1], got {low:.8g} to {high:.8g} ({why})")
+
+
+__all__ = ["Photo", "PhotoError", "find_photos", "is_file", "load_photo", "photo_suffixes", "read_photo"]
