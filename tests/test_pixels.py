@@ -250,7 +250,7 @@ def test_file_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             assert np.array_equal(levels(source), COLOURS) and not source.closed
     photo = read_photo(memory, 5)
     assert photo.size == (13, 9) and photo.source is memory
-    with pytest.raises(PhotoError, match=r"a\.png: the file object is closed"):
+    with pytest.raises(PhotoError, match=r"a\.png: is closed"):
         load_photo(file)
     with path.open(encoding="latin-1") as text, pytest.raises(PhotoError, match=r"a\.png: .* open it with 'rb'"):
         load_photo(text)

@@ -217,9 +217,9 @@ def _check_path(path: Any, name: str) -> None:
 
 def _check_object(file: Any, name: str) -> None:
     if getattr(file, "closed", False):
-        raise PhotoError(f"{name}: the file object is closed")
+        raise PhotoError(f"{name}: is closed")
     if not isinstance(file.read(0), bytes):
-        raise PhotoError(f"{name}: the file object is open as text, expected a binary one: open it with 'rb'")
+        raise PhotoError(f"{name}: is open as text, expected binary: open it with 'rb'")
 
 
 def _open(file: Path | IO[bytes], limit: int) -> PIL.Image.Image:
