@@ -194,7 +194,7 @@ def _above_ground(stack: Tensor, name: str, signed: Signed) -> Tensor:
         floor = -middle.minimum(high.clamp(min=0) / 2)
         much = ((low < 0) & (4 * low < -high)).sum().item()
         if much:
-            text = f"{name}: {much} of {low.numel()} have much heat below 0, which is cut off"
+            text = f"{name}: much heat below 0 is cut off in {much} of {low.numel()}"
             warnings.warn(f"{text}; say what it means by signed='clip' or 'stretch'", stacklevel=3)
     return stack.clamp(min=floor[..., None, None])
 

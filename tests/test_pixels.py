@@ -32,8 +32,10 @@ def png16(values: np.ndarray, kind: int, transparent: tuple[int, ...] = ()) -> b
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
-def tiff(values: np.ndarray, photometric: int, order: str = "<", *, packed: bool = False, turn: int = 1) -> bytes:
-    """A TIFF of one strip, deflated where ``packed``; photometric 0 is a negative, 2 RGB."""
+def tiff(
+    values: np.ndarray, photometric: int, order: str = "<", *, packed: bool = False, turn: int = 1, planes: int = 1
+) -> bytes:
+    """A TIFF of one strip, deflated where ``packed``; photometric 0 is a negative, 2 RGB; 2 planes: bands apart."""
     channels = values.shape[2] if values.ndim == 3 else 1
     data = values.astype(values.dtype.newbyteorder(order)).tobytes()
     data = zlib.compress(data) if packed else data
@@ -43,7 +45,7 @@ def tiff(values: np.ndarray, photometric: int, order: str = "<", *, packed: bool
     tags = [(256, 4, values.shape[1]), (257, 4, len(values)), (258, 3, values.dtype.itemsize * 8), (259, 3, 1)]
     tags[3] = (259, 3, 8 if packed else 1)
     tags += [(262, 3, photometric), (273, 4, 8), (274, 3, turn), (277, 3, channels), (278, 4, len(values))]
-    tags += [(279, 4, len(data)), *([(338, 3, 2)] if channels == 4 else []), (339, 3, kind)]
+    tags += [(279, 4, len(data)), (284, 3, planes), *([(338, 3, 2)] if channels == 4 else []), (339, 3, kind)]
     table = b""
     for number, width, value in tags:
         if number == 258 and channels > 2:
@@ -183,6 +185,13 @@ def test_big_endian_counts_and_floats(tmp_path: Path, order: str) -> None:
             assert off(tmp_path / "a.tif", wanted.round()) <= 1
 
 
+def test_deep_planes_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.tif").write_bytes(tiff(COLOURS * np.uint16(16), 2, planes=2))
+    for read in (load_photo, lambda path: read_photo(path, 5)):
+        with pytest.raises(PhotoError, match=r"a\.tif: .* more than 8 bits that lie in planes apart: store"):
+            read(tmp_path / "a.tif")
+
+
 def test_deep_transparency(tmp_path: Path) -> None:
     """The transparent value, however extreme, shows white and does not count for the range."""
     deep = GREY.astype(np.uint16) * 16
@@ -241,7 +250,7 @@ def test_file_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             assert np.array_equal(levels(source), COLOURS) and not source.closed
     photo = read_photo(memory, 5)
     assert photo.size == (13, 9) and photo.source is memory
-    with pytest.raises(PhotoError, match=r"a\.png: the file object is closed"):
+    with pytest.raises(PhotoError, match=r"a\.png: is closed"):
         load_photo(file)
     with path.open(encoding="latin-1") as text, pytest.raises(PhotoError, match=r"a\.png: .* open it with 'rb'"):
         load_photo(text)
@@ -269,8 +278,7 @@ def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_openers_registered_later_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from molt.data import find_photos, photo_suffixes
-    from molt.data.images import _UNSAFE
+    from molt.data import find_photos, formats, photo_suffixes
 
     class Odd(PIL.ImageFile.ImageFile):
         format = "ODD"
@@ -282,12 +290,17 @@ def test_openers_registered_later_are_seen(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "a.odd").write_bytes(b"ODD!\x07\x09")
     with pytest.raises(PhotoError, match="not a photo"):
         load_photo(tmp_path / "a.odd")
-    assert find_photos(tmp_path) == ([], 1) and ".odd" not in photo_suffixes() and "ODD" not in _UNSAFE
+    assert find_photos(tmp_path) == ([], 1) and ".odd" not in photo_suffixes()
     for name in ("ID", "OPEN", "EXTENSION"):
         monkeypatch.setattr(PIL.Image, name, getattr(PIL.Image, name).copy())
     PIL.Image.register_open("ODD", Odd, lambda prefix: prefix.startswith(b"ODD!"))
     PIL.Image.register_extension("ODD", ".ODD")
     assert load_photo(tmp_path / "a.odd").getpixel((1, 0)) == (9, 9, 9)
     assert find_photos(tmp_path) == ([tmp_path / "a.odd"], 0) and ".odd" in photo_suffixes()
+    # A format that Pillow was built without counts once another package reads it.
+    monkeypatch.setattr(formats, "_has", lambda name: name != "webp")
+    assert ".webp" not in photo_suffixes()
+    PIL.Image.register_open("WEBP", Odd, lambda prefix: False)
+    assert ".webp" in photo_suffixes()
     monkeypatch.undo()
     assert ".odd" not in photo_suffixes()

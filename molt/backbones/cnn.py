@@ -86,7 +86,7 @@ class CNNBackbone(nn.Module):
         """Return Features of (B, 3, H, W) RGB images in [0, 1], with logits and the maps behind the CAM.
 
         Raises:
-            TypeError, ValueError: images of another type, dtype, device, shape or channel count, or none, or far outside
+            TypeError, ValueError: images of another type, dtype, device, shape or channel count, none, or far outside
                 [0, 1] (on a GPU the first call alone looks).
         """
         check_images(images, self.model)

@@ -78,7 +78,7 @@ class ViTBackbone(nn.Module):
             attention: False leaves out attention and keys, whose cost is within the spread of runs.
 
         Raises:
-            TypeError, ValueError: images of another type, dtype, device, shape or channel count, or none, or far outside
+            TypeError, ValueError: images of another type, dtype, device, shape or channel count, none, or far outside
                 [0, 1] (on a GPU the first call alone looks). NaN and infinity are not looked for: they spread to the
                 tokens.
         """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import operator
 import os
 import stat
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import numpy as np
-import PIL.features
 import PIL.Image
 import torch
 import torch.nn.functional as F
@@ -22,19 +20,16 @@ from torch import Tensor
 
 from molt._files import user_path
 from molt.data._folders import Walked, walk
+from molt.data.formats import known_formats, photo_suffixes
 from molt.data.pixels import as_channels_first, as_channels_last, to_alpha, to_levels, to_unit
 
 T = TypeVar("T")
 
-# Openers that run another program (EPS), that only identify a file and then fail to decode it, or that know a file by
-# no signature and hold no photos.
-_UNSAFE = frozenset({"EPS", "BUFR", "GRIB", "HDF5", "WMF", "MPEG", "FPX", "MIC", "IM", "IMT", "IPTC", "SPIDER"})
-_OPTIONAL = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}  # format -> what Pillow must be built with
 _JPEG = ("JPEG", "MPO")
 _MAX_PIXELS = 178_956_970  # Pillow's own limit for a decompression bomb
 _opening = threading.Lock()  # held while Pillow's own limit is another one
 _ORIENTATION = 0x0112
-_PHOTOMETRIC = 262
+_BITS, _PHOTOMETRIC, _PLANES = 258, 262, 284  # tags of TIFF
 # Pillow's names of 16-bit colours in files -> the name under which the lower bytes come out in place of the upper ones.
 _OTHER_ORDER = {f"{mode};16{a}": f"{mode};16{b}" for mode in ("RGB", "RGBX", "RGBA") for a, b in ("LB", "BL")}
 _OTHER_ORDER |= {
@@ -71,30 +66,6 @@ class Photo:
     pixels: Tensor
     size: tuple[int, int]
     source: Any
-
-
-_has = functools.cache(PIL.features.check)
-
-
-def _formats() -> tuple[str, ...]:
-    """Return the formats opened here, those whose opener was registered since included."""
-    PIL.Image.init()
-    found = set(PIL.Image.OPEN) - _UNSAFE
-    return tuple(sorted(f for f in found if f not in _OPTIONAL or _has(_OPTIONAL[f])))
-
-
-def photo_suffixes() -> frozenset[str]:
-    """Return the lower-case file suffixes of the formats Pillow decodes now, each with its dot.
-
-    An opener that was registered since the last call, as by pillow-heif, counts.
-    """
-    return _suffixes(_formats(), tuple(PIL.Image.registered_extensions().items()))
-
-
-@functools.lru_cache(maxsize=1)
-def _suffixes(formats: tuple[str, ...], registered: tuple[tuple[str, str], ...]) -> frozenset[str]:
-    known = {*formats, "MPO"}  # opened by the JPEG reader
-    return frozenset(suffix.lower() for suffix, form in registered if form in known)
 
 
 def find_photos(
@@ -247,22 +218,22 @@ def _check_path(path: Any, name: str) -> None:
 
 def _check_object(file: Any, name: str) -> None:
     if getattr(file, "closed", False):
-        raise PhotoError(f"{name}: the file object is closed")
+        raise PhotoError(f"{name}: is closed")
     if not isinstance(file.read(0), bytes):
-        raise PhotoError(f"{name}: the file object is open as text, expected a binary one: open it with 'rb'")
+        raise PhotoError(f"{name}: is open as text, expected binary: open it with 'rb'")
 
 
 def _open(file: Path | IO[bytes], limit: int) -> PIL.Image.Image:
     """Open a file, its pixels not yet decoded, of up to ``limit`` pixels whatever Pillow's own limit is."""
     if limit == _MAX_PIXELS:
-        return PIL.Image.open(file, formats=_formats())
+        return PIL.Image.open(file, formats=known_formats())
     # Pillow raises above its own number, before ours is looked at.
     with _opening:
         theirs = PIL.Image.MAX_IMAGE_PIXELS
         try:
             if theirs is not None:
                 PIL.Image.MAX_IMAGE_PIXELS = max(theirs, limit)
-            return PIL.Image.open(file, formats=_formats())
+            return PIL.Image.open(file, formats=known_formats())
         finally:
             PIL.Image.MAX_IMAGE_PIXELS = theirs
 
@@ -353,6 +324,9 @@ def _deep_colours(image: PIL.Image.Image) -> np.ndarray | None:
 
     Pillow keeps the upper byte of each alone: the file is decoded twice, once as if its bytes were in the other order.
     """
+    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" and getattr(image, "tile", []) else {}
+    if tags.get(_PLANES) == 2 and max(tags.get(_BITS, (8,))) > 8:
+        raise ValueError("Pillow misreads colours of more than 8 bits that lie in planes apart: store them by pixels")
     other = _OTHER_ORDER.get(_raw_mode(image))
     if other is None or (fp := getattr(image, "fp", None)) is None:
         return None
@@ -443,3 +417,6 @@ def _check_range(low: float, high: float, kind: str) -> None:
     if low < 0:
         why = "clip it" if low > -0.1 and high < 1.1 else "it looks normalised: undo that"
         raise PhotoError(f"the {kind} must hold floats in [0, 1], got {low:.8g} to {high:.8g} ({why})")
+
+
+__all__ = ["Photo", "PhotoError", "find_photos", "is_file", "load_photo", "photo_suffixes", "read_photo"]
