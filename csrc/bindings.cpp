@@ -184,7 +184,7 @@ py::array_t<int32_t> largest_at_one_cut(const py::array& given, double threshold
 py::array_t<int64_t> count_scores(const py::array_t<double, py::array::c_style | py::array::forcecast>& scores,
                                   const py::array_t<uint8_t, py::array::c_style | py::array::forcecast>& mask,
                                   const py::array_t<double, py::array::c_style | py::array::forcecast>& edges) {
-  if (scores.size() != mask.size()) throw py::value_error("mask: expected as many pixels as there are scores");
+  if (scores.size() != mask.size() || scores.size() > INT32_MAX) throw py::value_error("mask: expected as many pixels as there are scores");
   if (edges.ndim() != 1 || edges.size() < 2 || !(edges.at(0) <= 0.0) || !(edges.at(edges.size() - 1) > 1.0)) {
     throw py::value_error("edges: expected rising numbers from 0 to above 1");
   }
