@@ -90,7 +90,8 @@ def test_times_are_those_of_the_committed_runs() -> None:
 
 def test_times_beside_the_published_calls_are_those_of_the_committed_run() -> None:
     rows = {
-        row["metric"]: row for row in json.loads((RESULTS / "evaluation_peers.json").read_text(encoding="utf-8"))["rows"]
+        row["metric"]: row
+        for row in json.loads((RESULTS / "evaluation_peers.json").read_text(encoding="utf-8"))["rows"]
     }
     said = re.findall(r"([\d.]+) times less", between("peers"))
     assert len(said) == len(rows) == 2
