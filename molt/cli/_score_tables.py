@@ -158,7 +158,7 @@ def show(run: Run, folder: Path | None) -> None:
 
 def show_comparison(found: Mapping[str, Any]) -> None:
     from molt.evaluation.scores import title
-    from molt.evaluation.summary import units
+    from molt.evaluation.summary import in_words, units
 
     console = _console()
     plain = _printer(console)
@@ -167,8 +167,7 @@ def show_comparison(found: Mapping[str, Any]) -> None:
         for i, name in enumerate(found["runs"])
     ]
     heads = [title(metric, fixed=found["fixed"]) for metric in found["scores"]]
-    said = f"{found['photos']} photos" + (f" ({found['pairs']} {units(found)})" if "pairs" in found else "")
-    console.print(_table(f"on the {said} that all share, %", ("run", *heads), rows))
+    console.print(_table(f"on the {in_words(found)} that all share, %", ("run", *heads), rows))
     changes = [
         (
             f"{entry['run']} - {entry['against']}",

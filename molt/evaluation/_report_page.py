@@ -46,7 +46,9 @@ TEMPLATE = (
 {% macro figures(rows, head, fixed) %}
 <div class="scroll"><table><thead><tr><th>{{ head }}</th><th>photos</th><th>{{ metric_name("max_box_acc", fixed) }}</th>
 <th>{{ metric_name("max_box_acc_v2", fixed) }}</th><th>mean IoU</th></tr></thead><tbody>
-{% for row in rows %}<tr><td>{{ row.title }}</td><td>{{ counted(row) }}</td><td>{{ share(row.max_box_acc) }}</td>
+{% for row in rows %}<tr><td>{{ row.title }}</td>
+<td>{{ row.photos }}{% if "pairs" in row %} ({{ row.pairs }})
+{% endif %}</td><td>{{ share(row.max_box_acc) }}</td>
 <td>{{ share(row.max_box_acc_v2) }}</td><td>{{ share(row.mean_iou) }}</td></tr>
 {% endfor %}</tbody></table></div>
 {% endmacro %}
@@ -73,7 +75,7 @@ style="background:{{ colour(loop.index0) }}"></span>{{ name }}</li>{% endfor %}<
 {% endfor %}</header>
 {% if comparison %}
 <section id="comparison">
-<h2>Runs on the {{ counted(comparison, " photos") }} that all share</h2>
+<h2>Runs on the {{ counted(comparison) }} that all share</h2>
 <div class="scroll"><table><thead><tr><th>run</th>{% for metric in comparison.scores %}
 <th>{{ metric_name(metric, comparison.fixed) }}, %</th><th>95 % interval</th>{% endfor %}</tr></thead><tbody>
 {% for name in comparison.runs %}{% set number = loop.index0 %}<tr><td>{{ name }}</td>
@@ -101,7 +103,8 @@ open which run is better.</p>
 <h2>{{ run.name }}</h2>
 <div class="scroll"><table><thead><tr><th>metric</th><th>%</th><th>95 % interval</th><th>photos</th></tr></thead><tbody>
 {% for name, entry in run.info.scores.items() %}<tr><td>{{ metric_name(name, run.fixed) }}</td>
-<td>{{ share(entry.value) }}</td><td>{{ span(entry.interval) }}</td><td>{{ counted(entry) }}</td></tr>
+<td>{{ share(entry.value) }}</td><td>{{ span(entry.interval) }}</td>
+<td>{{ entry.photos }}{% if "pairs" in entry %} ({{ entry.pairs }} {{ units(entry) }}){% endif %}</td></tr>
 {% endfor %}</tbody></table></div>
 <p class="soft protocol">Protocol: {{ run.protocol }}.</p>
 {% for used in run.info.method.get("weights", []) %}<p class="soft">Weights: {{ used.model }}, {{ used.source }}; saw

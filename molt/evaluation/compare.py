@@ -19,7 +19,7 @@ from molt.evaluation.scores import (
     pixel_precision,
     scores,
 )
-from molt.evaluation.summary import count, fixed_threshold
+from molt.evaluation.summary import fixed_threshold, how_many
 
 NAMED = 20  # photos named of those that are not shared; all are counted
 
@@ -77,13 +77,13 @@ def compare(runs: Sequence[Run], *, draws: int = 1000, seed: int = 0) -> dict[st
             )
     rows_of = [runs[0].rows[i] for i in shared[0]]
     boxes, masks = ([row for row, has in zip(rows_of, some, strict=True) if has] for some in (boxed, masked))
-    counted = dict.fromkeys(reported, count(boxes)) | {"pxap": count(masks)}
+    counted = dict.fromkeys(reported, how_many(boxes)) | {"pxap": how_many(masks)}
     unmasked = [key for key, has in zip(alike, masked, strict=True) if masked.any() and not has]
     called = names(runs)
     return {
         "runs": called,
         "fixed": fixed,
-        **count(rows_of),
+        **how_many(rows_of),
         "draws": draws,
         "scores": {
             metric: [

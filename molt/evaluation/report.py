@@ -24,7 +24,7 @@ from molt.evaluation.compare import names
 from molt.evaluation.maps import prepare
 from molt.evaluation.runs import Map, Run
 from molt.evaluation.scores import title as title_of
-from molt.evaluation.summary import fixed_threshold, protocol_line, units
+from molt.evaluation.summary import fixed_threshold, in_words, protocol_line, units
 from molt.overlay import heat_overlay
 
 MAX_BYTES = 5_000_000
@@ -100,25 +100,19 @@ def _page(
     title = f"{runs[0].name} on {first['name']}" if len(runs) == 1 else f"{len(runs)} runs on {first['name']}"
     page = environment.from_string(TEMPLATE).render(
         title=title,
-        lead=[f"{_counted(first, ' photos')} of {first['classes']} classes"],
+        lead=[f"{in_words(first)} of {first['classes']} classes"],
         style=Markup(STYLE),
         comparison=comparison,
         runs=[_about(run, name, pictures) for run, name in zip(runs, names(runs), strict=True)],
         version=molt.__version__,
         colour=colour,
         metric_name=lambda name, fixed: title_of(name, fixed=fixed),
-        counted=_counted,
+        counted=in_words,
         units=units,
         error_name=lambda kind: _ERRORS.get(kind, (str(kind), 6))[0],
         error_colour=lambda kind: _ERRORS.get(kind, ("", 6))[1],
     )
     return page.lstrip()
-
-
-def _counted(entry: Mapping[str, Any], unit: str = "") -> str:
-    """Return how many photos, and where these are not the same how many pairs of a photo and a class."""
-    pairs = f" ({entry['pairs']} {units(entry)})" if "pairs" in entry else ""
-    return f"{entry['photos']}{unit}{pairs}"
 
 
 def _about(run: Run, name: str, pictures: list[tuple[str, list]]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from molt.evaluation.box_curves import box_curves, to_levels
 from molt.evaluation.maps import MapError, Normalize, Resize, prepare
 from molt.evaluation.masks import read_masks
 from molt.evaluation.scores import Curves, pixel_histogram, thresholds
-from molt.evaluation.summary import count, final_rows, scaled, summarize
+from molt.evaluation.summary import final_rows, how_many, scaled, summarize
 from molt.ops.sweep_boxes import largest_at_cuts
 
 FORMAT = 2
@@ -385,7 +385,7 @@ def _trouble(error: Exception, path: Path | None = None) -> dict[str, str]:
 
 
 def _about(data: LocalizationSet) -> dict[str, Any]:
-    counted = count([{"name": sample.name} for sample in data.samples])
+    counted = how_many([{"name": sample.name} for sample in data.samples])
     said = {"name": data.name, "kind": data.kind, **counted, "classes": len(data.classes)}
     return said | {"left_out": dict(data.left_out)}
 

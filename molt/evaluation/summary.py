@@ -167,14 +167,20 @@ def units(counted: Mapping[str, int]) -> str:
     return "photo-class pairs" if "pairs" in counted else "photos"
 
 
-def count(rows: Rows) -> dict[str, int]:
+def in_words(counted: Mapping[str, Any]) -> str:
+    """Return how many photos, and where these are not the same how many pairs of a photo and a class."""
+    photos = f"{counted['photos']} photo{'s' * (counted['photos'] != 1)}"
+    return f"{photos} ({counted['pairs']} {units(counted)})" if "pairs" in counted else photos
+
+
+def how_many(rows: Rows) -> dict[str, int]:
     """Return how many photos the rows are of, and where a photo has several classes how many pairs of these."""
     photos = len({row["name"] for row in rows})
     return {"photos": photos} | ({} if photos == len(rows) else {"pairs": len(rows)})
 
 
 def _score(value: float, drawn: NDArray[np.float64], rows: Rows) -> dict[str, Any]:
-    return {"value": 100 * float(value), "interval": list(interval(100 * drawn))} | count(rows)
+    return {"value": 100 * float(value), "interval": list(interval(100 * drawn))} | how_many(rows)
 
 
 def _by_threshold(
@@ -217,7 +223,7 @@ def _reached(values: NDArray[np.float64], iou: float) -> NDArray[np.float64]:
 
 def _part(rows: Rows, each: Mapping[str, NDArray[np.float64]], inside: NDArray) -> dict[str, Any]:
     """Return the means of the figures over some rows, by index."""
-    return count([rows[i] for i in inside]) | {name: 100 * float(own[inside].mean()) for name, own in each.items()}
+    return how_many([rows[i] for i in inside]) | {name: 100 * float(own[inside].mean()) for name, own in each.items()}
 
 
 def _classes(rows: Rows, each: Mapping[str, NDArray[np.float64]]) -> list[dict[str, Any]]:
