@@ -82,6 +82,7 @@ evaluation: $(VENV)/.bench
 	test -e composites-data/composites.json || $(BIN)/python benchmarks/composites.py composites-data --fetch --train 800,400 --val 100 --test 250
 	$(BIN)/python benchmarks/evaluation.py photos-data composites-data --runs molt-evaluation
 	$(BIN)/python benchmarks/evaluation_speed.py
+	$(BIN)/python benchmarks/evaluation_speed.py --peers
 
 TWO = composites-data/metadata/boxes/test-two --photos composites-data/photos --classes composites-data/classes.txt \
 	--class-map benchmarks/composites_classes.csv --checkpoint molt-training/default-0/best.safetensors

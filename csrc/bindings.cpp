@@ -184,7 +184,9 @@ py::array_t<int32_t> largest_at_one_cut(const py::array& given, double threshold
 py::array_t<int64_t> count_scores(const py::array_t<double, py::array::c_style | py::array::forcecast>& scores,
                                   const py::array_t<uint8_t, py::array::c_style | py::array::forcecast>& mask,
                                   const py::array_t<double, py::array::c_style | py::array::forcecast>& edges) {
-  if (scores.size() != mask.size()) throw py::value_error("mask: expected as many pixels as there are scores");
+  if (scores.size() != mask.size() || scores.size() > INT32_MAX) {
+    throw py::value_error("mask: expected as many pixels as there are scores");
+  }
   if (edges.ndim() != 1 || edges.size() < 2 || !(edges.at(0) <= 0.0) || !(edges.at(edges.size() - 1) > 1.0)) {
     throw py::value_error("edges: expected rising numbers from 0 to above 1");
   }
@@ -214,7 +216,7 @@ PYBIND11_MODULE(_C, m) {
         py::arg("empty") = std::array<double, 4>{}, py::arg("any") = true, py::arg("largest") = true,
         "box_curves for NumPy arrays, on the same core as the operator; contiguous arrays are not copied.");
   m.def("largest_at_one_cut_numpy", &largest_at_one_cut, py::arg("maps"), py::arg("threshold"), py::arg("relative"),
-        py::arg("contours"), "The largest component's box of each map at one threshold, zeros where nothing is kept.");
+        py::arg("contours"), "The largest component's box of each map at one threshold; zeros for nothing.");
   m.def("count_scores_numpy", &count_scores, py::arg("scores"), py::arg("mask"), py::arg("edges"),
         "How many scores lie between the edges, where the mask is 1 and where it is 0.");
 }

@@ -20,7 +20,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "cpu-2-cores"
 
 
 def between(marker: str) -> str:
-    (text,) = re.findall(rf"<!-- {marker}:begin -->\n(.*?)<!-- {marker}:end -->", PAGE, re.DOTALL)
+    (text,) = re.findall(rf"<!-- {marker}:begin -->\n?(.*?)<!-- {marker}:end -->", PAGE, re.DOTALL)
     return str(text).strip()
 
 
@@ -86,3 +86,15 @@ def test_times_are_those_of_the_committed_runs() -> None:
     assert large[-1]["maps"] == 5794
     assert large[-1]["total"] < 60
     assert large[-1]["peak_MiB"] < 1.1 * large[0]["peak_MiB"], "memory does not grow with the maps"
+
+
+def test_times_beside_the_published_calls_are_those_of_the_committed_run() -> None:
+    rows = {
+        row["metric"]: row
+        for row in json.loads((RESULTS / "evaluation_peers.json").read_text(encoding="utf-8"))["rows"]
+    }
+    said = re.findall(r"([\d.]+) times less", between("peers"))
+    assert len(said) == len(rows) == 2
+    for text, name in zip(said, ("TopKLoc, fixed threshold", "PxAP"), strict=True):
+        assert float(text) == pytest.approx(rows[name]["times"], abs=0.06)
+        assert rows[name]["times"] > 1 and rows[name]["off"] < 1e-9

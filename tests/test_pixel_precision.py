@@ -142,3 +142,17 @@ def test_bad_photos_add_nothing(maps, masks, message: str) -> None:
 def test_thresholds_must_start_at_zero() -> None:
     with pytest.raises(ValueError, match=r"got 0\.1 as the first"):
         PxAP([0.1, 0.2])
+
+
+@pytest.mark.parametrize("number", [3, 400])
+def test_sums_are_whole_in_small_and_in_large_batches(number: int) -> None:
+    maps = np.full((number, 224, 224), 0.4)  # all pixels in one bin, the most that can come together
+    maps[:, 0, 0] = np.linspace(0, 1, number)
+    masks = np.ones(maps.shape, dtype=bool)
+    one, many = (PxAP(10, bootstrap=20) for _ in range(2))
+    one.update(maps, masks)
+    for start in range(number):
+        many._seen = start  # as it is after as many photos
+        many.update(maps[start : start + 1], masks[start : start + 1])
+    assert torch.equal(one.histograms, many.histograms)
+    assert one.histograms[0].sum() == number * 224 * 224

@@ -6,8 +6,8 @@
 namespace molt {
 
 // The area that OpenCV's contourArea gives for the border of the pixels above `cut`, followed from `start` (Suzuki and
-// Abe 1985, algorithm 1), whose neighbour to the west (an outer border) or to the east (a hole's) is not kept. `level` is
-// a map with a frame of zeros, `s` the length of its rows.
+// Abe 1985, algorithm 1), whose neighbour to the west (an outer border) or to the east (a hole's) is not kept. `level`
+// is a map with a frame of zeros, `s` the length of its rows.
 inline double traced_area(const uint8_t* level, int64_t s, int64_t start, int32_t cut, bool hole) {
   const int64_t step[8] = {-s, -s + 1, 1, s + 1, s, s - 1, -1, -s - 1};
   constexpr int kX[8] = {0, 1, 1, 1, 0, -1, -1, -1};

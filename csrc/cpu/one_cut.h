@@ -23,8 +23,8 @@ struct OneCut {
 // largest_at_cuts finds at this one cut. Contours inside a hole are smaller than what surrounds them.
 void largest_at_one_cut(const OneCut& job, int32_t* boxes, const Parallel& parallel);
 
-// Adds to counts (2, bins) how many scores lie in [edges[i], edges[i + 1]), the last bin with its end: where the mask is
-// 1, and where it is 0. Edges, bins + 1 of them, rise from 0 on and end above 1. False where a score is outside [0, 1].
+// Adds to counts (2, bins) how many scores lie in [edges[i], edges[i + 1]): where the mask is 1, and where it is 0.
+// Edges, bins + 1 of them, rise from 0 on and end above 1. False where a score is outside [0, 1].
 bool count_scores(const double* scores, const uint8_t* mask, int64_t pixels, const double* edges, int64_t bins,
                   int64_t* counts);
 

@@ -30,9 +30,10 @@ inline void join(std::vector<Run>& runs, int64_t a, int64_t b) {
   }
 }
 
-// Adds the runs of a row and joins them with those of the row above, which begin at `above`: `kept` holds 1 where a pixel
-// is kept, else 0, and one 0 more than it is wide. Returns where the row's own runs begin.
-inline size_t add_row(std::vector<Run>& runs, size_t above, const uint8_t* kept, int64_t width, int64_t y, bool diagonal) {
+// Adds the runs of a row and joins them with those of the row above, which begin at `above`: `kept` holds 1 where a
+// pixel is kept, else 0, and one 0 more than it is wide. Returns where the row's own runs begin.
+inline size_t add_row(std::vector<Run>& runs, size_t above, const uint8_t* kept, int64_t width, int64_t y,
+                      bool diagonal) {
   const int64_t reach = diagonal ? 1 : 0;
   const size_t first = runs.size();
   for (int64_t x = 0; x < width;) {

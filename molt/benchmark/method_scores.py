@@ -126,7 +126,9 @@ def score(work: Work, name: str, entry: Entry, groups: Groups | None, method: Ma
     folder = work.folder(name)
     seen = _Seen(work, entry, groups, folder.with_name(folder.name + ".classes.jsonl"))
     at_once = AT_ONCE[work.device]
-    run = evaluate(work.data, seen, work.settings, method=method, out=folder, restart=work.restart, batch=at_once)
+    run = evaluate(
+        work.data, seen, work.settings, method=method, out=folder, restart=work.restart, batch=at_once, sizes="trust"
+    )
     found: dict[str, Any] = {"scores": run.info["scores"], "problems": run.info["problems"]["count"]}
     found["thresholds"] = [{key: e[key] for key in ("kind", "iou", "threshold")} for e in run.info["by_iou"]]
     if (main := run.info["scores"].get("max_box_acc_v2")) is not None:
