@@ -401,7 +401,7 @@ def _show_profile(loc: Localizer) -> None:
     console.print(table)
     total = loc.profile.summary()
     console.print(
-        f"{count(total['photos'], 'photo')}, {total['seconds_per_photo']:.3f} s a photo, "
+        f"{count(int(total['photos']), 'photo')}, {total['seconds_per_photo']:.3f} s a photo, "
         f"{total['total_over_forwards']:.2f} x the bare forward passes"
     )
 

@@ -15,6 +15,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from molt._files import remove_parts
+from molt._words import count
 from molt.methods.molt import MOLT
 from molt.training.batches import Order
 from molt.training.checkpoints import TrainingError, read_state
@@ -325,8 +326,8 @@ class Run:
         flag = torch.tensor([wish and self.rank == 0], dtype=torch.float32, device=self.device)
         return bool(self.accelerator.reduce(flag, "sum").item())
 
-    def _some_photo(self, count: float) -> None:
-        if not count:
+    def _some_photo(self, read: float) -> None:
+        if not read:
             first = next(iter(self.bad.values()), "")
             raise TrainingError(f"none of the {count(len(self.photos.train), 'photo')} can be read: {first}")
 
