@@ -10,7 +10,7 @@ import typer
 
 from molt._words import count
 from molt.cli._progress import Progress
-from molt.cli._say import FAILED, INTERRUPTED, SHOWN, later_process, say, stop, stop_at
+from molt.cli._say import FAILED, INTERRUPTED, SHOWN, check_out, later_process, say, stop, stop_at
 from molt.cli._sets import read
 
 if TYPE_CHECKING:
@@ -170,6 +170,8 @@ def train(
             return
         sets = [read(path, kind, split=split, photos=photos, classes=classes) for path in data or ()]
         held = [read(path, kind, split=val_split, photos=photos, classes=classes) for path in val or ()]
+        if not quiet:
+            check_out("--out", out)
         display = Display(quiet=quiet or as_json)
         with display:
             found = run_training(
