@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def count(number: int, thing: str, things: str | None = None) -> str:
-    """Return a number and what it counts: ``1 photo``, ``0 boxes``, ``12,000 photos``.
+    """Return a number and what it counts: ``1 photo``, ``0 boxes``, ``12000 photos``.
 
     Args:
         number: how many.
@@ -13,4 +13,4 @@ def count(number: int, thing: str, things: str | None = None) -> str:
     """
     if number != 1:
         thing = things or thing + ("es" if thing.endswith(("s", "x", "tch")) else "s")
-    return f"{number:,} {thing}" if number >= 10_000 else f"{number} {thing}"
+    return f"{number} {thing}"

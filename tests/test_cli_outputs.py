@@ -173,6 +173,8 @@ def test_an_output_that_cannot_be_written_is_told_before_a_network(here: Path, n
     assert done.code in (1, 2) and done.out == ""
     assert done.err.count("\n") == 1 and place.rsplit("/", 1)[0] in done.err, done.err
     assert "cannot be" in done.err or "file where a folder is needed" in done.err
+    option = ALL[name][-1] if name != "convert" else "OUT"
+    assert option in done.err or name == "--cache of train", "which option it was"
     assert sorted(here.rglob("*")) == before
 
 

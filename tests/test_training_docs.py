@@ -102,15 +102,20 @@ def test_first_two_walks_run_as_printed_and_in_order(place: Path) -> None:
     assert about["photos"] == {"train": 8, "held_out": 8}
 
 
-def test_python_examples_run_as_printed_and_in_order(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    assert len(blocks) == 2
+@pytest.mark.parametrize("photos", ["there", "not there"])
+def test_the_python_example_runs_as_printed_and_alone(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, photos: str
+) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    if photos == "not there":
+        (place / "empty").mkdir()
+        monkeypatch.chdir(place / "empty")
     values: dict[str, object] = {}
-    for block in blocks:
-        exec(block, values)
+    exec(block, values)
     first, second = capsys.readouterr().out.splitlines()[:2]
     assert first.endswith("[]") and second.startswith("['cat']")
     assert values["recipe"] == SMALL.change(lr=2e-3)
+    assert len(list(Path("my_photos/train").rglob("*.jpg"))) == (8 if photos == "there" else 6), "left as they are"
 
 
 def test_other_commands_have_right_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

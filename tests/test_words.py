@@ -32,7 +32,7 @@ def test_counts() -> None:
         "2 photos", "2 classes", "2 boxes", "2 batches", "2 epochs",
     ]  # fmt: skip
     assert count(1, "entry", "entries") == "1 entry" and count(1200, "entry", "entries") == "1200 entries"
-    assert count(12_000, "photo is", "photos are") == "12,000 photos are"
+    assert count(12_000, "photo is", "photos are") == "12000 photos are"
 
 
 @pytest.fixture

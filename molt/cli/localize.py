@@ -116,6 +116,7 @@ def localize(
             stop("PATH is missing: give photos or folders (molt localize --help)", USAGE)
         _clear(cache)
         return
+    take_out(context, folder)
     progress: Progress = context.with_resource(Progress())
     progress.show("loading the networks")
 
@@ -126,7 +127,6 @@ def localize(
 
         items = expand(paths, folder, cache)
         photos = [item.path for item in items if item.error is None]
-        take_out(context, folder)
         boxes = plan(annotations, annotations_to, folder, paths, photos)
         if boxes is not None:
             check_out("--annotations-to", boxes.target, folder=boxes.kind != "coco")

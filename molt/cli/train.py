@@ -10,7 +10,17 @@ import typer
 
 from molt._words import count
 from molt.cli._progress import Progress
-from molt.cli._say import FAILED, INTERRUPTED, SHOWN, later_process, say, say_left_out, stop, stop_at
+from molt.cli._say import (
+    FAILED,
+    INTERRUPTED,
+    SHOWN,
+    check_out,
+    later_process,
+    say,
+    say_left_out,
+    stop,
+    stop_at,
+)
 from molt.cli._sets import read
 
 if TYPE_CHECKING:
@@ -170,8 +180,10 @@ def train(
             return
         sets = [read(path, kind, split=split, photos=photos, classes=classes) for path in data or ()]
         held = [read(path, kind, split=val_split, photos=photos, classes=classes) for path in val or ()]
-        for one in [] if quiet else [*sets, *held]:
-            say_left_out(one.left_out, one.name)
+        if not quiet:
+            for one in (*sets, *held):
+                say_left_out(one.left_out, one.name)
+            check_out("--out", out)
         display = Display(quiet=quiet or as_json)
         with display:
             found = run_training(

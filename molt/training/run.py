@@ -16,6 +16,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from molt._files import remove_parts
+from molt._words import count
 from molt.methods.molt import MOLT
 from molt.training.batches import Order
 from molt.training.checkpoints import TrainingError, read_state
@@ -334,12 +335,14 @@ class Run:
         train, samples = self.photos.train, self.photos.samples
         there = {samples[i].label for i in train if i not in self.bad}
         if not there:
-            raise TrainingError(f"none of the {len(train)} photos can be read: {next(iter(self.bad.values()), '')}")
+            raise TrainingError(
+                f"none of {count(len(train), 'photo')} can be read: {next(iter(self.bad.values()), '')}"
+            )
         for label in sorted({samples[i].label for i in train} - there):
             lost = [i for i in train if samples[i].label == label]
             folder = os.path.commonpath([samples[i].path.parent for i in lost])
             which = f"class {self.photos.classes[label]!r}, in {folder},"
-            raise TrainingError(f"none of the {len(lost)} photos of {which} can be read: {self.bad[lost[0]]}")
+            raise TrainingError(f"none of {count(len(lost), 'photo')} of {which} can be read: {self.bad[lost[0]]}")
 
 
 def _correct(logits: list[Tensor], labels: Tensor) -> Tensor:
