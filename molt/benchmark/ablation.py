@@ -194,7 +194,7 @@ def run(
     begun = time.perf_counter()
     samples = [sample for sample in data.samples if len(sample.boxes)]
     if not samples:
-        raise ValueError(f"data: none of the {count(len(data), 'photo')} of {data.name!r} has a box to score against")
+        raise ValueError(f"data: none of {count(len(data), 'photo')} of {data.name!r} has a box to score against")
     check_sizes(data)
     wanted = Wanted(plan.gt_map, find)
     trained, model = _checkpoints(plan, wanted)

@@ -177,6 +177,6 @@ def batches(data: LocalizationSet, size: tuple[int, int], batch: int, device: st
         except (PhotoError, OSError):
             continue  # scoring lists it
     if not pixels:
-        raise ValueError(f"data: none of the {count(len(data), 'photo')} of {data.name!r} can be read")
+        raise ValueError(f"data: none of {count(len(data), 'photo')} of {data.name!r} can be read")
     endless = itertools.cycle(pixels)
     return [torch.stack(list(itertools.islice(endless, batch))).to(device) for _ in range(SETS)]

@@ -98,7 +98,7 @@ def read_yolo(path: str | Path, split: str | None = None) -> LocalizationSet:
         seen.add(name)
         _samples(data, photo, name, found, counts)
     if not problems and not found.samples:
-        message = f"none of the {count(len(seen), 'photo')} of {split} has a box"
+        message = f"none of {count(len(seen), 'photo')} of {split} has a box"
         problems.append(Problem(data.file, data.splits[split][1], message, "labels beside images"))
     found.notes += [f"{what}: {count:,}" for what, count in sorted(counts.items())]
     same = [name for name, (places, _) in data.splits.items() if name != split and places == data.splits[split][0]]

@@ -223,7 +223,7 @@ def evaluate(
     masked = any(sample.masks for sample in data.samples)
     if not masked and not any(len(sample.boxes) for sample in data.samples):
         raise ValueError(
-            f"data: none of the {count(len(data), 'photo')} of {data.name!r} has a box or a mask to score against"
+            f"data: none of {count(len(data), 'photo')} of {data.name!r} has a box or a mask to score against"
         )
     if sizes == "check":
         problems = (*problems, *check_sizes(data))
