@@ -176,7 +176,7 @@ def test_yolo_data_of_others_is_read(data: str, tmp_path: Path) -> None:
         ("names: [cat]\ntrain: ../../x\n", 2, "train: '../../x'"),
         ("names: [cat]\npath: ../x\ntrain: images/train\n", 2, "path: '../x'"),
         ("names: [cat]\ntrain: none.txt\n", None, "cannot be read"),
-        ("names: [cat]\ntrain: labels\n", 2, "none of the 0 photos of train has a box"),
+        ("names: [cat]\ntrain: labels\n", 2, "none of 0 photos of train has a box"),
         ("- cat\n", 1, "no mapping"),
         ("", 1, "no mapping"),
         ("names: [cat\n", 2, "broken YAML"),
@@ -246,7 +246,7 @@ def test_yolo_files_that_are_none_are_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="x.txt: is not a regular file"):
         read_yolo(root)
     (root / "labels" / "train" / "x.txt").unlink()
-    with pytest.raises(DataError, match="data.yaml:2: none of the 1 photo of train has a box"):
+    with pytest.raises(DataError, match="data.yaml:2: none of 1 photo of train has a box"):
         read_yolo(root)
     (root / "data.yaml").rename(root / "data.yml")
     (root / "labels" / "train" / "x.txt").write_text("0 0.5 0.5 1 1")

@@ -205,7 +205,7 @@ def test_a_set_without_any_truth_stops_before_the_first_photo(tmp_path: Path) ->
     (tmp_path / "cat").mkdir()
     PIL.Image.new("RGB", (9, 9)).save(tmp_path / "cat" / "1.jpg")
     result = call("evaluate", tmp_path, "--method", "full", "--json")
-    assert result.code == 2 and "none of the 1 photo of" in result.err and result.out == ""
+    assert result.code == 2 and "none of 1 photo of" in result.err and result.out == ""
 
 
 def test_options_are_checked_for_every_method(stored: Any) -> None:

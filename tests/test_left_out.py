@@ -178,7 +178,7 @@ def test_a_class_none_of_whose_photos_can_be_read_stops(folder: Path, say: Say, 
     for path in (folder / "dog").iterdir():
         path.write_bytes(b"no photo")
     code, _, err = say("train", folder, "--recipe", recipe, *QUICK, "--val-share", 0)
-    assert code == 1 and f"none of the 4 photos of class 'dog', in {folder / 'dog'}, can be read: " in err
+    assert code == 1 and f"none of 4 photos of class 'dog', in {folder / 'dog'}, can be read: " in err
     assert not (folder / "molt-train" / "best.safetensors").exists()
     photo(folder / "dog" / "1.jpg")
     assert say("train", folder, "--recipe", recipe, *QUICK, "--val-share", 0, "--out", "again")[0] == 0

@@ -233,7 +233,7 @@ def test_photos_that_cannot_be_read_count_as_missed(tmp_path: Path) -> None:
     assert row["accuracy"]["value"] == pytest.approx(500 / 6)
     for sample in data.samples:
         sample.path.write_text("no picture")
-    with pytest.raises(ValueError, match="none of the 6 photos of 'photos' can be read"):
+    with pytest.raises(ValueError, match="none of 6 photos of 'photos' can be read"):
         finish(table(tmp_path / "none", Plan("halves", "h", Halves().entry), data=data))
 
 

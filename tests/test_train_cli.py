@@ -134,7 +134,7 @@ def test_data_that_cannot_be_learnt(folder: Path, tmp_path: Path, say: Callable[
         path.write_bytes(b"")
     (folder / "green").rmdir()
     code, _, err = say(folder, "--out", tmp_path / "run", *QUICK)
-    assert code == 1 and "none of the 7 photos can be read" in err
+    assert code == 1 and "none of 7 photos can be read" in err
 
 
 def test_errors_of_later_processes_are_said(

@@ -434,7 +434,7 @@ def test_photos_that_cannot_be_read_are_skipped_and_listed(damaged: Path, tmp_pa
     for path in damaged.rglob("*.png"):
         path.write_bytes(b"nothing")
     for cache in ("auto", None):
-        with pytest.raises(TrainingError, match="none of the 10 photos can be read"):
+        with pytest.raises(TrainingError, match="none of 10 photos can be read"):
             go(damaged, tmp_path / f"none-{cache}", cache=cache)
 
 

@@ -66,7 +66,7 @@ SET = ("boxes", "--photos", "set", "--classes", "classes.txt")
         (("train", "pets", "more", "--device", "cpu"), "data: 1 photo is in two of its sets"),
         (("evaluate", *SET, "--method", "centre", "--draws", 10), "MaxBoxAcc"),
         (("evaluate", *SET, "--method", "cam", "--draws", 10), "1 of the set's 1 class (1 photo) is not among"),
-        (("evaluate", "set", "--method", "centre"), "none of the 1 photo of"),
+        (("evaluate", "set", "--method", "centre"), "none of 1 photo of"),
         (("data", "check", "set", "--num-classes", 1), "no problems"),
         (("data", "check", *SET, "--num-classes", 1), "no problems"),
         (("fit-clusters", "set", "--steps", 1, "--batch", 1, "--channels", 4), "1 step on 1 photo, loss"),
