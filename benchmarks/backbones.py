@@ -81,8 +81,8 @@ def as_vit(name: str) -> str:
 
 def reason(error: ValueError, name: str) -> str:
     """Return a refusal without names and numbers of the one network."""
-    text = str(error).removeprefix(f"backbone {name!r} ").split(": ")[0].split(", expected")[0]
-    return "refused: " + re.sub(r"is timm's \w+, (which )?", "", text)
+    text = str(error).removeprefix(f"backbone {name!r} ").split(": ")[0]
+    return "refused: " + re.sub(r" but a \w+,", ",", text)
 
 
 @torch.no_grad()

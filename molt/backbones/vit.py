@@ -124,5 +124,5 @@ def _other_kind(name: str) -> str:
         model = timm.create_model(name)
     kind = type(model).__name__
     if getattr(model, "num_prefix_tokens", 0):
-        return f"timm's {kind}, which takes no dynamic_img_size, expected a ViT that takes images of any size"
-    return f"timm's {kind}, no vision transformer with a token a patch: CNNBackbone (weights='weak') takes CNNs"
+        return f"not a timm ViT that takes images of any size: {kind} takes no dynamic_img_size"
+    return f"not a timm ViT but a {kind}, without a token a patch: CNNBackbone (weights='weak') takes CNNs"
