@@ -149,7 +149,7 @@ def test_voc_links_to_the_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(Path, "symlink_to", none)
     for kind in ("voc", "yolo"):
         result = call("photos", "--annotations", kind, "--annotations-to", f"{kind}-set")
-        assert result.code == 0 and "2 photos could not be linked to; copy them there from" in result.err
+        assert result.code == 0 and "2 photos could not be linked to; copy what is missing there from" in result.err
 
 
 def test_voc_has_a_file_a_photo() -> None:

@@ -227,9 +227,9 @@ from pathlib import Path
 from molt._files import alone_in
 with alone_in(Path(sys.argv[1]), folder=sys.argv[2] == "folder"):
     if os.fork() == 0:  # as a worker that reads photos, and outlives its parent
+        print("held", flush=True)
         time.sleep(60)
         os._exit(0)
-    print("held", flush=True)
     time.sleep(60)
 """
 

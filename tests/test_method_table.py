@@ -670,7 +670,7 @@ def test_the_class_map_is_for_networks_of_imagenet(tmp_path: Path) -> None:
     (tmp_path / "map.csv").write_text("left,3-5\nright,hen\n")
     assert _groups(data, tmp_path / "map.csv", imagenet_names()) == {0: (3, 4, 5), 1: (8,)}
     assert _groups(data, tmp_path / "map.csv", ("right", "left", "more")) == {0: (1,), 1: (0,)}
-    with pytest.raises(ValueError, match="are not among the network's 2"):
+    with pytest.raises(ValueError, match="is not among the network's 2"):
         _groups(data, tmp_path / "map.csv", ("right", "other"))
     with pytest.raises(ValueError, match="--class-map FILE"):
         _groups(data, None, imagenet_names())
