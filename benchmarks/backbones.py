@@ -82,7 +82,7 @@ def as_vit(name: str) -> str:
 def reason(error: ValueError, name: str) -> str:
     """Return a refusal without names and numbers of the one network."""
     text = str(error).removeprefix(f"backbone {name!r} ").split(": ")[0]
-    return "refused: " + re.sub(r" but a \w+,", ",", text)
+    return "refused: " + text
 
 
 @torch.no_grad()

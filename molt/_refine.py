@@ -71,8 +71,8 @@ def refine(
         signed: what heat below 0, as captum gives it, means. ``"auto"`` cuts it off at minus the median size of the
             map's values, or at minus half its maximum where that is nearer to 0, so that ground around 0 stays cold and
             ground below 0 is told from the object; our choice, measured in docs/method.md. ``"clip"`` cuts it off at 0,
-            also where ``normalize`` is False; ``"stretch"`` makes the lowest value 0. Under the first two a map with
-            nothing above 0 comes back as zeros. ``"auto"`` warns where much is cut off.
+            also where ``normalize`` is False, which the others leave as it is; ``"stretch"`` makes the lowest value 0.
+            Cut off, a map with nothing above 0 comes back as zeros. ``"auto"`` warns where much is cut off.
         on_nan: ``"stop"`` raises where a map holds NaN or infinity; ``"skip"`` returns such a map as NaN, of which
             :func:`molt.ops.component_boxes` gives no box, and refines the others.
         backend: ``"auto"``, ``"reference"`` or ``"native"``.

@@ -305,15 +305,15 @@ def test_sides_are_those_the_network_takes(name: str, size: tuple[int, int]) -> 
 @pytest.mark.parametrize(
     ("kind", "name", "text"),
     [
-        (ViTBackbone, "resnet18", "is not a timm ViT but a ResNet"),
-        (ViTBackbone, "hiera_tiny_224", "is not a timm ViT but a Hiera"),
-        (ViTBackbone, "swin_tiny_patch4_window7_224", "is not a timm ViT but a SwinTransformer"),
+        (ViTBackbone, "resnet18", "is no timm ViT that takes images of any size: ResNet"),
+        (ViTBackbone, "hiera_tiny_224", "is no timm ViT that takes images of any size: Hiera"),
+        (ViTBackbone, "swin_tiny_patch4_window7_224", "is no timm ViT that takes images of any size: SwinTransformer"),
         (
             ViTBackbone,
             "beit_base_patch16_224",
-            "is not a timm ViT that takes images of any size: Beit takes no dynamic_img_size",
+            "is no timm ViT that takes images of any size: Beit; CNNBackbone",
         ),
-        (ViTBackbone, "cait_xxs24_224", "is not a timm ViT that takes images of any size: Cait"),
+        (ViTBackbone, "cait_xxs24_224", "is no timm ViT that takes images of any size: Cait"),
         (CNNBackbone, "vit_tiny_patch16_224", "is a vision transformer with prefix tokens, no CNN"),
         (CNNBackbone, "hiera_tiny_224", "does not take images of any size: The size of tensor"),
         (CNNBackbone, "test_maxvit", "does not take images of any size: .* must be divisible by window"),
@@ -349,7 +349,7 @@ def test_a_backbone_is_named(kind: type[ViTBackbone | CNNBackbone], given: objec
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
-        ({"backbone": "resnet18"}, ValueError, "'resnet18' is not a timm ViT but a ResNet.*weights='weak'"),
+        ({"backbone": "resnet18"}, ValueError, "'resnet18' is no timm ViT.*: ResNet.*weights='weak'"),
         ({"backbone": "test_vit", "weights": "weak"}, ValueError, "'test_vit' is a vision transformer .*ViTBackbone"),
         ({"backbone": nn.Linear(2, 2)}, TypeError, "backbone must be a timm model name, got Linear"),
         ({"backbone": ""}, ValueError, "backbone '' is not a timm model name"),

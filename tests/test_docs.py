@@ -112,3 +112,13 @@ def test_pictures_and_links_exist_and_are_small() -> None:
     assert sum(picture.stat().st_size for picture in pictures) < 500_000
     assert pictures == set((ROOT / "docs" / "method").glob("*.jpg")), "no picture that nothing shows"
     assert "PLACEHOLDER" not in PAGE
+
+
+def test_table_of_signed_maps_is_the_report() -> None:
+    report = json.loads((RESULTS.parent / "signed.json").read_text(encoding="utf-8"))
+    text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+    ways = ("auto", "clip", "stretch")
+    for row in report["rows"]:
+        figures = [row["below_zero"], *(row[way][at] for at in ("at_half", "best") for way in ways)]
+        assert f"| {row['map']} | {' | '.join(f'{value:.2f}' for value in figures)} |" in text
+    assert len(report["rows"]) == 8 and f"{report['photos']} photos of one" in text

@@ -400,7 +400,7 @@ BAD: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: build(scale_weights=(1, float("nan"))), ValueError, "scale_weights must be finite"),
     (lambda: build(class_names=["a"]), ValueError, "class_names must hold 5 entries, got 1"),
     (lambda: build(backbone="nonsense"), ValueError, "backbone 'nonsense' is not a timm model name"),
-    (lambda: build(backbone="resnet18"), ValueError, "not a timm ViT"),
+    (lambda: build(backbone="resnet18"), ValueError, "no timm ViT"),
     (
         lambda: build(backbone="vit_medium_patch16_reg4_gap_256"),
         ValueError,

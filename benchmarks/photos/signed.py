@@ -1,6 +1,6 @@
 """Score what `molt.refine` may do with heat below zero: cut it off, or stretch it in with the rest.
 
-    python benchmarks/photos/signed.py [FOLDER]
+    python benchmarks/photos/signed.py [FOLDER] [--json FILE]
 
 FOLDER is what fetch.py wrote. Maps are those that captum and CAM give, signed; boxes as in evaluate.py: the largest
 component's, its best IoU with a true box, at threshold 0.5 and at the best threshold of the grid, photos of one animal.
@@ -9,6 +9,7 @@ component's, its best IoU with a true box, at threshold 0.5 and at the best thre
 from __future__ import annotations
 
 import argparse
+import json
 import warnings
 from collections import defaultdict
 from pathlib import Path
@@ -62,7 +63,9 @@ def maps_of(pixels: Tensor, loc: molt.Localizer, weak: molt.Localizer, model: to
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, default=Path("photos-data"))
-    truth = {photo: boxes for photo, boxes in read_boxes(parser.parse_args().folder).items() if len(boxes) == 1}
+    parser.add_argument("--json", type=Path, help="write the table here")
+    arguments = parser.parse_args()
+    truth = {photo: boxes for photo, boxes in read_boxes(arguments.folder).items() if len(boxes) == 1}
     warnings.simplefilter("ignore", UserWarning)  # of heat cut off, which is what is compared
     loc, weak = molt.Localizer(device="cpu"), molt.Localizer(weights="weak", device="cpu")
     model = timm.create_model(loc.method.cnn.info.model).eval()
@@ -80,12 +83,24 @@ def main() -> None:
                 for threshold in GRID:
                     ious[name, way][threshold].append(best_iou(made[None, None], threshold, boxes, image.size))
     table = Table("map", "share below 0", *(f"{way}, {at}" for at in ("at 0.5", "best") for way in WAYS))
+    rows = []
     for name in below:
         means = {way: {t: float(np.mean(v)) for t, v in ious[name, way].items()} for way in WAYS}
         cells = [f"{means[way][0.5]:.2f}" for way in WAYS]
         cells += [f"{max(m.values()):.2f} @{max(m, key=m.__getitem__)}" for m in means.values()]
         table.add_row(name, f"{np.mean(below[name]):.2f}", *cells)
+        found = {way: {"at_half": means[way][0.5], "best": max(means[way].values())} for way in WAYS}
+        rows.append({"map": name, "below_zero": float(np.mean(below[name])), **found})
     console.print(table)
+    if arguments.json is not None:
+        report = {
+            "command": "python benchmarks/photos/signed.py photos-data --json FILE",
+            "photos": len(truth),
+            "torch": torch.__version__,
+            "weights": [info.to_json() for info in (*loc.weights, *weak.weights)],
+            "rows": rows,
+        }
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

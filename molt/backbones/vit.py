@@ -52,8 +52,8 @@ class ViTBackbone(nn.Module):
             self.model, self.info = create_timm(
                 name, checkpoint=checkpoint, source=source, pretrained=pretrained, num_classes=0, dynamic_img_size=True
             )
-        except TypeError as error:
-            if not isinstance(name, str) or "dynamic_img_size" not in str(error):
+        except (TypeError, FileNotFoundError) as error:  # of a CNN no weights need be looked for
+            if not isinstance(name, str) or _takes_any_size(name):
                 raise
             raise ValueError(f"backbone {name!r} is {_other_kind(name)}") from error
         embed: Any = getattr(self.model, "patch_embed", None)
@@ -120,11 +120,18 @@ class ViTBackbone(nn.Module):
             raise ValueError(f"backbone {name!r} does not take images of any size: {error!s:.200}") from error
 
 
+def _takes_any_size(name: str) -> bool:
+    """Return whether timm builds the network for images of any size."""
+    try:
+        with torch.device("meta"):
+            timm.create_model(name, dynamic_img_size=True)
+    except TypeError:
+        return False
+    return True
+
+
 def _other_kind(name: str) -> str:
     """Return what a network is that is no ViT for us."""
     with torch.device("meta"):
         model = timm.create_model(name)
-    kind = type(model).__name__
-    if getattr(model, "num_prefix_tokens", 0):
-        return f"not a timm ViT that takes images of any size: {kind} takes no dynamic_img_size"
-    return f"not a timm ViT but a {kind}, without a token a patch: CNNBackbone (weights='weak') takes CNNs"
+    return f"no timm ViT that takes images of any size: {type(model).__name__}; CNNBackbone (weights='weak') takes CNNs"

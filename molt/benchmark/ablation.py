@@ -22,7 +22,6 @@ from molt.benchmark.ablation_rows import HOW, gather, not_run, rows_of
 from molt.benchmark.ablation_store import REPORT, Kept, Sheet, begin, digest, file_digest
 from molt.benchmark.machine import about
 from molt.data.annotations import LocalizationSet, Sample
-from molt.data.checking import check_sizes
 from molt.data.images import PhotoError, read_photo
 from molt.evaluation._spool import RunError, write_json
 from molt.evaluation.box_curves import box_curves, to_levels
@@ -188,14 +187,12 @@ def run(
 
     Raises:
         RunError: ``out`` holds something else.
-        DataError: photos that are not of their annotated size.
         FileNotFoundError, ValueError: a checkpoint that cannot be used, or no photo with boxes.
     """
     begun = time.perf_counter()
     samples = [sample for sample in data.samples if len(sample.boxes)]
     if not samples:
         raise ValueError(f"data: none of {count(len(data), 'photo')} of {data.name!r} has a box to score against")
-    check_sizes(data)
     wanted = Wanted(plan.gt_map, find)
     trained, model = _checkpoints(plan, wanted)
     truth = [_truth(sample) for sample in samples]

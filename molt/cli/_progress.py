@@ -94,6 +94,15 @@ class Progress:
         if ends and done in (0, total):
             self._write()
 
+    def begin(self, text: str, status: Any) -> None:
+        """Say which row of a table is measured now: on a spinner, or in a line where there is no terminal."""
+        self.show(text)
+        if self.lines:
+            print(text, file=sys.stderr, flush=True)
+        else:
+            status.update(text)
+            status.start()
+
     def tick(self) -> None:
         """Write a line if the last one was some time ago."""
         if self._name and self._clock() - self._last >= EVERY:

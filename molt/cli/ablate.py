@@ -12,7 +12,7 @@ import typer
 
 from molt._words import count
 from molt.cli._progress import Progress
-from molt.cli._say import FAILED, say_left_out, stop, stop_at, take_out
+from molt.cli._say import FAILED, say, say_left_out, stop, stop_at, take_out
 from molt.cli._sets import read
 
 if TYPE_CHECKING:
@@ -125,7 +125,8 @@ def ablate(
             raise ValueError("--train: takes the place of --checkpoint and --checkpoint-class-token")
         data = read(path, kind, split=split, photos=photos, classes=classes, limit=limit, seed=seed)
         say_left_out(data.left_out, data.name)
-        check_sizes(data)
+        for remark in check_sizes(data):
+            say(str(remark))
         take_out(context, out)
         plan = ablation.Plan(
             checkpoints=tuple(checkpoint or ()),

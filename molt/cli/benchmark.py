@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -250,14 +251,7 @@ def benchmark(
     start = time.perf_counter()
     status = errors.status("")
     progress: Progress = context.with_resource(Progress(bar=False))
-
-    def begin(text: str) -> None:
-        progress.show(text)
-        if progress.lines:
-            errors.print(text, markup=False)
-        else:
-            status.update(text)
-            status.start()
+    begin = functools.partial(progress.begin, status=status)
 
     try:
         how: dict[str, Any] = {"quick": quick, "targets": targets, "rehearse": rehearse, "minutes": minutes}

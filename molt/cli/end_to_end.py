@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -108,14 +109,7 @@ def run(
     start = time.perf_counter()
     status = errors.status("")
     progress: Progress = context.with_resource(Progress(bar=False))
-
-    def begin(text: str) -> None:
-        progress.show(text)
-        if progress.lines:
-            errors.print(text, markup=False)
-        else:
-            status.update(text)
-            status.start()
+    begin = functools.partial(progress.begin, status=status)
 
     try:
         for row in end_to_end.run_all(bench, work, minutes=minutes, earlier=before, begin=begin):

@@ -13,7 +13,7 @@ import typer
 from molt._words import count
 from molt.cli import _sets
 from molt.cli._progress import Progress
-from molt.cli._say import FAILED, stop_at, take_out
+from molt.cli._say import FAILED, say, stop_at, take_out
 from molt.cli.end_to_end import names, number
 
 if TYPE_CHECKING:
@@ -81,14 +81,6 @@ def run(
     status = errors.status("")
     progress: Progress = context.with_resource(Progress(bar=False))
 
-    def begin(text: str) -> None:
-        progress.show(text)
-        if progress.lines:
-            errors.print(text, markup=False)
-        else:
-            status.update(text)
-            status.start()
-
     found: Mapping[str, Any] = {}
     try:
         work = _work(choice, device, out)
@@ -96,7 +88,7 @@ def run(
             for plan in work.plans:
                 print(f"{plan.name}  {plan.does}")
             return
-        for found in run_all(work, begin):
+        for found in run_all(work, functools.partial(progress.begin, status=status)):
             write(work.path, found)
         drawn = method_plot.draw(found, out / method_plot.FILE)
     except DataError as error:
@@ -161,7 +153,8 @@ def _work(choice: Choice, device: str, out: Path) -> Work:
     whole = read(None)
     data = whole if choice.limit is None else read(choice.limit)
     _sets.check_files([sample.path for sample in data.samples])
-    check_sizes(data)
+    for remark in check_sizes(data):
+        say(str(remark))
     rows = plans(Networks(device, choice.source, files))
     wanted = names("--method", choice.methods, [plan.name for plan in rows])
     return Work(

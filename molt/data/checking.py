@@ -351,7 +351,7 @@ def check_sizes(data: LocalizationSet) -> tuple[Problem, ...]:
     """
     first: dict[Path, Sample] = {}
     for sample in data.samples:
-        if sample.size is not None or len(sample.boxes):
+        if sample.size is not None or len(sample.boxes) or sample.masks:
             first.setdefault(sample.path, sample)
     wrong, turned = [], []
     for sample, header in zip(first.values(), _each(_header, list(first)), strict=True):
@@ -359,7 +359,7 @@ def check_sizes(data: LocalizationSet) -> tuple[Problem, ...]:
             said = "{}x{} annotated, {}x{} in the file".format(*sample.size, *header.size)
             said += ", turned by its EXIF orientation" * (header.orientation >= 5)
             wrong.append(f"{shown(sample.name)} ({said})")
-        elif header.orientation != 1 and len(sample.boxes):
+        elif header.orientation != 1 and (len(sample.boxes) or sample.masks):
             # YOLO's sizes are read off the photos.
             sized = sample.size is not None and data.kind != "yolo" and header.size[0] != header.size[1]
             if header.orientation < 5 or not sized:
