@@ -269,7 +269,12 @@ def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setenv("HOME", str(tmp_path))
     PIL.Image.fromarray(COLOURS).save(tmp_path / "a.png")
-    for given in ("~/a.png", Path("~/a.png")):
+
+    class Raw:
+        def __fspath__(self) -> bytes:
+            return b"~/a.png"
+
+    for given in ("~/a.png", Path("~/a.png"), Raw()):
         assert np.array_equal(levels(given), COLOURS) and photo_size(given) == (13, 9)
         assert read_photo(given, 5).source is given
     assert find_photos("~") == find_photos(Path("~")) == ([tmp_path / "a.png"], 0)
