@@ -254,6 +254,11 @@ def test_file_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         load_photo(file)
     with path.open(encoding="latin-1") as text, pytest.raises(PhotoError, match=r"a\.png: .* open it with 'rb'"):
         load_photo(text)
+    with (
+        (tmp_path / "new.png").open("wb") as new,
+        pytest.raises(PhotoError, match=r"new\.png: is not open for reading"),
+    ):
+        load_photo(new)
     for bad in (io.BytesIO(), io.BytesIO(b"text")):
         with pytest.raises(PhotoError, match="the file object: not a photo"):
             read_photo(bad, 5)
