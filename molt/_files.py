@@ -27,7 +27,7 @@ _held: set[int] = set()  # descriptors of what this process has to itself
 
 def user_path(path: str | os.PathLike[str]) -> Path:
     """Return a path as given, a ~ in front replaced by the home folder."""
-    return Path(os.path.expanduser(path))  # noqa: PTH111 - expanduser of Path raises where there is no home
+    return Path(os.path.expanduser(os.fsdecode(path)))  # noqa: PTH111 - expanduser of Path raises where there is no home
 
 
 @contextmanager

@@ -38,6 +38,11 @@ def readable(text: object) -> str:
     return _UNSHOWN.sub(" ", _joined(str(text)).encode("utf-8", "backslashreplace").decode())
 
 
+def slug(text: str) -> str:
+    """Return a text as the name of a file or folder on any system."""
+    return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-.") or "unnamed"
+
+
 def _joined(text: str) -> str:
     """Return a text in which bytes that a locale could not read, but are UTF-8, are characters."""
     try:

@@ -23,6 +23,7 @@ from molt._auto_alpha import Alpha, blend, check_alpha
 from molt._backend import Backend, use_native
 from molt._backend import backend as use_backend
 from molt._files import user_path
+from molt._words import count
 from molt.classes import OBJECT, class_name, find_class
 from molt.clustering import CachedClusterer, wants_features
 from molt.clustering.cache import check_folder, is_label_map
@@ -225,7 +226,7 @@ class Localizer:
             batch_size = check_int("batch_size", batch_size, 1)
         wanted = self._wanted(classes)
         if isinstance(wanted, list) and isinstance(sources, Sized) and len(sources) != len(wanted):
-            raise ValueError(f"classes must hold a row a photo: got {len(wanted)} for {len(sources)} photos")
+            raise ValueError(f"classes must hold a row a photo: got {len(wanted)} for {count(len(sources), 'photo')}")
         size = batch_size or (16 if self.device.type == "cuda" else 1)
         return self._stream(iter(sources), wanted, size, explain=explain)
 

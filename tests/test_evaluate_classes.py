@@ -268,7 +268,7 @@ def test_predictions_of_stored_maps(coco: Path) -> None:
     ("text", "said"),
     [
         ("0.png,dog,bird\n", "top.csv:1: "),
-        ("0.png,dog\n", "photo '0.png' has 1 classes"),
+        ("0.png,dog\n", "photo '0.png' has 1 class "),
         ("0.png,dog,cat\n0.png,dog,cat\n", "top.csv:2: photo '0.png' comes twice"),
         ("0.png,dog,cat\n", "photo '1.png' has no line"),
     ],
@@ -382,4 +382,7 @@ def test_tables_as_csv_and_latex(coco: Path) -> None:
     blocked = call("evaluate", "--compare", "run", "run", "--csv", "file/scores.csv")
     assert blocked.code == 2 and "--csv" in blocked.err and "Traceback" not in blocked.err
     early = call("evaluate", "set.json", "--method", "weak", "--latex", "maps", "--json", *FAST)
-    assert early.code == 2 and "--latex maps: no file" in early.err and not early.out
+    assert early.code == 2 and "--latex maps: is a folder, expected a file" in early.err and not early.out
+    Path("run/there").symlink_to("/proc/none")  # where not even root can write
+    late = call("evaluate", "set.json", "--method", "maps:maps", "--csv", "run/there/a.csv", "--out", "third", *FAST)
+    assert late.code == 2 and "--csv run/there" in late.err and not Path("third").exists()

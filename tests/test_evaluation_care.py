@@ -144,7 +144,7 @@ def test_what_the_reader_left_out_is_said(tmp_path: Path, monkeypatch: pytest.Mo
     assert found["photos"] == 2
     assert found["left_out"] == {"difficult objects": 1, "photos without an object to keep": 1}
     told = call("evaluate", "voc", "--split", "val", "--method", "centre", "--out", "run", *FAST)
-    assert "left out by the reader: 1 difficult objects" in told.out
+    assert "left out by the reader: difficult objects: 1" in told.out
 
 
 def test_lines_about_photos_that_are_not_listed_are_listed_as_problems(stored: Any) -> None:

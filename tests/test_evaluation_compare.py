@@ -85,6 +85,14 @@ def test_other_protocols_are_told() -> None:
     found = compare([made("a", [0.5]), made("b", [0.5], size=64), made("c", [0.7])], draws=5)
     assert found["protocol"] == [{"setting": "size", "values": {"a": 224, "b": 64, "c": 224}}]
     assert [(e["run"], e["against"]) for e in found["differences"]][:2] == [("b", "a"), ("c", "a")]
+    runs = [made("a", [0.5]), made("b", [0.5]), made("c", [0.5])]
+    runs[1].info["protocol"]["threshold"] = 0.2
+    runs[2].info["data"] = {"any_object": True, "counted": ["crowds"]}
+    assert compare(runs, draws=5)["protocol"] == [
+        {"setting": "any_object", "values": {"a": False, "b": False, "c": True}},
+        {"setting": "counted", "values": {"a": "none", "b": "none", "c": "crowds"}},
+        {"setting": "threshold", "values": {"a": "the best", "b": 0.2, "c": "the best"}},
+    ]
 
 
 def test_the_class_of_the_maps_is_part_of_the_protocol() -> None:

@@ -211,7 +211,7 @@ def test_classes_of_each_photo(weak: molt.Localizer, size: int, tmp_path: Path) 
     for wrong, text in (([[285]], "got 1 for 2 photos"), ([[285], 207], "got both"), ([[285], []], "empty list")):
         with pytest.raises(ValueError, match=text):
             weak(photos[:2], classes=wrong)
-    with pytest.raises(ValueError, match="got 2 for 1 photos"):
+    with pytest.raises(ValueError, match="got 2 for 1 photo$"):
         weak(CAT, classes=[[285], [207]])
     for wrong, text in (([[285]], "fewer than photos"), ([[285]] * 3, "more than photos")):
         with pytest.raises(ValueError, match=text):

@@ -254,6 +254,11 @@ def test_file_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         load_photo(file)
     with path.open(encoding="latin-1") as text, pytest.raises(PhotoError, match=r"a\.png: .* open it with 'rb'"):
         load_photo(text)
+    with (
+        (tmp_path / "new.png").open("wb") as new,
+        pytest.raises(PhotoError, match=r"new\.png: is not open for reading"),
+    ):
+        load_photo(new)
     for bad in (io.BytesIO(), io.BytesIO(b"text")):
         with pytest.raises(PhotoError, match="the file object: not a photo"):
             read_photo(bad, 5)
@@ -269,7 +274,12 @@ def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setenv("HOME", str(tmp_path))
     PIL.Image.fromarray(COLOURS).save(tmp_path / "a.png")
-    for given in ("~/a.png", Path("~/a.png")):
+
+    class Raw:
+        def __fspath__(self) -> bytes:
+            return b"~/a.png"
+
+    for given in ("~/a.png", Path("~/a.png"), Raw()):
         assert np.array_equal(levels(given), COLOURS) and photo_size(given) == (13, 9)
         assert read_photo(given, 5).source is given
     assert find_photos("~") == find_photos(Path("~")) == ([tmp_path / "a.png"], 0)

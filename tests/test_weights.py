@@ -181,6 +181,9 @@ def other(state: State) -> State:
         lambda s: {"teacher": under("backbone.", s), "student": under("module.backbone.", other(s))},
         lambda s: {"student": under("module.backbone.", other(s)), "teacher": under("backbone.", s)},
         lambda s: {"model": other(s), "model_ema": s},
+        lambda s: {"model": other(s), "ema": s},
+        lambda s: {"state_dict": under("module.base_encoder.", s) | under("module.momentum_encoder.", other(s))},
+        lambda s: {"state_dict": under("module.encoder_k.", other(s)) | under("module.encoder_q.", s), "epoch": 3},
         lambda s: under("student.backbone.", other(s)) | under("teacher.backbone.", s),
         lambda s: {k: v.double() for k, v in s.items()},
         lambda s: s | dict.fromkeys(("mask_token", "decoder_embed.weight", "fc_norm.bias"), torch.ones(1, 64)),
@@ -195,7 +198,7 @@ def test_what_training_programs_put_around_weights_is_taken_off(
     if name == CNN_NAME and "mask_token" in content:
         content = {key: value for key, value in content.items() if key in given}  # a CNN is held to what it has
     assert same(loaded(content, tmp_path / "in.pth", name), given)
-    several = {key.split(".")[0] for key in content} & {"student", "teacher", "model", "model_ema"}
+    several = {key.split(".")[0] for key in content} & {"student", "teacher", "model", "model_ema", "ema"}
     assert ("holds several networks" in caplog.text) == (len(several) == 2)
 
 

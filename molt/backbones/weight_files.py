@@ -25,6 +25,7 @@ INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torc
 AROUND = (
     "state_dict_ema",
     "model_ema",
+    "ema",
     "teacher",
     "state_dict",
     "model_state_dict",
@@ -33,6 +34,8 @@ AROUND = (
     "student",
     "backbone",
     "encoder",
+    "base_encoder",
+    "encoder_q",
     "module",
     "_orig_mod",
 )
@@ -45,6 +48,7 @@ BESIDE = (
     "args",
     "cfg",
     "config",
+    "ema",
     "hyper_parameters",
     "loss_scaler",
     "lr_scheduler",

@@ -124,8 +124,8 @@ PACKAGES: dict[str, Package] = {
 def cache_dir() -> Path:
     """Return the folder for converted weights: ``MOLT_CACHE``, else ``molt`` in the user's cache folder."""
     if "MOLT_CACHE" in os.environ:
-        return Path(os.environ["MOLT_CACHE"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "molt"
+        return user_path(os.environ["MOLT_CACHE"])
+    return user_path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "molt"
 
 
 def find_package(name: str) -> tuple[Package, Path, str] | None:

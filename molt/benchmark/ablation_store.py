@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from molt._files import is_part, whole_file
+from molt._text import slug
 from molt.evaluation._spool import RunError, open_array, parse_rows, read_json, write_json
 from molt.evaluation.scores import Curves
 
@@ -223,11 +223,6 @@ def file_digest(path: Path) -> str:
         raise FileNotFoundError(f"checkpoint {path} does not exist or is not a file")
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:10]
-
-
-def slug(text: str) -> str:
-    """Return a text as the name of a file or folder."""
-    return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-.") or "x"
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -146,7 +146,7 @@ def show(run: Run, folder: Path | None) -> None:
     for used in info["method"].get("weights", ()):
         plain(f"weights: {used['model']}, {used['source']}; seen pixel masks in training: {used['saw_masks']}")
     for what, number in info["data"]["left_out"].items():
-        plain(f"left out by the reader: {number} {what}")
+        plain(f"left out by the reader: {what}: {number:,}")
     problems = info["problems"]
     if problems["count"]:
         plain(f"{count(problems['count'], 'problem')}:")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from molt._text import slug
 from molt._words import count
 from molt.cli._progress import Progress
 from molt.cli._say import FAILED, check_out, stop, stop_at, take_out
@@ -126,9 +126,11 @@ def evaluate(
     from molt.data.images import PhotoError
     from molt.evaluation._spool import RunError
 
-    for option, path in (("--csv", csv), ("--latex", latex)):  # told before networks run
-        if path is not None and (path.is_dir() or any(folder.is_file() for folder in path.parents)):
-            stop(f"{option} {path}: no file can be written there")
+    try:  # told before networks run
+        check_out("--csv", csv, folder=False)
+        check_out("--latex", latex, folder=False)
+    except OSError as error:
+        stop(str(error))
     if not paths:
         stop("PATH is missing: give a data set, or runs with --compare (molt evaluate --help)")
     try:
@@ -197,7 +199,7 @@ def evaluate(
             own = replace(settings, normalize=found.normalize or cast("Any", normalize) or found.usual)
             _check_range(found, own, data)
             folder = _folder(out, data.name, name, single=len(methods) == 1, as_json=as_json)
-            store = None if save_maps is None else save_maps / (_slug(name) if len(methods) > 1 else "")
+            store = None if save_maps is None else save_maps / (slug(name) if len(methods) > 1 else "")
             runs.append(_run(data, found, own, folder, store, restart=restart, batch=batch, about=about))
             if not as_json:
                 show(runs[-1], folder)
@@ -362,12 +364,8 @@ def _together(runs: Sequence[Run], out: Path | None, draws: int, seed: int) -> d
 
 def _folder(out: Path | None, data: str, method: str, *, single: bool, as_json: bool) -> Path | None:
     if out is None:
-        return None if as_json else OUT / f"{_slug(data)}-{_slug(method)}"
-    return out if single else out / _slug(method)
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-.") or "run"
+        return None if as_json else OUT / f"{slug(data)}-{slug(method)}"
+    return out if single else out / slug(method)
 
 
 def _ious(text: str) -> tuple[float, ...]:

@@ -219,6 +219,8 @@ def _check_path(path: Any, name: str) -> None:
 def _check_object(file: Any, name: str) -> None:
     if getattr(file, "closed", False):
         raise PhotoError(f"{name}: is closed")
+    if hasattr(file, "readable") and not file.readable():
+        raise PhotoError(f"{name}: is not open for reading")
     if not isinstance(file.read(0), bytes):
         raise PhotoError(f"{name}: is open as text, expected binary: open it with 'rb'")
 

@@ -152,12 +152,15 @@ def _unshared(
 
 def _protocols(runs: Sequence[Run], called: Sequence[str]) -> list[dict[str, Any]]:
     """Return the settings that differ, with each run's; the class of the maps only among runs that have one."""
-    all_of = [
-        {key: value for key, value in run.info["protocol"].items() if key not in ("draws", "seed")}
-        | {key: run.info["method"].get(key) for key in ("gt_map", "missing", "predictions")}
-        | {key: run.info.get("data", {}).get(key) for key in ("any_object", "counted")}
-        for run in runs
-    ]
+    all_of = []
+    for run in runs:
+        data, fixed = run.info.get("data", {}), fixed_threshold(run.info)
+        all_of.append(
+            {key: value for key, value in run.info["protocol"].items() if key not in ("draws", "seed")}
+            | {key: run.info["method"].get(key) for key in ("gt_map", "missing", "predictions")}
+            | {"threshold": "the best" if fixed is None else fixed}
+            | {"any_object": bool(data.get("any_object")), "counted": ", ".join(data.get("counted", ())) or "none"}
+        )
     found = []
     for key in sorted({key for one in all_of for key in one}):
         values = [one.get(key) for one in all_of]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from molt._words import count
 from molt.classes import find_class
 from molt.data.annotations import DataError, Problem, Sample
 from molt.evaluation.maps import Missing
@@ -61,7 +62,7 @@ class Predictions:
                         continue
                     try:
                         if name in self._found or len(texts) < least:
-                            what = "comes twice" if name in self._found else f"has {len(texts)} classes"
+                            what = "comes twice" if name in self._found else f"has {count(len(texts), 'class')}"
                             raise ValueError(f"photo {name!r} {what}")
                         self._found[name] = [None if text == OTHER else find(text) for text in texts]
                     except ValueError as error:

@@ -168,7 +168,7 @@ def train(
             check_writable(out)
         folder = None
         if keeps:
-            folder = shared_folder(photos.samples, out) if cache == "auto" else Path(cache or "").expanduser()
+            folder = shared_folder(photos.samples, out) if cache == "auto" else user_path(cache or "")
             check_writable(folder, keep=True)
         with torch.random.fork_rng():
             built = (
