@@ -16,7 +16,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from molt._files import alone_in, check_writable
+from molt._files import alone_in, check_writable, whole_file
 from molt.cli import main
 from molt.cli._progress import EVERY, Progress
 from molt.cli.train import Display
@@ -270,6 +270,15 @@ def test_what_is_tried_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     with pytest.raises(IsADirectoryError, match=f"^{tmp_path}: is a folder, expected a file$"):
         check_writable(tmp_path, folder=False)
+
+
+def test_a_device_or_pipe_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="pipe: is a device, pipe or socket"):
+        check_writable(tmp_path / "pipe", folder=False)
+    with pytest.raises(OSError, match="is a device, pipe or socket"), whole_file(tmp_path / "pipe"):
+        pass
+    assert (tmp_path / "pipe").is_fifo()
 
 
 @pytest.mark.parametrize("module", ["molt", "molt.cli"])

@@ -96,7 +96,8 @@ class Parsed:
             DataError: there are problems, or no sample.
         """
         if not self.problems and not self.samples:
-            self.problem(self.root, None, "there is no photo with a label", "at least one")
+            left = "".join(f"; {what}: {count:,}" for what, count in self.left_out.items())
+            self.problem(self.root, None, f"there is no photo with a label{left}", "at least one")
         if self.problems:
             raise DataError(self.problems)
         return LocalizationSet(

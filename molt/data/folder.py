@@ -81,6 +81,7 @@ def parse_image_folder(folder: Path) -> Parsed:
         if not seen.photos:
             found.remark(folder / title, None, "no photo in this class folder", "at least one")
         for parent, below, _ in os.walk(folder / title):
+            below[:] = [entry for entry in below if not foreign(entry)]
             for link in (Path(parent, entry) for entry in below if Path(parent, entry).is_symlink()):
                 found.remark(link, None, "a link to a folder, which is not followed", "photos in folders of their own")
         classes.append(name)
