@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from molt._files import user_path
 from molt._text import plain_name
 from molt.data._layouts import PHOTO_FOLDERS
 from molt.data._parsing import (
@@ -22,7 +23,6 @@ from molt.data._parsing import (
     Where,
     as_boxes,
     as_flag,
-    as_folder,
     as_integer,
     as_number,
     box_fault,
@@ -60,7 +60,7 @@ def read_coco(annotations: str | Path, photos: str | Path | None = None, *, crow
     Raises:
         DataError: with everything that keeps the file from being read.
     """
-    return parse_coco(as_folder(annotations), None if photos is None else as_folder(photos), crowd=crowd).result()
+    return parse_coco(user_path(annotations), None if photos is None else user_path(photos), crowd=crowd).result()
 
 
 @no_collection()

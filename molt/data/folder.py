@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from molt._files import user_path
 from molt._text import plain_name
 from molt.data._folders import OWN, foreign
-from molt.data._parsing import Parsed, Place, as_folder, no_collection
+from molt.data._parsing import Parsed, Place, no_collection
 from molt.data.annotations import LocalizationSet, Sample
 from molt.data.images import PhotoError, photo_suffixes, walk_photos
 from molt.data.voc import boxes_of_class
@@ -29,7 +30,7 @@ def read_image_folder(folder: str | Path) -> LocalizationSet:
     Raises:
         DataError: no such folder, one that cannot be read, no photo in it, or two folders of one class name.
     """
-    return parse_image_folder(as_folder(folder)).result()
+    return parse_image_folder(user_path(folder)).result()
 
 
 @no_collection()

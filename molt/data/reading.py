@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
+from molt._files import user_path
 from molt._words import count
 from molt.data import cub
 from molt.data._layouts import (
@@ -23,7 +24,7 @@ from molt.data._layouts import (
     splits,
     unpacked,
 )
-from molt.data._parsing import Parsed, as_folder, is_safe
+from molt.data._parsing import Parsed, is_safe
 from molt.data.annotations import DataError, LocalizationSet, Problem, SetKind
 from molt.data.coco import parse_coco
 from molt.data.folder import is_wordnet_id, parse_image_folder
@@ -97,7 +98,7 @@ def parse_set(
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     if split is not None and not is_safe(split):
         raise ValueError(f"split must be the name of a part of the set, got {split!r}")
-    given = as_folder(path)
+    given = user_path(path)
     if kind == "auto":
         kind, given, split = _locate(given, split)
     elif split is not None and kind in ("folder", "coco", "voc", "csv") and not (given / "ImageSets").is_dir():
@@ -116,18 +117,18 @@ def parse_set(
     if kind == "wsol":
         if photos is None:
             raise ValueError(f"photos: the wsol layout of {given} does not say where they are; give their folder")
-        return parse_wsol(given, as_folder(photos), split, masks, classes=classes)
+        return parse_wsol(given, user_path(photos), split, masks, classes=classes)
     if kind == "voc":
         return parse_voc(given, split, difficult=bool(difficult), classes=classes)
     if kind == "coco":
-        return parse_coco(_json_file(given), None if photos is None else as_folder(photos), crowd=bool(crowd))
+        return parse_coco(_json_file(given), None if photos is None else user_path(photos), crowd=bool(crowd))
     if kind == "yolo":
         word = None if split is None else split_word(split)[0]
         return _parse_yolo(given, word or split)
     if kind == "cub":
         return cub.parse_cub(given, split)
     if kind == "csv":
-        return parse_table(_csv_file(given), None if photos is None else as_folder(photos), classes)
+        return parse_table(_csv_file(given), None if photos is None else user_path(photos), classes)
     return parse_image_folder(given)
 
 

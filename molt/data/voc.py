@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from molt._files import user_path
 from molt._text import plain_name
 from molt.data._folders import foreign
 from molt.data._layouts import PHOTO_FOLDERS, child, files, holds
@@ -24,7 +25,6 @@ from molt.data._parsing import (
     Place,
     as_boxes,
     as_flag,
-    as_folder,
     as_integer,
     box_fault,
     check_names,
@@ -84,7 +84,7 @@ def read_voc(
     Raises:
         DataError: with everything that keeps the files from being read.
     """
-    return parse_voc(as_folder(root), split, year, difficult=difficult, classes=classes).result()
+    return parse_voc(user_path(root), split, year, difficult=difficult, classes=classes).result()
 
 
 def voc_folder(root: Path, year: int | str | None = None) -> Path:
