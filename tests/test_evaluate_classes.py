@@ -382,4 +382,4 @@ def test_tables_as_csv_and_latex(coco: Path) -> None:
     blocked = call("evaluate", "--compare", "run", "run", "--csv", "file/scores.csv")
     assert blocked.code == 2 and "--csv" in blocked.err and "Traceback" not in blocked.err
     early = call("evaluate", "set.json", "--method", "weak", "--latex", "maps", "--json", *FAST)
-    assert early.code == 2 and "--latex maps: no file" in early.err and not early.out
+    assert early.code == 2 and "--latex maps: is a folder, expected a file" in early.err and not early.out

@@ -126,9 +126,11 @@ def evaluate(
     from molt.data.images import PhotoError
     from molt.evaluation._spool import RunError
 
-    for option, path in (("--csv", csv), ("--latex", latex)):  # told before networks run
-        if path is not None and (path.is_dir() or any(folder.is_file() for folder in path.parents)):
-            stop(f"{option} {path}: no file can be written there")
+    try:
+        for option, path in (("--csv", csv), ("--latex", latex)):  # told before networks run
+            check_out(option, path, folder=False)
+    except OSError as error:
+        stop(str(error))
     if not paths:
         stop("PATH is missing: give a data set, or runs with --compare (molt evaluate --help)")
     try:
