@@ -30,6 +30,12 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.expanduser(os.fsdecode(path)))  # noqa: PTH111 - expanduser of Path raises where there is no home
 
 
+def _check_special(path: Path) -> None:
+    """Refuse a device, pipe or socket, such as /dev/null, which a file would take the place of."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(f"{path}: is a device, pipe or socket, expected a file or folder")
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary file beside ``path`` that takes its place when the block ends, and is removed if it raises.
@@ -39,6 +45,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     Raises:
         OSError: the folder or file cannot be written.
     """
+    _check_special(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
     os.close(handle)
@@ -85,6 +92,7 @@ def check_writable(path: Path, *, folder: bool = True, keep: bool = False) -> No
         if path.exists() and path.is_dir() != folder:
             kind = NotADirectoryError if folder else IsADirectoryError
             raise kind(f"{path}: is a {'file, expected a folder' if folder else 'folder, expected a file'}")
+        _check_special(path)
         room = path if folder else path.parent
         with _made(room, keep=keep), tempfile.NamedTemporaryFile(dir=room, prefix=".", suffix=".part"):
             pass

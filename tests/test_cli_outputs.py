@@ -16,7 +16,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from molt._files import alone_in, check_writable
+from molt._files import alone_in, check_writable, whole_file
 from molt.cli import main
 from molt.cli._progress import EVERY, Progress
 from molt.cli.train import Display
@@ -150,7 +150,7 @@ COMMANDS = {
     "ablate": ("ablate", *SET, "--no-plots"),
     "fit-clusters": ("fit-clusters", "photos", "--device", "cpu"),
 }
-FILES = {"fit-clusters"}  # whose --out is a file
+FILES = {"fit-clusters", "convert", "benchmark", "--csv", "--latex"}  # whose output is a file
 OTHERS = {
     "demo": ("demo", "--out"),
     "benchmark": ("benchmark", "fuse_maps", "--device", "cpu", "--out"),
@@ -160,6 +160,8 @@ OTHERS = {
     "--cache": ("localize", "photos", "--cache"),
     "--annotations-to": ("localize", "photos", "--annotations", "voc", "--annotations-to"),
     "--save-maps": ("evaluate", *SET, "--method", "cam", "--save-maps"),
+    "--csv": ("evaluate", *SET, "--method", "cam", "--csv"),
+    "--latex": ("evaluate", *SET, "--method", "cam", "--latex"),
     "--cache of train": ("train", "photos", "--device", "cpu", "--out", "run", "--cache"),
 }
 ALL = {name: (*command, "--out") for name, command in COMMANDS.items()} | OTHERS
@@ -178,7 +180,7 @@ def test_an_output_that_cannot_be_written_is_told_before_a_network(here: Path, n
     assert sorted(here.rglob("*")) == before
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if name not in {*FILES, "convert", "benchmark"}])
+@pytest.mark.parametrize("name", [name for name in ALL if name not in FILES])
 def test_a_file_in_the_place_of_a_folder_is_a_wrong_option(here: Path, name: str) -> None:
     done = call(*ALL[name], "file")
     assert done.code == 2 and "file" in done.err and done.err.count("\n") == 1, done.err
@@ -270,6 +272,15 @@ def test_what_is_tried_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     with pytest.raises(IsADirectoryError, match=f"^{tmp_path}: is a folder, expected a file$"):
         check_writable(tmp_path, folder=False)
+
+
+def test_a_device_or_pipe_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="pipe: is a device, pipe or socket"):
+        check_writable(tmp_path / "pipe", folder=False)
+    with pytest.raises(OSError, match="is a device, pipe or socket"), whole_file(tmp_path / "pipe"):
+        pass
+    assert (tmp_path / "pipe").is_fifo()
 
 
 @pytest.mark.parametrize("module", ["molt", "molt.cli"])

@@ -38,7 +38,7 @@ def test_the_commands_have_right_options(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.chdir(tmp_path)
     commands = re.findall(r"^molt (data check .*)$", PAGE, re.M)
-    assert len(commands) == 11
+    assert len(commands) == 12
     for command in commands:
         out = io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), pytest.raises(SystemExit) as stopped:

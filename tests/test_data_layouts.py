@@ -268,6 +268,10 @@ def test_a_table_that_is_none(tmp_path: Path) -> None:
     ):
         file.write_text(text)
         assert said in refused(file)
+    file.write_text("1.png,cat|dog\n2.png,dog\n")
+    assert ":1: the label 'cat|dog' looks like several" in refused(file)
+    file.write_text(f"{root / '1.png'},cat\n./2.png,dog\n2.png,dog\n")
+    assert found(read_set(file)) == [("1.png", "cat", []), ("2.png", "dog", [])]
     file.write_text("1.png,10\n2.png,9\n")
     assert found(read_set(file)) == [("1.png", "10", []), ("2.png", "9", [])] and read_set(file).classes == ("9", "10")
     file.write_text("1.png,1\n2.png,0\n")
@@ -313,6 +317,9 @@ LABELME = '{"shapes": [], "imagePath": "x.jpg", "imageData": null}'
         ),
         ({"bdd.json": '[{"name": "x.jpg", "labels": [{"box2d": {}}]}]'}, "BDD100K", "to_coco"),
         ({"label_2/x.txt": "Car 0", "image_2/none": ""}, "KITTI", "kitti"),
+        ({"_darknet.labels": "cat\n"}, "darknet (_darknet.labels)", "datum convert"),
+        ({"annotations.csv": "x.jpg,1,1,5,5,cat\n"}, "a table with boxes", "COCO"),
+        ({"via.csv": "filename,file_size,file_attributes,region_shape_attributes\n"}, "VIA", "export as COCO"),
     ],
 )
 def test_sets_of_other_tools_are_refused_by_name(tmp_path: Path, texts: dict[str, str], what: str, tool: str) -> None:
@@ -355,6 +362,12 @@ def test_a_folder_round_the_set_is_no_class(tmp_path: Path) -> None:
     root = write(tree(tmp_path / "voc", "mine/x.jpg"), {"mine/x.xml": xml("x.jpg")})
     assert "its only folder, mine, holds a set" in refused(root) and read_set(root / "mine").kind == "voc"
     root = write(
+        tree(tmp_path / "cub", "CUB_200_2011/images/1.a/x.jpg", "segmentations/1.a/x.png"),
+        {"CUB_200_2011/images.txt": "1 1.a/x.jpg\n", "CUB_200_2011/image_class_labels.txt": "1 1\n"},
+    )
+    for split in (None, "test"):
+        assert f"(expected {root / 'CUB_200_2011'}; or kind" in refused(root, split=split)
+    root = write(
         tree(tmp_path / "labelme", "mine/x.jpg", "mine/y.jpg"), {"mine/x.json": LABELME, "mine/y.json": LABELME}
     )
     assert "JSON of labelme" in refused(root)
@@ -371,6 +384,11 @@ def test_a_folder_round_the_set_is_no_class(tmp_path: Path) -> None:
         (("101_ObjectCategories/ant/1.jpg", "Annotations/ant/x.mat.png"), "look like parts of a layout"),
         (("a/b/cat/1.jpg", "a/b/dog/1.jpg"), "its only folder, a, holds folders of photos"),
         (("val/images/val_0.JPEG",), "look like splits"),
+        (("Train/cat/1.jpg", "Validate/cat/2.jpg"), "look like splits"),
+        (("trainval/cat/1.jpg", "test/cat/2.jpg"), "look like splits"),
+        (("cars_train/1.jpg", "cars_test/2.jpg", "devkit/x.jpg"), "look like splits"),
+        (("clipart/cat/1.jpg", "clipart/dog/1.jpg", "real/cat/1.jpg", "real/dog/1.jpg"), "holds the folders cat, dog"),
+        (("a/images/cat/1.jpg", "a/images/dog/1.jpg", "b/images/cat/1.jpg", "b/images/dog/1.jpg"), "folders cat, dog"),
     ],
 )  # fmt: skip
 def test_folders_that_are_hardly_classes_are_asked_for(tmp_path: Path, names: tuple[str, ...], said: str) -> None:
@@ -404,6 +422,12 @@ def test_one_file_of_its_kind_is_taken(tmp_path: Path) -> None:
     whole = tree(tmp_path / "whole", "train2017/x.jpg", "val2017/x.jpg")
     captions = '{"images": [], "annotations": [{"caption": "a cat"}]}'
     write(whole, {"annotations/captions_val2017.json": captions, "annotations/instances_val2017.json": coco("x.jpg")})
-    assert "holds 2 JSON files in annotations/, one a split" in refused(whole)
+    text = refused(whole)
+    assert "holds 2 JSON files in annotations/, one a split" in text and "such as" in text and "instances_val" in text
+    write(whole, {"annotations/instances_train2017.json": coco("x.jpg")})
+    for split in ("val", "val2017"):
+        for kind in ("auto", "coco"):
+            (sample,) = read_set(whole, split=split, kind=kind).samples
+            assert sample.path == whole / "val2017/x.jpg"
     both = write(tree(tmp_path / "both", "images/x.jpg"), {"train.json": coco("x.jpg"), "val.json": coco("x.jpg")})
     assert "holds 2 JSON files of COCO, train.json, val.json" in refused(both)

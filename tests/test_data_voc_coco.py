@@ -170,10 +170,19 @@ def test_voc_photos_have_the_name_of_their_xml_file(tmp_path: Path) -> None:
     found = read_voc(root)
     names = ["1.JPEG", "3.Png", "4.webp", "5.png", "none", "7.jpg", "8.png", "a/2.jpg", "9.jpg", "10.JPG"]
     assert [s.name for s in found.samples] == names
-    assert found.notes == ("photos of another name than <filename> has: 6",)
+    assert found.notes == ("photos of another name than <filename> has: 6", "photos without an XML file, left out: 2")
     (remark,) = found.remarks
     assert remark.file.name == "7.xml"
     assert remark.message == "<filename> is '8.jpg', but '7.jpg' is there too and is what was taken"
+
+
+def test_voc_files_with_a_suffix_in_capitals(tmp_path: Path) -> None:
+    (tmp_path / "Annotations").mkdir()
+    root = voc(tmp_path, {})
+    (root / "Annotations" / "1.XML").write_text(xml(thing("cat", 1, 1, 2, 2, 1)))
+    assert len(read_voc(root, difficult=True)) == 1
+    (problem,) = faults(read_voc, root)
+    assert "no photo with a label; difficult objects: 1; photos without an object to keep: 1" in problem.message
 
 
 def test_voc_folders_named_as_a_year_may_have_other_classes(tmp_path: Path) -> None:
@@ -317,6 +326,29 @@ def test_coco_the_group_of_a_roboflow_export_is_no_second_class(tmp_path: Path) 
     assert read_coco(coco(tmp_path / "a.json", categories=lists, **annotation())).classes == ("cat",)
     lists[1]["supercategory"] = "none"
     assert len(faults(read_coco, coco(tmp_path / "a.json", categories=lists, **annotation()))) == 1
+    lists = [{"id": 0, "name": "pets", "supercategory": "none"}, {"id": 2, "name": "cat", "supercategory": "pets"}]
+    assert read_coco(coco(tmp_path / "a.json", categories=lists, **annotation())).classes == ("cat",)
+    shown = {"annotations": [*annotation()["annotations"], annotation(category_id=0, id=2)["annotations"][0]]}
+    assert read_coco(coco(tmp_path / "a.json", categories=lists, **shown)).classes == ("pets", "cat")
+
+
+def test_sizes_that_nobody_looked_up_are_unknown(tmp_path: Path) -> None:
+    for sides in ({"width": 0, "height": 0}, {"width": None, "height": None}):
+        found = read_coco(coco(tmp_path / "a.json", images=[{"id": 7, "file_name": "1.jpg", **sides}], **annotation()))
+        assert found.samples[0].size is None and len(found.remarks) == (sides["width"] == 0)
+    (tmp_path / "Annotations").mkdir()
+    text = xml(thing("cat", 1, 1, 2, 2), size="<width>0</width><height>0</height>")
+    found = read_voc(voc(tmp_path, {"1": text}))
+    assert found.samples[0].size is None and found.remarks[0].message == "size '0x0'"
+
+
+def test_a_mask_of_another_size_than_its_photo_gives_no_box(tmp_path: Path) -> None:
+    pytest.importorskip("pycocotools")
+    images = [{"id": 7, "file_name": "1.jpg", "width": 60, "height": 40}]
+    rle = {"size": [80, 80], "counts": [0, 10, 6390]}
+    file = coco(tmp_path / "a.json", images=images, **annotation(bbox=[], segmentation=rle))
+    (problem,) = faults(read_coco, file)
+    assert "an RLE of size [80, 80]" in problem.message and "[40, 60]" in problem.expected
 
 
 def annotation(**changes: object) -> dict[str, object]:

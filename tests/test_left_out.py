@@ -141,6 +141,9 @@ def test_overlays_pages_and_label_maps_know_themselves(folder: Path) -> None:
     assert found.classes == ("cat", "dog") and len(found) == 10
     assert {"cat/jewel-boxes.jpg", f"cat/ab/ab{'0' * 62}.png"} <= {sample.name for sample in found.samples}
     assert found.left_out == {"molt's own files": 1, "molt's own folders": 3}
+    (folder / "cat" / "molt-yolo").mkdir()
+    (folder / "cat" / "molt-yolo" / "images").symlink_to(folder / "dog")
+    assert read_image_folder(folder).remarks == found.remarks
 
 
 def test_localize_then_train_twice(folder: Path, say: Say) -> None:

@@ -364,10 +364,10 @@ def _show_table(
             markup=False,
         )
     if out is not None:
-        console.print(f"overlays in {out}", soft_wrap=True, markup=False)
+        console.print(f"overlays in {readable(out)}", soft_wrap=True, markup=False)
     if page is not None:
         which = f" (the first {count(shown, 'photo')})" if shown is not None else ""
-        console.print(f"every stage in {page}{which}", soft_wrap=True, markup=False)
+        console.print(f"every stage in {readable(page)}{which}", soft_wrap=True, markup=False)
 
 
 def _write_overlay(result: Localization, out: Path, place: Path) -> None:

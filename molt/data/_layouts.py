@@ -9,6 +9,7 @@ from pathlib import Path
 
 from molt.data._folders import entries
 from molt.data.annotations import DataError, Problem
+from molt.data.images import photo_suffixes
 
 # Folders of a layout, which are no classes.
 TRUTH = frozenset(
@@ -26,12 +27,13 @@ PHOTO_FOLDERS = ("images", "JPEGImages", "PNGImages", "image", "img", "imgs", "p
 
 _SPLIT_WORDS = {
     **dict.fromkeys(("train", "training", "trainset", "trainingset"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "valset", "validationset", "dev"), "val"),
+    **dict.fromkeys(("val", "valid", "validate", "validation", "valset", "validationset", "dev", "eval"), "val"),
     **dict.fromkeys(("test", "testing", "testset"), "test"),
     **dict.fromkeys(("pred", "unlabeled", "unlabelled"), "unlabelled"),
+    **{word: word for word in ("trainval", "holdout")},
 }
 _FILLERS = {"set", "data", "dataset", "images", "imgs", "photos", "split"}
-_SUFFIXES = (".json", ".ndjson", ".csv", ".xml", ".data", ".tfrecord", ".tfrecords")
+_SUFFIXES = (".json", ".ndjson", ".csv", ".xml", ".data", ".labels", ".tfrecord", ".tfrecords")
 _MOST = 50  # files that are looked into: those of a layout are alike
 _MASK = re.compile(r"(.+?)[ _.-](?:masks?|seg|segmentation|gt|label)(?:[ _-]?\d+)?", re.IGNORECASE)
 _COCO = (b'"images"', b'"annotations"')
@@ -70,14 +72,14 @@ def split_word(name: str) -> tuple[str | None, tuple[str, ...]]:
 def splits(path: Path) -> dict[str, Path]:
     """Return the folders that are one split each, by split: training_set, Test, valid, seg_train...; none are classes.
 
-    They are where all folders' names say a split and nothing else that differs, or where two say nothing but a split.
+    They are where all folders' names say a split and nothing else that differs, or where two say different splits and
+    nothing else that differs.
     """
     there = [(folder, *split_word(folder.name)) for folder in folders(path)]
     rests = {rest for _, _, rest in there}
     if any(split is None for _, split, _ in there) or len(rests) != 1 or (len(there) == 1 and rests != {()}):
-        there = [(folder, split, rest) for folder, split, rest in there if split and not rest]
-        if len({split for _, split, _ in there}) < 2:
-            return {}
+        alike = ([one for one in there if one[1] and one[2] == rest] for rest in sorted(rests))
+        there = next((group for group in alike if len({split for _, split, _ in group}) > 1), [])
     return {split: folder for folder, split, _ in reversed(there) if split}
 
 
@@ -157,8 +159,8 @@ def _known(path: Path) -> Iterator[tuple[Path, str, str]]:
         yield path, "a set of Cityscapes (leftImg8bit, gtFine)", convert("cityscapes")
     for file in there:
         suffix, how = file.suffix.lower(), None
-        if suffix == ".data" and holds(file, b"names"):
-            how = "a set of darknet (obj.data)", f"{convert('yolo')}, or CVAT's export as COCO"
+        if file.name == "_darknet.labels" or (suffix == ".data" and holds(file, b"names")):
+            how = f"a set of darknet ({file.name})", f"{convert('yolo')}, or CVAT's export as COCO"
         elif suffix.startswith(".tfrecord"):
             how = "a TFRecord file", convert("tf_detection_api")
         elif suffix == ".xml" and holds(file, b"<annotations>", b"<image "):
@@ -207,11 +209,17 @@ def _csv_kind(file: Path) -> tuple[str, str] | None:
             head = opened.readline(1 << 16).decode("utf-8-sig", "replace").strip().casefold()
     except OSError:
         return None
-    columns = {column.strip(' "') for column in re.split("[,;\t]", head)}
+    cells = [column.strip(' "') for column in re.split("[,;\t]", head)]
+    columns = set(cells)
     if "imageid" in columns and {"labelname", "xmin"} & columns:
         return "a table of OpenImages", "FiftyOne's zoo has it, `foz.load_zoo_dataset`, and exports COCO"
     if {"imageid", "predictionstring"} <= columns:
         return "Kaggle's table of ILSVRC", "the text files of wsolevaluation for it"
+    if {"region_shape_attributes", "file_attributes"} <= columns:
+        return "a table of the VGG Image Annotator (VIA)", "VIA's own export as COCO"
+    numbers = sum(cell.replace(".", "", 1).isdecimal() for cell in cells)  # no names of columns, but a first row
+    if numbers > 3 and Path(cells[0]).suffix in photo_suffixes():
+        return "a table with boxes", "Roboflow's or FiftyOne's export as COCO"
     if len({"xmin", "ymin", "xmax", "ymax", "x1", "y1", "x2", "y2", "bbox", "x_min", "y_min"} & columns) > 3 - 3 * (
         "bbox" in columns
     ):

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from molt._files import user_path
 from molt._text import plain_name
 from molt.data.annotations import DataError, LocalizationSet, Problem, Sample, SetKind
 
@@ -96,7 +95,8 @@ class Parsed:
             DataError: there are problems, or no sample.
         """
         if not self.problems and not self.samples:
-            self.problem(self.root, None, "there is no photo with a label", "at least one")
+            left = "".join(f"; {what}: {count:,}" for what, count in self.left_out.items())
+            self.problem(self.root, None, f"there is no photo with a label{left}", "at least one")
         if self.problems:
             raise DataError(self.problems)
         return LocalizationSet(
@@ -266,8 +266,3 @@ def ranges(numbers: Sequence[int], most: int = 8) -> str:
             groups.append([number, number])
     texts = [f"{low}-{high}" if high > low else f"{low}" for low, high in groups[:most]]
     return ", ".join(texts) + (", ..." if len(groups) > most else "")
-
-
-def as_folder(path: str | Path) -> Path:
-    """Return the argument as a path, a ~ in front replaced by the home folder."""
-    return user_path(path)

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from molt._files import user_path
 from molt._text import plain_name
 from molt.data._layouts import PHOTO_FOLDERS
 from molt.data._parsing import (
@@ -22,7 +23,6 @@ from molt.data._parsing import (
     Where,
     as_boxes,
     as_flag,
-    as_folder,
     as_integer,
     as_number,
     box_fault,
@@ -60,7 +60,7 @@ def read_coco(annotations: str | Path, photos: str | Path | None = None, *, crow
     Raises:
         DataError: with everything that keeps the file from being read.
     """
-    return parse_coco(as_folder(annotations), None if photos is None else as_folder(photos), crowd=crowd).result()
+    return parse_coco(user_path(annotations), None if photos is None else user_path(photos), crowd=crowd).result()
 
 
 @no_collection()
@@ -71,7 +71,8 @@ def parse_coco(file: Path, photos: Path | None = None, *, crowd: bool = False) -
     if lists is None:
         return found
     images, annotations, categories = lists
-    names, labels = _categories(file, found, categories)
+    used = {_key(entry.get("category_id")) for entry in annotations if isinstance(entry, dict)}
+    names, labels = _categories(file, found, categories, used)
     listed = _images(file, found, images)
     if photos is None and listed:
         found.photos = _photo_folder(file, images[min(listed.values())]["file_name"])
@@ -104,7 +105,10 @@ def parse_coco(file: Path, photos: Path | None = None, *, crowd: bool = False) -
             found.left_out["crowd annotations"] += 1
             continue
         bbox = entry.get("bbox")
-        box = _box(file, found, which, bbox) if bbox not in (None, []) else _around(file, found, which, entry)
+        if bbox not in (None, []):
+            box = _box(file, found, which, bbox)
+        else:
+            box = _around(file, found, which, entry, _size(images[listed[key]]))
         if box is None:
             continue
         without += bbox in (None, [])
@@ -174,7 +178,7 @@ def _photo_folder(file: Path, name: str) -> Path:
 
 
 def _categories(
-    file: Path, found: Parsed, categories: list[Any]
+    file: Path, found: Parsed, categories: list[Any], used: set[int | str | None]
 ) -> tuple[tuple[str, ...], dict[int | str | None, int]]:
     """Return the names by label, and the label of each id."""
     names: list[str] = []
@@ -184,14 +188,14 @@ def _categories(
         return (), {}
     # Exports of Roboflow begin with a category for the group, which may have the name of a class in it.
     objects = [one for one in categories if isinstance(one, dict) and isinstance(one.get("name"), str)]
-    grouped = {one["name"] for one in objects if one["name"] == one.get("supercategory")}
+    grouped = {one.get("supercategory") for one in objects}
     for number, entry in enumerate(categories):
         key = _key(entry.get("id")) if isinstance(entry, dict) else None
         name = entry.get("name") if isinstance(entry, dict) else None
         name = str(name) if type(name) is int else name
         if key is None or not isinstance(name, str) or not plain_name(name):
             found.problem(file, None, f"categories[{number}] is {shown(entry)}", 'an object with "id" and "name"')
-        elif name in grouped and entry.get("supercategory") == "none":
+        elif name in grouped and entry.get("supercategory") == "none" and key not in used:
             continue
         elif key in labels:
             found.problem(file, None, f"categories[{number}] has the id {key} once more", "ids that differ")
@@ -221,7 +225,10 @@ def _images(file: Path, found: Parsed, images: list[Any]) -> dict[int | str | No
                 file, None, f"{which}: photo {shown(name)} listed twice, as in images[{names[name]}]", "it once"
             )
         else:
-            if ("width" in entry or "height" in entry) and _size(entry) is None:
+            sides = entry.get("width"), entry.get("height")
+            if sides == (0, 0):  # what some tools write where they did not look
+                found.remark(file, None, f"{which}: size 0 x 0", f"width and height, {SIZE_FORM}")
+            elif sides != (None, None) and _size(entry) is None:
                 size = f"{which}: size {shown(entry.get('width'))} x {shown(entry.get('height'))}"
                 found.problem(file, None, size, f"width and height, {SIZE_FORM}")
             listed[key] = names[name] = number
@@ -267,11 +274,13 @@ def _numbers(values: Any) -> list[float] | None:
     return None if None in numbers else cast("list[float]", numbers)
 
 
-def _around(file: Path, found: Parsed, which: str, entry: dict[str, Any]) -> _Edges | None:
+def _around(
+    file: Path, found: Parsed, which: str, entry: dict[str, Any], size: tuple[int, int] | None
+) -> _Edges | None:
     """Return the box round an object's segmentation."""
     given = entry.get("segmentation")
     if isinstance(given, dict):
-        return _around_rle(file, found, which, given)
+        return _around_rle(file, found, which, given, size)
     nested = given if isinstance(given, list) and given and isinstance(given[0], list) else [given]
     polygons = [numbers for one in nested if (numbers := _numbers(one)) and len(numbers) >= 6 and len(numbers) % 2 == 0]
     if len(polygons) < len(nested):
@@ -282,7 +291,9 @@ def _around(file: Path, found: Parsed, which: str, entry: dict[str, Any]) -> _Ed
     return _checked(file, found, which, (*points.min(0).tolist(), *points.max(0).tolist()))
 
 
-def _around_rle(file: Path, found: Parsed, which: str, given: dict[str, Any]) -> _Edges | None:
+def _around_rle(
+    file: Path, found: Parsed, which: str, given: dict[str, Any], size: tuple[int, int] | None
+) -> _Edges | None:
     try:
         from pycocotools import mask
     except ImportError:
@@ -297,6 +308,10 @@ def _around_rle(file: Path, found: Parsed, which: str, given: dict[str, Any]) ->
         except (LookupError, TypeError, ValueError, OverflowError):
             w = 0
         if w > 0 and x + w <= width and y + h <= height:
+            if size is not None and size != (width, height):
+                text = f"{which}: no bbox, and an RLE of size {[*sides]}"
+                found.problem(file, None, text, f"[height, width] of its photo, {[*reversed(size)]}")
+                return None
             return float(x), float(y), float(x + w), float(y + h)
     found.problem(file, None, f"{which}: no bbox, and the RLE {shown(given)}", _SEGMENTS)
     return None

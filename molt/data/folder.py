@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from molt._files import user_path
 from molt._text import plain_name
 from molt.data._folders import OWN, foreign
-from molt.data._parsing import Parsed, Place, as_folder, no_collection
+from molt.data._parsing import Parsed, Place, no_collection
 from molt.data.annotations import LocalizationSet, Sample
 from molt.data.images import PhotoError, photo_suffixes, walk_photos
 from molt.data.voc import boxes_of_class
@@ -29,7 +30,7 @@ def read_image_folder(folder: str | Path) -> LocalizationSet:
     Raises:
         DataError: no such folder, one that cannot be read, no photo in it, or two folders of one class name.
     """
-    return parse_image_folder(as_folder(folder)).result()
+    return parse_image_folder(user_path(folder)).result()
 
 
 @no_collection()
@@ -81,6 +82,7 @@ def parse_image_folder(folder: Path) -> Parsed:
         if not seen.photos:
             found.remark(folder / title, None, "no photo in this class folder", "at least one")
         for parent, below, _ in os.walk(folder / title):
+            below[:] = [entry for entry in below if not foreign(entry)]
             for link in (Path(parent, entry) for entry in below if Path(parent, entry).is_symlink()):
                 found.remark(link, None, "a link to a folder, which is not followed", "photos in folders of their own")
         classes.append(name)

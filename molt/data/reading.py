@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
+from molt._files import user_path
+from molt._words import count
 from molt.data import cub
 from molt.data._layouts import (
     MAYBE,
@@ -22,7 +24,7 @@ from molt.data._layouts import (
     splits,
     unpacked,
 )
-from molt.data._parsing import Parsed, as_folder, is_safe
+from molt.data._parsing import Parsed, is_safe
 from molt.data.annotations import DataError, LocalizationSet, Problem, SetKind
 from molt.data.coco import parse_coco
 from molt.data.folder import is_wordnet_id, parse_image_folder
@@ -96,12 +98,12 @@ def parse_set(
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     if split is not None and not is_safe(split):
         raise ValueError(f"split must be the name of a part of the set, got {split!r}")
-    given = as_folder(path)
+    given = user_path(path)
     if kind == "auto":
         kind, given, split = _locate(given, split)
     elif split is not None and kind in ("folder", "coco", "voc", "csv") and not (given / "ImageSets").is_dir():
-        folder = split_folder(given, split)
-        given, split = (folder, None) if folder.is_dir() or kind == "folder" else (given, split)
+        folder = (_coco_of(given, split) if kind == "coco" else None) or split_folder(given, split)
+        given, split = (folder, None) if folder.exists() or kind == "folder" else (given, split)
     for name, value, takers in (
         ("photos", photos, ("wsol", "coco", "csv")),
         ("masks", masks, ("wsol",)),
@@ -115,18 +117,18 @@ def parse_set(
     if kind == "wsol":
         if photos is None:
             raise ValueError(f"photos: the wsol layout of {given} does not say where they are; give their folder")
-        return parse_wsol(given, as_folder(photos), split, masks, classes=classes)
+        return parse_wsol(given, user_path(photos), split, masks, classes=classes)
     if kind == "voc":
         return parse_voc(given, split, difficult=bool(difficult), classes=classes)
     if kind == "coco":
-        return parse_coco(_json_file(given), None if photos is None else as_folder(photos), crowd=bool(crowd))
+        return parse_coco(_json_file(given), None if photos is None else user_path(photos), crowd=bool(crowd))
     if kind == "yolo":
         word = None if split is None else split_word(split)[0]
         return _parse_yolo(given, word or split)
     if kind == "cub":
         return cub.parse_cub(given, split)
     if kind == "csv":
-        return parse_table(_csv_file(given), None if photos is None else as_folder(photos), classes)
+        return parse_table(_csv_file(given), None if photos is None else user_path(photos), classes)
     return parse_image_folder(given)
 
 
@@ -157,24 +159,40 @@ def _locate(path: Path, split: str | None) -> tuple[SetKind, Path, str | None]:
         other = _other_yaml(path) if kind == "yolo" else None
         return kind, other or path, split
     refuse(path)
+    if (file := _coco_of(path, split)) is not None:
+        return "coco", file, None
     if split is not None and (folder := split_folder(path, split)).is_dir():
         return _locate(folder, None)
     if (inner := unpacked(path)) != path:
         return _locate(inner, split)
     parts = splits(path)
     jsons = files(path / "annotations", ".json")
-    if split is None and len(jsons) == 1 and is_coco(jsons[0]) and (path / "images").is_dir():
-        return "coco", jsons[0], None
     if jsons:
-        text = f"holds {len(jsons)} JSON files in annotations/, one a split"
-        raise DataError([Problem(path, None, text, f"one of them, such as {jsons[0]}, and the folder of its photos")])
+        text = f"holds {count(len(jsons), 'JSON file')} in annotations/, one a split"
+        one = next((file for file in jsons if file.name.startswith("instances_")), jsons[0])
+        raise DataError([Problem(path, None, text, f"one of them, such as {one}, and the folder of its photos")])
     if split is not None:
+        if not parts:
+            _check_classes(path, parts)
         hint = f"; there are the splits {', '.join(parts)}" if parts else ""
         raise DataError([Problem(path / split, None, f"no such folder{hint}", f"a split of {path}")])
     if not parts and not _has_class_folder(path):
         raise DataError([Problem(path, None, "no known layout", _LOOKED_FOR)])
     _check_classes(path, parts)
     return "folder", path, None
+
+
+def _coco_of(path: Path, split: str | None) -> Path | None:
+    """Return COCO's file of a split in annotations, instances_val2017.json say, or the only one, beside images."""
+    there = files(path / "annotations", ".json")
+    if split is None:
+        there = there if (path / "images").is_dir() else []
+    else:
+        word = split_word(split)[0]
+        there = [file for file in there if file.name.startswith("instances_")] or there
+        exact = [file for file in there if file.stem.removeprefix("instances_") == split]
+        there = exact or [file for file in there if word is not None and split_word(file.stem)[0] == word]
+    return there[0] if len(there) == 1 and is_coco(there[0]) else None
 
 
 def _layout(path: Path, split: str | None) -> SetKind | None:
@@ -240,7 +258,8 @@ def _check_classes(path: Path, parts: dict[str, Path]) -> None:
             raise DataError([Problem(path, None, text, f"{below[0]}, or {kinds}")])
     if odd and (len(odd) == len(below) or any(name.casefold() not in MAYBE for name in odd)):
         text = f"its folders, {', '.join(odd)}, look like parts of a layout, of which the rest is missing, not classes"
-        raise DataError([Problem(path, None, text, f"{_LOOKED_FOR}; or {kinds}")])
+        sets = [folder for folder in below if folder.name not in odd and _layout(folder, None) is not None]
+        raise DataError([Problem(path, None, text, f"{sets[0] if len(sets) == 1 else _LOOKED_FOR}; or {kinds}")])
     inside = [folder for title in below[:_LOOKED_INTO] for folder in folders(title)]
     if held := [folder for folder in inside if folder.name.casefold() in TRUTH and _has_photo(folder)]:
         named = ", ".join(folder.relative_to(path).as_posix() for folder in held[:4])
@@ -253,6 +272,17 @@ def _check_classes(path: Path, parts: dict[str, Path]) -> None:
     if all(len(splits(title)) > 1 for title in below[:_LOOKED_INTO]):
         text = f"each of its folders holds the splits {', '.join(splits(below[0]))}, which would be one set"
         raise DataError([Problem(path, None, text, f"folders of one split, or {kinds}")])
+    if len(below) > 1 and len(same := set.intersection(*map(_inner, below[:_LOOKED_INTO]))) > 1:
+        text = f"each of its folders holds the folders {', '.join(sorted(same)[:5])}, which are rather the classes"
+        raise DataError([Problem(path, None, text, f"one of the folders, such as {below[0]}, or {kinds}")])
+
+
+def _inner(path: Path) -> set[str]:
+    """Return the names of the folders in one that holds no photo itself, or in the only one in it."""
+    there = folders(path)
+    if files(path, *photo_suffixes()):
+        return set()
+    return _inner(there[0]) if len(there) == 1 else {folder.name for folder in there}
 
 
 def _has_class_folder(path: Path) -> bool:

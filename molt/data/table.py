@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -63,11 +64,14 @@ def parse_table(file: Path, photos: Path | None = None, classes: Sequence[str] |
     for line, row in rows:
         if len(row) <= max(at, what) or not row[at].strip() or not (label := plain_name(row[what])):
             found.problem(file, line, shown(",".join(row)), _FORM)
-        elif not is_safe(name := row[at].strip()):
+        elif not is_safe(name := _relative(row[at].strip(), found.photos)):
             found.problem(file, line, f"the name {shown(name)}", NAME_FORM)
         elif (earlier := listed.setdefault((name, label), line)) != line:
             found.remark(file, line, f"repeats line {earlier}, {shown(','.join(row))}", "each photo and label once")
     titles = {label for _, label in listed}
+    for (_, label), line in listed.items():
+        if titles & {plain_name(part) for part in re.split("[|;,]", label)} - {label}:
+            found.problem(file, line, f"the label {shown(label)} looks like several", "a line for each of them")
     numbers = all(title.isdecimal() for title in titles)
     names = sorted(titles, key=int) if numbers else sorted(titles)
     labels = {name: label for label, name in enumerate(names)}
@@ -137,6 +141,13 @@ def _rows(file: Path, text: str, found: Parsed) -> _Rows:
 def _places(folder: Path) -> list[Path]:
     """Return where the photos of a table may be."""
     return [folder, *(folder / below for below in (*PHOTO_FOLDERS, "train"))]
+
+
+def _relative(name: str, folder: Path) -> str:
+    """Return a name without the folder that it starts from where it is absolute, and without ./ in front."""
+    path = PurePosixPath(name)
+    top = PurePosixPath(folder.absolute())
+    return str(path.relative_to(top) if path.is_relative_to(top) else path)
 
 
 def _first(places: list[Path], name: str) -> tuple[Path, str]:

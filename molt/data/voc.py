@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from molt._files import user_path
 from molt._text import plain_name
 from molt.data._folders import foreign
 from molt.data._layouts import PHOTO_FOLDERS, child, files, holds
@@ -24,7 +25,6 @@ from molt.data._parsing import (
     Place,
     as_boxes,
     as_flag,
-    as_folder,
     as_integer,
     box_fault,
     check_names,
@@ -37,7 +37,7 @@ from molt.data._parsing import (
     shown,
 )
 from molt.data.annotations import LocalizationSet, Sample
-from molt.data.images import photo_suffixes
+from molt.data.images import photo_suffixes, walk_photos
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -84,7 +84,7 @@ def read_voc(
     Raises:
         DataError: with everything that keeps the files from being read.
     """
-    return parse_voc(as_folder(root), split, year, difficult=difficult, classes=classes).result()
+    return parse_voc(user_path(root), split, year, difficult=difficult, classes=classes).result()
 
 
 def voc_folder(root: Path, year: int | str | None = None) -> Path:
@@ -117,7 +117,7 @@ def voc_places(folder: Path) -> tuple[Path, Path] | None:
 def _xml_files(folder: Path, left_out: Counter[str]) -> list[Path]:
     """Return the annotation files below a folder, and count what is not looked at, such as ``._x.xml`` of macOS."""
     kept = []
-    for file in sorted(folder.rglob("*.xml")):
+    for file in sorted(file for file in folder.rglob("*") if file.suffix.lower() == ".xml"):
         whose = next(filter(None, map(foreign, file.relative_to(folder).parts)), None)
         if whose is None:
             kept.append(file)
@@ -164,6 +164,8 @@ def parse_voc(
     renamed = sum(photo.renamed for photo, _ in photos.values())
     if renamed:
         found.notes.append(f"photos of another name than <filename> has: {renamed:,}")
+    if split is None and (rest := {name for own in there.values() for name in own} - photos.keys()):
+        found.notes.append(f"photos without an XML file, left out: {len(rest):,}")
 
     names = tuple(sorted({name for photo, _ in photos.values() for name in photo.objects}))
     if classes is None and _YEAR.fullmatch(named):
@@ -194,13 +196,10 @@ def parse_voc(
 def _photos_by_stem(folder: Path) -> dict[str, list[str]]:
     """Return the photos below a folder, by their names without and with suffix."""
     found: dict[str, list[str]] = {}
-    for parent, _, names in os.walk(folder):
-        below = Path(parent).relative_to(folder)
-        for name in sorted(names):
-            path = below / name
-            if path.suffix.lower() in photo_suffixes():
-                for key in (path.with_suffix("").as_posix(), path.as_posix()):
-                    found.setdefault(key, []).append(path.as_posix())
+    for photo in walk_photos(folder, lambda _: None).photos:
+        path = photo.relative_to(folder)
+        for key in (path.with_suffix("").as_posix(), path.as_posix()):
+            found.setdefault(key, []).append(path.as_posix())
     return found
 
 
@@ -339,6 +338,9 @@ def _size(tree: ET.Element, file: Path, found: Parsed) -> tuple[int, int] | None
     if tree.find("size") is None:
         return None
     texts = [(tree.findtext(f"size/{side}") or "").strip() for side in ("width", "height")]
+    if texts == ["0", "0"]:  # what some tools write where they did not look
+        found.remark(file, None, "size '0x0'", f"<width> and <height>, {SIZE_FORM}")
+        return None
     width, height = (as_integer(text) or 0 for text in texts)
     if not is_size(width, height):
         found.problem(file, None, f"size {shown('x'.join(texts))}", f"<width> and <height>, {SIZE_FORM}")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from molt._files import user_path
 from molt._text import plain_name
 from molt.data._parsing import (
     MAX_CLASSES,
@@ -17,7 +18,6 @@ from molt.data._parsing import (
     Parsed,
     Place,
     Where,
-    as_folder,
     as_integer,
     check_names,
     is_safe,
@@ -59,7 +59,7 @@ def read_wsol(
     Raises:
         DataError: with everything that keeps the files from being read.
     """
-    return parse_wsol(as_folder(metadata), as_folder(photos), split, masks, proxy, classes).result()
+    return parse_wsol(user_path(metadata), user_path(photos), split, masks, proxy, classes).result()
 
 
 def split_folder(metadata: Path, split: str | None) -> Path:
@@ -109,7 +109,7 @@ def parse_wsol(
     sizes = _Fields()
     if (folder / "image_sizes.txt").is_file():
         sizes = _read_fields(folder / "image_sizes.txt", found, ids, 2, "path,width,height", proxy)
-    objects = Objects(folder / "localization.txt", photos if masks is None else as_folder(masks), ids, found)
+    objects = Objects(folder / "localization.txt", photos if masks is None else user_path(masks), ids, found)
     counts = {ids_file.name: len(ids)}
     if objects.file.is_file():
         others = objects.read(official_split(folder))

@@ -302,6 +302,9 @@ def _photos(data: YoloData, split: str, problems: list[Problem]) -> Iterator[tup
                 continue
             for photo in found:
                 yield data.file, photo.relative_to(data.root).as_posix(), at
+        elif not (data.root / below).exists():
+            message = f"{split}: {place!r}: no such folder or file below {data.root}"
+            problems.append(Problem(data.file, at, message, "a folder of photos, or a text file that lists them"))
         else:
             yield from _listed(data, below, problems)
 
