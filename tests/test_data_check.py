@@ -137,8 +137,8 @@ def test_sizes(tmp_path: Path) -> None:
     good(tmp_path, image_sizes="b/2.jpg,20,30\na/1.jpg,61,40", localization="")
     file = tmp_path / "meta" / "image_sizes.txt"
     one, two = check(tmp_path)
-    only([one], file, 2, "photo 'a/1.jpg' has size 61x40 here", "60x40, its width and height")
-    only([two], file, 1, "has size 20x30 here, its sides swapped", "30x20")
+    only([one], file, 2, "photo 'a/1.jpg' is annotated as 61x40", "60x40, its width and height")
+    only([two], file, 1, "is annotated as 20x30, its sides swapped", "30x20")
 
 
 def test_exif_orientation(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_exif_orientation(tmp_path: Path) -> None:
     exif[0x0112] = 6
     PIL.Image.new("RGB", (60, 40)).save(tmp_path / "photos" / "a" / "1.jpg", exif=exif)
     file = tmp_path / "meta" / "image_sizes.txt"
-    only(check(tmp_path), file, 1, "60x40 here, that before its EXIF orientation turns it", "40x60")
+    only(check(tmp_path), file, 1, "60x40, that before its EXIF orientation turns it", "40x60")
     good_sizes = {"image_sizes": "a/1.jpg,40,60\nb/2.jpg,30,20"}
     wsol(tmp_path / "meta", **good_sizes)
     assert check(tmp_path) == []
@@ -215,7 +215,7 @@ def test_photos(tmp_path: Path) -> None:
     first.unlink()
     only(check(tmp_path), ids, 1, "photo 'a/1.jpg': no such file", f"a photo at {first}")
     first.symlink_to(second)
-    assert "has size 60x40 here" in check(tmp_path)[0].message
+    assert "is annotated as 60x40" in check(tmp_path)[0].message
     first.unlink()
     first.symlink_to(tmp_path / "nowhere")
     only(check(tmp_path), ids, 1, "no such file", "a photo at")

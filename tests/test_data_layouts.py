@@ -93,7 +93,7 @@ def test_ilsvrc_in_class_folders(tmp_path: Path) -> None:
         "ILSVRC2012_val_00000293.xml": xml("ILSVRC2012_val_00000293", "n01440764"),
         "ILSVRC2012_val_00000236.xml": XML.format(
             name="ILSVRC2012_val_00000236",
-            objects=OBJECT.format(0, 0, 60, 40, name="n01443537") + OBJECT.format(1, 1, 2, 2, name="n99999999"),
+            objects=2 * OBJECT.format(0, 0, 60, 40, name="n01443537") + OBJECT.format(1, 1, 2, 2, name="n99999999"),
         ),
     }
     plain = tree(tmp_path / "plain" / "val", a, b)
@@ -108,7 +108,7 @@ def test_ilsvrc_in_class_folders(tmp_path: Path) -> None:
         write(top, {places + name: text for name, text in texts.items()})
         data = read_set(top, split="val" if photos else None)
         assert data.kind == "folder" and data.classes == ("n01440764", "n01443537") and found(data) == kept
-        assert data.samples[0].size == (60, 40)
+        assert data.samples[0].size == (60, 40) and data.left_out == {"boxes that come twice": 1}
         assert found(read_set(top / photos)) == kept
 
 
@@ -256,6 +256,27 @@ def test_a_table_of_paths_and_labels(tmp_path: Path, text: str, below: str) -> N
     assert inspect_set(root / "labels.csv").problems == ()
 
 
+def test_a_table_beside_a_folder_of_any_name(tmp_path: Path) -> None:
+    root = tree(tmp_path / "set", "pics/1.png", "pics/2.png", **{"labels.csv": "path,label\npics/1.png,cat\n"})
+    assert found(read_set(root)) == [("pics/1.png", "cat", [])]
+    write(root, {"labels.csv": "id,cat,dog\n1,0,1\n2,1,0\n"})
+    assert "its only folder, pics, holds photos, of which labels.csv may say the classes" in refused(root)
+    assert read_set(root, kind="folder").classes == ("pics",)
+
+
+def test_a_table_with_a_column_of_splits(tmp_path: Path) -> None:
+    rows = "path,label,Split\na/1.png,cat,train\na/2.png,dog,Training\na/3.png,dog,valid\n"
+    file = tree(tmp_path, "a/1.png", "a/2.png", "a/3.png", **{"labels.csv": rows}) / "labels.csv"
+    assert "rows of the splits 'train, Training, valid' (expected split to be one of them)" in refused(file)
+    assert [sample.name for sample in read_set(file, split="train").samples] == ["a/1.png"]
+    assert found(read_set(file, split="val")) == [("a/3.png", "dog", [])]
+    assert "no split 'test': the column has" in "".join(map(str, inspect_set(file, split="test").problems))
+    write(tmp_path, {"labels.csv": "path,label,set\na/1.png,cat,x\na/2.png,dog,y\n"})
+    assert len(read_set(file)) == 2, "no splits"
+    write(tmp_path, {"labels.csv": "path,label\na/1.png,cat\n"})
+    assert "there is no column split" in "".join(map(str, inspect_set(file, split="test").problems))
+
+
 def test_a_table_that_is_none(tmp_path: Path) -> None:
     root = tree(tmp_path, "1.png", "2.png")
     file = root / "labels.csv"
@@ -388,6 +409,12 @@ def test_a_folder_round_the_set_is_no_class(tmp_path: Path) -> None:
         (("trainval/cat/1.jpg", "test/cat/2.jpg"), "look like splits"),
         (("cars_train/1.jpg", "cars_test/2.jpg", "devkit/x.jpg"), "look like splits"),
         (("clipart/cat/1.jpg", "clipart/dog/1.jpg", "real/cat/1.jpg", "real/dog/1.jpg"), "holds the folders cat, dog"),
+        (("trainA/1.jpg", "trainB/1.jpg", "testA/2.jpg", "testB/2.jpg"), "do not look like classes"),
+        (("TrainData/1.jpg", "EvaluationData/1.jpg"), "do not look like classes"),
+        (("query/1.jpg", "gallery/1.jpg", "bounding_box_train/2.jpg"), "do not look like classes"),
+        (("imagesTr/1.jpg", "labelsTr/1.jpg"), "do not look like classes"),
+        (("HR/1.jpg", "LR/1.jpg"), "do not look like classes"),
+        (("one/train/1.jpg", "one/test/2.jpg", "two/train/1.jpg"), "each of its folders holds splits"),
         (("a/images/cat/1.jpg", "a/images/dog/1.jpg", "b/images/cat/1.jpg", "b/images/dog/1.jpg"), "folders cat, dog"),
     ],
 )  # fmt: skip
@@ -405,6 +432,8 @@ def test_classes_that_are_called_like_a_part(tmp_path: Path) -> None:
     assert read_set(root, split="train").kind == "folder"
     root = tree(tmp_path / "c", "cat/1.jpg", "dog/2.jpg", **{"boxes.csv": "path,label,xmin,ymin,xmax,ymax\n"})
     assert "a table with boxes" in refused(root) and "or kind (--kind) folder" in refused(root)
+    root = tree(tmp_path / "e", "cat_images/1.jpg", "dog_images/2.jpg", "raw/3.jpg")
+    assert read_set(root).classes == ("cat_images", "dog_images", "raw")
     root = write(tree(tmp_path / "d", "cat/1.jpg", "dog/2.jpg"), {"cat/annotations/1.txt": "x"})
     assert read_set(root).classes == ("cat", "dog")
 

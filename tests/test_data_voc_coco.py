@@ -93,6 +93,7 @@ BAD_XML = [
     ("<annotation>\né</annotation>".encode("latin-1"), 2, "the byte 0xe9 is not UTF-8", "UTF-8"),
     ("<?xml version='1.0' encoding='ascii'?><a>é</a>".encode(), 1, "the byte 0xc3 is not ASCII", "text in ASCII"),
     ("<?xml version='1.0' encoding='klingon'?><a/>", 1, "the encoding 'klingon' is unknown", "such as utf-8"),
+    ("<?xml version='1.0' encoding='punycode'?><a/>", 1, "the encoding 'punycode' is unknown", "such as utf-8"),
     ("<?xml version='1.0' encoding='hex'?><a/>", 1, "the encoding 'hex' is unknown", "such as utf-8"),
     ("<?xml version='1.0' encoding='utf-7'?><annotation>+2AA-</annotation>", None, "not XML", "PASCAL VOC"),
     ("<?xml version='1.0'?>\n<!DOCTYPE a><annotation/>".encode("utf-16"), 2, "document type or entity", "<!DOCTYPE"),

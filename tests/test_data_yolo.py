@@ -300,19 +300,19 @@ def test_yolo_photos_without_a_box_count(tmp_path: Path) -> None:
             "0 0.1 0.5 0.5 0.1 0.9 1",
             "",
             [[6, 4, 54, 40]],
-            "polygons or rotated boxes, of which the upright box is taken: 1",
+            "polygons or rotated boxes (keypoints need kpt_shape), of which the upright box is taken: 1",
         ),
         (
             "0 0.5 0 1 0.5 0.5 1 0 0.5",
             "",
             [[0, 0, 60, 40]],
-            "polygons or rotated boxes, of which the upright box is taken: 1",
+            "polygons or rotated boxes (keypoints need kpt_shape), of which the upright box is taken: 1",
         ),
         (
             "0 -0.1 0.5 0.5 -0.2 0.9 0.5 0.5 1",
             "",
             [[0, 0, 54, 40]],
-            "polygons or rotated boxes, of which the upright box is taken: 1",
+            "polygons or rotated boxes (keypoints need kpt_shape), of which the upright box is taken: 1",
         ),
         (
             "0 0.5 0.5 0.5 0.5 0 0 2 1 1 2 1 0 0",

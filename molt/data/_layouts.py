@@ -33,6 +33,11 @@ _SPLIT_WORDS = {
     **{word: word for word in ("trainval", "holdout")},
 }
 _FILLERS = {"set", "data", "dataset", "images", "imgs", "photos", "split"}
+_ROLES = frozenset(  # of folders, beside splits and parts: what photos are for, or a form of the same photos
+    {"evaluation", "query", "gallery", "bounding", "box", "labeled", "labelled", "extra", "fold", "part", "subset"}
+    | {"input", "inputs", "output", "outputs", "source", "target", "targets", "original", "originals", "raw"}
+    | {"cropped", "crops", "thumbnails", "thumbs", "hr", "lr", "high", "low", "res"}
+)
 _SUFFIXES = (".json", ".ndjson", ".csv", ".xml", ".data", ".labels", ".tfrecord", ".tfrecords")
 _MOST = 50  # files that are looked into: those of a layout are alike
 _MASK = re.compile(r"(.+?)[ _.-](?:masks?|seg|segmentation|gt|label)(?:[ _-]?\d+)?", re.IGNORECASE)
@@ -67,6 +72,17 @@ def split_word(name: str) -> tuple[str | None, tuple[str, ...]]:
     found = {_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS}
     rest = tuple(word for word in words if word not in _SPLIT_WORDS and word not in _FILLERS)
     return (found.pop() if len(found) == 1 else None), rest
+
+
+def are_roles(names: list[str]) -> bool:
+    """Return whether folders' names say what photos are for and nothing that tells classes: trainA and testB."""
+    rests = set()
+    for name in names:
+        words = [word.casefold() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name) if len(word) > 1]
+        rests.add(tuple(word for word in words if not (word in _SPLIT_WORDS or word in PARTS or word in _ROLES)))
+        if len(rests) > 1 or len(words) == len(next(iter(rests))):
+            return False
+    return True
 
 
 def splits(path: Path) -> dict[str, Path]:

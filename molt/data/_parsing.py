@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gc
 import math
 import re
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from molt._text import plain_name
 from molt.data.annotations import DataError, LocalizationSet, Problem, Sample, SetKind
 
+_NO_CHARSETS = {"punycode", "idna", "unicode_escape", "raw_unicode_escape"}  # slow, or no text of a file
 MAX_TEXT = 2 << 30  # bytes; the largest official file, COCO's train2017, has 448 MB
 MAX_CLASSES = 100_000
 MAX_DIGITS = 100  # of a whole number written as text
@@ -210,6 +212,8 @@ def decode(data: bytes, encoding: str, path: Path, found: Parsed) -> str | None:
     """Return what a file's bytes say in an encoding; None, and a problem, where they say nothing or it is unknown."""
     name = encoding.upper().removesuffix("-SIG")
     try:
+        if codecs.lookup(encoding).name in _NO_CHARSETS:
+            raise LookupError
         return data.decode(encoding)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1

@@ -249,6 +249,7 @@ def _check_photos(
         first.setdefault(sample.path, index)
     boxed = {sample.path for sample in found.samples if len(sample.boxes) or sample.masks}
     turned = 0
+    hint = ", or another folder given as photos (--photos)" if found.kind in ("wsol", "coco", "csv") else ""
     headers = _each(_decoded if deep else _header, list(first))
     for done, ((path, index), header) in enumerate(zip(first.items(), headers, strict=True), 1):
         if on_progress is not None:
@@ -256,7 +257,7 @@ def _check_photos(
         sample = found.samples[index]
         if header.missing:
             text = f"photo {shown(sample.name)}: no such file"
-            yield Problem(*_place(found, index).listed, text, f"a photo at {path}")
+            yield Problem(*_place(found, index).listed, text, f"a photo at {path}{hint}")
         elif header.fault is not None:
             yield Problem(path, None, header.fault, "a photo that Pillow can read")
         else:
@@ -278,7 +279,7 @@ def _check_photos(
 def _other_size(sample: Sample, header: _Header, place: Place) -> Problem:
     assert sample.size is not None
     width, height = header.size
-    text = f"photo {shown(sample.name)} has size {sample.size[0]}x{sample.size[1]} here"
+    text = f"photo {shown(sample.name)} is annotated as {sample.size[0]}x{sample.size[1]}"
     expected = f"{width}x{height}, its width and height in pixels"
     if sample.size == (height, width):
         if header.orientation >= 5:

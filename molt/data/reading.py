@@ -13,6 +13,7 @@ from molt.data._layouts import (
     MAYBE,
     PARTS,
     TRUTH,
+    are_roles,
     files,
     folders,
     holds,
@@ -43,6 +44,7 @@ _LOOKED_FOR = (
     "a .csv file of path,label (csv), or one folder of photos a class (folder)"
 )
 _LOOKED_INTO = 100  # class folders; thousands take time, and all are alike
+_LISTS = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".mat")  # that may say the classes of photos
 _WITH_TABLE = PARTS | {"train", "test", "val"}  # folders beside a table of labels that are no classes
 
 
@@ -66,7 +68,8 @@ def read_set(
             folder of class folders, or its parent with ``split``.
         kind: the layout; "auto" looks at what is there.
         split: which part of the set. Where each part has a folder of its own, whatever its layout, the folder of that
-            name, or that says it in another way: ``train`` is training_set, too. A file of coco or csv takes none.
+            name, or that says it in another way: ``train`` is training_set, too. A file of coco takes none; one of csv
+            may have a column split, set or subset.
         photos: folder the photos' names start from. wsol needs it; coco and csv look beside their file if not given;
             the others know where their photos are, and take none.
         masks: wsol's folder of masks; ``photos`` if not given.
@@ -108,7 +111,7 @@ def parse_set(
         ("photos", photos, ("wsol", "coco", "csv")),
         ("masks", masks, ("wsol",)),
         ("classes", classes, ("wsol", "voc", "csv")),
-        ("split", split, ("folder", "wsol", "voc", "yolo", "cub")),
+        ("split", split, ("folder", "wsol", "voc", "yolo", "cub", "csv")),
         ("difficult", difficult, ("voc",)),
         ("crowd", crowd, ("coco",)),
     ):
@@ -128,7 +131,7 @@ def parse_set(
     if kind == "cub":
         return cub.parse_cub(given, split)
     if kind == "csv":
-        return parse_table(_csv_file(given), None if photos is None else user_path(photos), classes)
+        return parse_table(_csv_file(given), None if photos is None else user_path(photos), classes, split)
     return parse_image_folder(given)
 
 
@@ -220,7 +223,9 @@ def _layout(path: Path, split: str | None) -> SetKind | None:
     if len(tables) == 1 and is_table(tables[0]):
         refuse(path)
         parts = splits(path).values()
-        if all(f.name.casefold() in _WITH_TABLE for f in folders(path)) and not any(map(_has_class_folder, parts)):
+        below = folders(path)
+        alone = len(below) < 2 or all(folder.name.casefold() in _WITH_TABLE for folder in below)
+        if alone and not any(map(_has_class_folder, parts)):
             return "csv"
     return None
 
@@ -256,10 +261,17 @@ def _check_classes(path: Path, parts: dict[str, Path]) -> None:
         if alone or _layout(below[0], None) is not None:
             text = f"its only folder, {below[0].name}, holds {'folders of photos' if alone else 'a set'}"
             raise DataError([Problem(path, None, text, f"{below[0]}, or {kinds}")])
+        first = next(iter(files(below[0], *photo_suffixes())), below[0])
+        if lists := [file for file in files(path, *_LISTS) if holds(file, first.stem.encode())]:
+            text = f"its only folder, {below[0].name}, holds photos, of which {lists[0].name} may say the classes"
+            raise DataError([Problem(path, None, text, f"{_LOOKED_FOR}; or {kinds}")])
     if odd and (len(odd) == len(below) or any(name.casefold() not in MAYBE for name in odd)):
         text = f"its folders, {', '.join(odd)}, look like parts of a layout, of which the rest is missing, not classes"
         sets = [folder for folder in below if folder.name not in odd and _layout(folder, None) is not None]
         raise DataError([Problem(path, None, text, f"{sets[0] if len(sets) == 1 else _LOOKED_FOR}; or {kinds}")])
+    if len(below) > 1 and are_roles([folder.name for folder in below]):
+        text = f"its folders, {', '.join(folder.name for folder in below)}, do not look like classes"
+        raise DataError([Problem(path, None, text, f"the folder of the wanted photos, or {kinds}")])
     inside = [folder for title in below[:_LOOKED_INTO] for folder in folders(title)]
     if held := [folder for folder in inside if folder.name.casefold() in TRUTH and _has_photo(folder)]:
         named = ", ".join(folder.relative_to(path).as_posix() for folder in held[:4])
@@ -269,8 +281,9 @@ def _check_classes(path: Path, parts: dict[str, Path]) -> None:
         if masks := masks_among(files(title, *photo_suffixes())):
             text = f"its folders hold what looks like masks, {title.name}/{masks[0].name}, which would count as photos"
             raise DataError([Problem(path, None, text, f"folders of photos alone, or {kinds}")])
-    if all(len(splits(title)) > 1 for title in below[:_LOOKED_INTO]):
-        text = f"each of its folders holds the splits {', '.join(splits(below[0]))}, which would be one set"
+    found = [splits(title) for title in below[:_LOOKED_INTO]]
+    if all(found) and max(map(len, found)) > 1:
+        text = f"each of its folders holds splits, {', '.join(max(found, key=len))}, which would be one set"
         raise DataError([Problem(path, None, text, f"folders of one split, or {kinds}")])
     if len(below) > 1 and len(same := set.intersection(*map(_inner, below[:_LOOKED_INTO]))) > 1:
         text = f"each of its folders holds the folders {', '.join(sorted(same)[:5])}, which are rather the classes"

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from molt._text import plain_name
-from molt.data._layouts import PHOTO_FOLDERS
+from molt.data._layouts import PHOTO_FOLDERS, split_word
 from molt.data._parsing import MAX_CLASSES, NAME_FORM, Parsed, Place, is_safe, no_collection, read_text, shown
 from molt.data.annotations import Sample
 from molt.data.images import photo_suffixes
@@ -36,7 +36,9 @@ _Rows = tuple[tuple[int, int] | None, list[tuple[int, list[str]]], list[str]]
 
 
 @no_collection()
-def parse_table(file: Path, photos: Path | None = None, classes: Sequence[str] | None = None) -> Parsed:
+def parse_table(
+    file: Path, photos: Path | None = None, classes: Sequence[str] | None = None, split: str | None = None
+) -> Parsed:
     """Collect the samples and problems of a CSV file.
 
     Its first line may name the columns, a path (path, image, file, filename...) and a label (label, class,
@@ -50,6 +52,7 @@ def parse_table(file: Path, photos: Path | None = None, classes: Sequence[str] |
         file: in UTF-8.
         photos: folder the paths start from; the file's own if not given, or where the first photo is found below it.
         classes: class names by label.
+        split: which rows, where a column split, set or subset says train, val or test; None where it says but one.
     """
     found = Parsed("csv", file.stem, file, file.parent if photos is None else photos)
     text = read_text(file, found)
@@ -58,8 +61,8 @@ def parse_table(file: Path, photos: Path | None = None, classes: Sequence[str] |
         return found
     at, what = columns
     parted = next((cell for cell in head if cell.casefold() in ("split", "set", "subset")), None)
-    if parted is not None:
-        found.remark(file, 1, f"the column {shown(parted)} is not looked at", "a table for each split")
+    if parted is not None or split is not None:
+        rows = _of_split(found, file, rows, None if parted is None else head.index(parted), split)
     listed: dict[tuple[str, str], int] = {}
     for line, row in rows:
         if len(row) <= max(at, what) or not row[at].strip() or not (label := plain_name(row[what])):
@@ -96,6 +99,25 @@ def parse_table(file: Path, photos: Path | None = None, classes: Sequence[str] |
     found.classes = tuple(names)
     found.place = lambda index: Place(lines[index], lines[index], lines[index], ())
     return found
+
+
+def _of_split(
+    found: Parsed, file: Path, rows: list[tuple[int, list[str]]], column: int | None, split: str | None
+) -> list[tuple[int, list[str]]]:
+    """Return the rows of a split; a problem where there is none, or where several are not told apart."""
+    said = ["" if column is None or len(row) <= column else row[column].strip() for _, row in rows]
+    there = list(dict.fromkeys(filter(None, said)))
+    if split is None:
+        if len(there) > 1 and all(split_word(name)[0] for name in there):
+            found.problem(file, 1, f"rows of the splits {shown(', '.join(there))}", "split to be one of them")
+        return rows
+    same = [name for name in there if name == split] or [
+        name for name in there if split_word(name)[0] and split_word(name)[0] == split_word(split)[0]
+    ]
+    if not same:
+        where = f"the column has {shown(', '.join(there))}" if there else "there is no column split, set or subset"
+        found.problem(file, 1, f"no split {shown(split)}: {where}", "a split of the table, or none")
+    return [row for row, name in zip(rows, said, strict=True) if name in same]
 
 
 def is_table(file: Path) -> bool:

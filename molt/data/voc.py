@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import math
 import os
 import re
 import xml.etree.ElementTree as ET
@@ -51,6 +52,7 @@ _MARKS = (
     *((codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"), (b"<\0", "utf-16-le"), (b"\0<", "utf-16-be")),
 )
 _YEAR = re.compile(r"VOC\d{4}")
+Box = tuple[float, float, float, float]
 _BOX = ("xmin", "ymin", "xmax", "ymax")
 _BOX_TEXT = "<bndbox> with xmin, ymin, xmax, ymax, pixels counted from 1 and the last one included"
 
@@ -280,16 +282,7 @@ class _Photo:
         if flag and not difficult:
             found.left_out["difficult objects"] += 1
             return
-        texts = [(element.findtext(f"bndbox/{side}") or "").strip() for side in _BOX]
-        try:
-            x0, y0, x1, y1 = map(float, texts)
-        except ValueError:
-            found.problem(file, None, f"object {number}: box {shown(','.join(texts))}", _BOX_TEXT)
-            return
-        box = (x0 - 1, y0 - 1, x1, y1)
-        fault = box_fault(*box)
-        if fault is not None:
-            found.problem(file, None, f"object {number}: {fault} (its edges)", f"{_BOX_TEXT}: {BOX_FORM}")
+        if (box := _edges(number, element, file, found)) is None:
             return
         objects = self.objects.setdefault(name, {})
         earlier, _ = objects.setdefault(box, (number, flag))
@@ -356,19 +349,28 @@ def boxes_of_class(file: Path, name: str, found: Parsed) -> tuple[NDArray[np.flo
     tree = _tree(file, found)
     if tree is None:
         return as_boxes([]), None
-    boxes: list[tuple[float, float, float, float]] = []
+    boxes: dict[Box, int] = {}
     for number, element in enumerate(tree.iterfind("object"), 1):
         if plain_name(element.findtext("name") or "") != name:
             continue
-        texts = [(element.findtext(f"bndbox/{side}") or "").strip() for side in _BOX]
-        try:
-            x0, y0, x1, y1 = map(float, texts)
-        except ValueError:
-            found.problem(file, None, f"object {number}: box {shown(','.join(texts))}", _BOX_TEXT)
+        if (box := _edges(number, element, file, found, 0)) is None:
             continue
-        box = (max(x0 - 1, 0), max(y0 - 1, 0), x1, y1)
-        if (fault := box_fault(*box)) is not None:
-            found.problem(file, None, f"object {number}: {fault} (its edges)", f"{_BOX_TEXT}: {BOX_FORM}")
-        else:
-            boxes.append(box)
-    return as_boxes(boxes), _size(tree, file, found)
+        if (earlier := boxes.setdefault(box, number)) != number:
+            found.left_out["boxes that come twice"] += 1
+            found.remark(file, None, f"object {number} has class and box of object {earlier}", "each box once")
+    return as_boxes([*boxes]), _size(tree, file, found)
+
+
+def _edges(number: int, element: ET.Element, file: Path, found: Parsed, least: float = -math.inf) -> Box | None:
+    """Return an object's box by its edges, none of them below ``least``; None, and a problem, where it is no box."""
+    texts = [(element.findtext(f"bndbox/{side}") or "").strip() for side in _BOX]
+    try:
+        x0, y0, x1, y1 = map(float, texts)
+    except ValueError:
+        found.problem(file, None, f"object {number}: box {shown(','.join(texts))}", _BOX_TEXT)
+        return None
+    box = (max(x0 - 1, least), max(y0 - 1, least), x1, y1)
+    if (fault := box_fault(*box)) is not None:
+        found.problem(file, None, f"object {number}: {fault} (its edges)", f"{_BOX_TEXT}: {BOX_FORM}")
+        return None
+    return box

@@ -386,7 +386,7 @@ def _box(
         values = values[:5]
     else:
         shares = (min(values[1::2]), min(values[2::2]), max(values[1::2]), max(values[2::2]))
-        form = "polygons or rotated boxes, of which the upright box is taken"
+        form = "polygons or rotated boxes (keypoints need kpt_shape), of which the upright box is taken"
         if len(row) == 9:
             overhang = ROTATED * np.array([*size, *size])
     edges = np.array([*size, *size])
