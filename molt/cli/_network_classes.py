@@ -52,11 +52,12 @@ def network_classes(
     if wrong and (class_map is None or any("is not in" in text for _, text in wrong)):
         listed = "; ".join(text for _, text in wrong[:3]) + ("; ..." if len(wrong) > 3 else "")
         photos = sum(used[label] for label, _ in wrong)
+        mend = "Say with --class-map FILE" if class_map is None else f"Say in {class_map}"
         raise ValueError(
             f"{len(wrong)} of the set's {count(len(used), 'class')} ({count(photos, 'photo')}) "
-            f"{'is' if len(wrong) == 1 else 'are'} not among the network's {len(known)}: {listed}. Say which are meant "
-            "with --class-map FILE (lines: class name, network class name or index, or object), or take --gt-map top1 "
-            "or agnostic"
+            f"{'is' if len(wrong) == 1 else 'are'} not among the network's {len(known)}: {listed}. {mend} "
+            "which are meant (lines: class name, network class name or index, or object), or take --gt-map top1 or "
+            "agnostic"
         )
     expected = f"a class of the network, 0 to {len(known) - 1}; its photos count as missed"
     return found, [

@@ -10,7 +10,7 @@ import typer
 
 from molt._words import count
 from molt.cli._progress import Progress
-from molt.cli._say import FAILED, USAGE, say, take_out
+from molt.cli._say import FAILED, USAGE, say, say_left_out, take_out
 
 
 def fit_clusters(
@@ -30,7 +30,7 @@ def fit_clusters(
     Photos that cannot be read are skipped and named.
     """
     from molt.clustering import fit
-    from molt.data.images import PhotoError
+    from molt.data.images import PhotoError, walk_photos
 
     progress = Progress()
     errors = progress.console
@@ -38,8 +38,10 @@ def fit_clusters(
         take_out(context, out, folder=False)
         with progress:
             progress.show("reading the first photos")
+            walked = walk_photos(folder)
+            say_left_out(walked.left_out, folder)
             result = fit(
-                folder,
+                walked.photos or folder,
                 out,
                 steps=steps,
                 batch_size=batch_size,

@@ -39,6 +39,7 @@ _ROLES = frozenset(  # of folders, beside splits and parts: what photos are for,
     | {"cropped", "crops", "thumbnails", "thumbs", "hr", "lr", "high", "low", "res"}
 )
 _SUFFIXES = (".json", ".ndjson", ".csv", ".xml", ".data", ".labels", ".tfrecord", ".tfrecords")
+_END = 1 << 20  # bytes of a JSON file that are looked into, at either end
 _MOST = 50  # files that are looked into: those of a layout are alike
 _MASK = re.compile(r"(.+?)[ _.-](?:masks?|seg|segmentation|gt|label)(?:[ _-]?\d+)?", re.IGNORECASE)
 _COCO = (b'"images"', b'"annotations"')
@@ -190,30 +191,41 @@ def _known(path: Path) -> Iterator[tuple[Path, str, str]]:
 
 
 def _json_kind(file: Path, *, beside: bool = True) -> tuple[str, str] | None:
-    """Return what a JSON file is and what converts it, where molt does not read it."""
+    """Return what a JSON file is and what converts it, where molt does not read it; by its first and last MiB."""
     if file.name == "meta.json" and beside and any(child(one, "ann") for one in (file.parent, *folders(file.parent))):
         return "a project of Supervisely (meta.json, ann)", "its app Export to COCO"
-    if holds(file, b'"shapes"', b'"imagePath"'):
+    try:
+        with file.open("rb") as opened:
+            text = opened.read(_END)
+            opened.seek(max(_END, file.stat().st_size - _END))
+            text += opened.read(_END)
+    except OSError:
+        return None
+
+    def said(*words: bytes) -> bool:
+        return all(word in text for word in words)
+
+    if said(b'"shapes"', b'"imagePath"'):
         return "JSON of labelme", "`labelme2coco`, or labelme's own labelme2voc.py"
-    if holds(file, b'"regions"') and (holds(file, b'"file_attributes"') or holds(file, b'"_via_img_metadata"')):
+    if said(b'"regions"') and (said(b'"file_attributes"') or said(b'"_via_img_metadata"')):
         return "JSON of the VGG Image Annotator (VIA)", "VIA's own export as COCO"
-    if holds(file, b'"segments_info"', *_COCO):
+    if said(b'"segments_info"', *_COCO):
         return "COCO's panoptic JSON", "its instances_*.json, or panoptic2detection_coco_format.py of panopticapi"
-    if holds(file, b'"caption"', *_COCO) and not holds(file, b'"bbox"'):
+    if said(b'"caption"', *_COCO) and not said(b'"bbox"'):
         return "COCO's captions", "its instances_*.json, of the same photos"
-    if holds(file, b'"coordinates"', b'"annotations"', b'"image"') and not holds(file, b'"images"'):
+    if said(b'"coordinates"', b'"annotations"', b'"image"') and not said(b'"images"'):
         return "JSON of CreateML", "Roboflow's export as COCO"
-    if holds(file, b'"asset"', b'"regions"', b'"boundingBox"'):
+    if said(b'"asset"', b'"regions"', b'"boundingBox"'):
         return "JSON of VoTT", "VoTT's export as Pascal VOC"
-    if holds(file, b'"from_name"', b'"to_name"'):
+    if said(b'"from_name"', b'"to_name"'):
         return "JSON of Label Studio", "its export as COCO, YOLO or Pascal VOC"
-    if holds(file, b'"box2d"', b'"labels"'):
+    if said(b'"box2d"', b'"labels"'):
         return "JSON of BDD100K", "`python -m bdd100k.label.to_coco`"
-    if holds(file, b'"data_row"') or holds(file, b'"Labeled Data"'):
+    if said(b'"data_row"') or said(b'"Labeled Data"'):
         return "an export of Labelbox", "`fiftyone.utils.labelbox`, then FiftyOne's export as COCO"
-    if holds(file, b'"items"', b'"categories"', b'"label_categories"') or holds(file, b'"dm_format_version"'):
+    if said(b'"items"', b'"categories"', b'"label_categories"') or said(b'"dm_format_version"'):
         return "JSON of datumaro", "`datum convert -if datumaro -f coco`"
-    if holds(file, b'"classTitle"', b'"objects"'):
+    if said(b'"classTitle"', b'"objects"'):
         return "JSON of Supervisely", "its app Export to COCO"
     return None
 
