@@ -281,8 +281,8 @@ def _check_classes(path: Path, parts: dict[str, Path]) -> None:
         if masks := masks_among(files(title, *photo_suffixes())):
             text = f"its folders hold what looks like masks, {title.name}/{masks[0].name}, which would count as photos"
             raise DataError([Problem(path, None, text, f"folders of photos alone, or {kinds}")])
-    held = [list(splits(title)) for title in below[:_LOOKED_INTO]]
-    if all(held) and len(most := max(held, key=len)) > 1:
+    parted = [list(splits(title)) for title in below[:_LOOKED_INTO]]
+    if all(parted) and len(most := max(parted, key=len)) > 1:
         text = f"each of its folders holds splits, {', '.join(most)}, which would be one set"
         raise DataError([Problem(path, None, text, f"folders of one split, or {kinds}")])
     if len(below) > 1 and len(same := set.intersection(*map(_inner, below[:_LOOKED_INTO]))) > 1:
