@@ -105,6 +105,8 @@ class LabelFiles:
             try:
                 if path.parent.is_symlink():
                     raise OSError(f"{path.parent} is a link")
+                if path.exists() and not path.is_file() and not path.is_dir():
+                    path.unlink()  # a pipe, say: of that name there is only a label map
                 with whole_file(path) as part:
                     part.write_bytes(data)
                 return
