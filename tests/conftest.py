@@ -38,6 +38,12 @@ def no_features_of_others(weights_cache: Path) -> None:
     shutil.rmtree(weights_cache / "features", ignore_errors=True)
 
 
+@pytest.fixture
+def own_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be in a folder of the test's own: runs without --out share one beside them, which only one may write to."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("here"))
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """On tiny tensors threads that wait for one another take most of the time."""

@@ -26,6 +26,8 @@ from molt.data.images import PhotoError
 from molt.localizer import Explanation
 from molt.methods import Seeded
 
+pytestmark = pytest.mark.usefixtures("own_folder")
+
 CAT = Path(skimage.__file__).parent / "data" / "chelsea.png"
 
 

@@ -14,6 +14,8 @@ import pytest
 
 from molt.cli.localize import expand
 
+pytestmark = pytest.mark.usefixtures("own_folder")
+
 HASH = "ab" * 32
 
 

@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 import molt
 from molt.cli import app
 
+pytestmark = pytest.mark.usefixtures("own_folder")
+
 NAMES = ["cat", "dog & <b>friend</b>", "cup"]
 
 

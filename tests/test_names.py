@@ -28,6 +28,8 @@ from molt.evaluation.bootstrap import poisson_weights
 from molt.localizer import Explanation
 from molt.methods import Seeded
 
+pytestmark = pytest.mark.usefixtures("own_folder")
+
 NFC, NFD = unicodedata.normalize("NFC", "Käse"), unicodedata.normalize("NFD", "Käse")
 FAMILY = "\U0001f469\u200d\U0001f467"  # an emoji of three characters
 NAMES = ("Jos\udce9.jpg", f"K\u00e4se {FAMILY}.jpg", "a\n\x1b[31mb.jpg", "br[red]x.jpg", "ok.jpg")

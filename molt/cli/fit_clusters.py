@@ -30,6 +30,7 @@ def fit_clusters(
     Photos that cannot be read are skipped and named.
     """
     from molt.clustering import fit
+    from molt.data._folders import Walked
     from molt.data.images import PhotoError, walk_photos
 
     progress = Progress()
@@ -38,7 +39,7 @@ def fit_clusters(
         take_out(context, out, folder=False)
         with progress:
             progress.show("reading the first photos")
-            walked = walk_photos(folder)
+            walked = walk_photos(folder) if folder.is_dir() else Walked()
             say_left_out(walked.left_out, folder)
             result = fit(
                 walked.photos or folder,
