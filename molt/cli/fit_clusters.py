@@ -30,7 +30,6 @@ def fit_clusters(
     Photos that cannot be read are skipped and named.
     """
     from molt.clustering import fit
-    from molt.data._folders import Walked
     from molt.data.images import PhotoError, walk_photos
 
     progress = Progress()
@@ -39,10 +38,13 @@ def fit_clusters(
         take_out(context, out, folder=False)
         with progress:
             progress.show("reading the first photos")
-            walked = walk_photos(folder) if folder.is_dir() else Walked()
-            say_left_out(walked.left_out, folder)
+            photos: list[Path] = []
+            if folder.is_dir():
+                walked = walk_photos(folder)
+                say_left_out(walked.left_out, folder)
+                photos = walked.photos
             result = fit(
-                walked.photos or folder,
+                photos or folder,
                 out,
                 steps=steps,
                 batch_size=batch_size,

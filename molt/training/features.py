@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import random
-import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from molt._files import check_writable
+from molt._text import slug
 from molt.backbones.weights import cache_dir
 from molt.data.annotations import Sample
 from molt.data.images import _MAX_PIXELS, PhotoError, _limit
@@ -51,8 +51,7 @@ def shared_folder(samples: Sequence[Sample], out: Path) -> Path:
     PIL.Image.init()
     places = sorted(os.path.realpath(place) for place in {sample.path.parent for sample in samples})
     digest = hashlib.sha256(json.dumps([places, sorted(PIL.Image.ID)]).encode()).hexdigest()[:12]
-    name = re.sub(r"[^A-Za-z0-9_.]+", "-", Path(os.path.commonpath(places)).name).strip("-.")
-    folder = cache_dir() / "features" / f"{name}-{digest}".lstrip("-")
+    folder = cache_dir() / "features" / f"{slug(Path(os.path.commonpath(places)).name)}-{digest}"
     try:
         check_writable(folder, keep=True)
     except OSError as error:
